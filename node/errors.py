@@ -1,0 +1,282 @@
+"""Every error a person can meet, as one tree.
+
+    ParallaxError
+    ├── UsageError              a command line or a setting that cannot be taken
+    │   └── ConfigError         the same, in a file: names file and key
+    ├── AlreadyRunning          another node holds this home
+    ├── NoNode                  no node answers where one was expected
+    ├── ModelError
+    │   ├── ModelNotFound       neither here nor where it should come from
+    │   ├── FetchFailed         the index or the hub did not deliver
+    │   ├── WrongHash           delivered, but not the bytes that were promised
+    │   ├── DamagedModel        truncated, half written or inconsistent
+    │   ├── UnsupportedModel    an architecture or a tensor type we cannot run
+    │   └── DiskFull            too little room, told before writing
+    ├── EngineError
+    │   ├── WorkerDied          the engine worker's process ended
+    │   ├── LoadFailed          the worker could not load its layers
+    │   └── OutOfKV             no room for another sequence's keys and values
+    ├── SwarmError
+    │   ├── BadInvitation       a token that does not decode
+    │   ├── NotAdmitted         the peer refused us, or we it
+    │   ├── LinkClosed          a neighbour's link is gone
+    │   └── BadWireData         bytes from a peer that are not what the protocol says
+    ├── PlanError
+    │   ├── DoesNotFit          the pool's memory is too small: says how much is missing
+    │   └── BadLayers           a range set by hand that cannot be served
+    └── RequestError
+        ├── BadRequest          the client's fault: HTTP 400, names the parameter
+        ├── NoRoute             layers that nobody serves now: HTTP 503
+        ├── HopLost             a hop died while the request ran: HTTP 502
+        └── Overloaded          no room for one more request: HTTP 429
+
+A message answers three things: what, where, what to do now. Leaves carry data; `__str__` makes the sentence.
+"""
+
+from __future__ import annotations
+
+GIB = 1024**3
+
+
+class ParallaxError(Exception):
+    """Base of all. `exit_code` is what the command line returns when this error ends it."""
+
+    exit_code = 1
+
+
+class UsageError(ParallaxError):
+    """A command line or setting that cannot be taken."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file that cannot be taken; `where` is the file, `key` the entry."""
+
+    def __init__(self, where: str, key: str | None, what: str) -> None:
+        self.where, self.key, self.what = where, key, what
+        named = f'"{key}" ' if key else ""
+        super().__init__(f"{where}: {named}{what}")
+
+
+class AlreadyRunning(ParallaxError):
+    """Another node holds this home."""
+
+    exit_code = 3
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        super().__init__(f"a node already runs with the home {home}; stop it, or set PARALLAX_HOME to another folder")
+
+
+class NoNode(ParallaxError):
+    """No node answers where one was expected."""
+
+    exit_code = 4
+
+    def __init__(self, where: str, what_now: str = "start one with `parallax node`") -> None:
+        self.where = where
+        super().__init__(f"no node answers at {where}; {what_now}")
+
+
+class ModelError(ParallaxError):
+    """Anything about a model's files."""
+
+    exit_code = 5
+
+
+class ModelNotFound(ModelError):
+    """Neither in the cache nor where it should come from."""
+
+    def __init__(self, model: str, what_now: str) -> None:
+        self.model = model
+        super().__init__(f"model {model!r} not found; {what_now}")
+
+
+class FetchFailed(ModelError):
+    """The index or the hub did not deliver."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        self.model, self.reason = model, reason
+        super().__init__(f"could not fetch {model}: {reason}")
+
+
+class WrongHash(ModelError):
+    """The file's SHA-256 is not the promised one."""
+
+    def __init__(self, where: str, expected: str, found: str) -> None:
+        self.where, self.expected, self.found = where, expected, found
+        super().__init__(f"{where}: SHA-256 is {found}, expected {expected}; the file was removed, try again")
+
+
+class DamagedModel(ModelError):
+    """A file that is truncated, half written or contradicts itself."""
+
+    def __init__(self, where: str, what: str, what_now: str = "fetch or copy it again") -> None:
+        self.where, self.what = where, what
+        super().__init__(f"{where}: {what}; {what_now}")
+
+
+class UnsupportedModel(ModelError):
+    """An architecture or a tensor type that cannot be run."""
+
+    def __init__(self, where: str, what: str, supported: str) -> None:
+        self.where, self.what, self.supported = where, what, supported
+        super().__init__(f"{where}: {what} is not supported; supported: {supported}")
+
+
+class DiskFull(ModelError):
+    """Too little room on the disk; told before anything is written."""
+
+    def __init__(self, where: str, needed_bytes: int, free_bytes: int) -> None:
+        self.where, self.needed_bytes, self.free_bytes = where, needed_bytes, free_bytes
+        super().__init__(
+            f"{where}: {needed_bytes / GIB:.2f} GiB needed, {free_bytes / GIB:.2f} GiB free; "
+            "make room or set PARALLAX_MODELS to another disk"
+        )
+
+
+class EngineError(ParallaxError):
+    """Anything about running layers."""
+
+    exit_code = 6
+
+
+class WorkerDied(EngineError):
+    """The engine worker's process ended; `code` is its exit status."""
+
+    def __init__(self, code: int | None, last_words: str = "") -> None:
+        self.code, self.last_words = code, last_words
+        tail = f": {last_words}" if last_words else ""
+        super().__init__(f"the engine worker ended with status {code}{tail}; it is started again")
+
+
+class LoadFailed(EngineError):
+    """The worker could not load the layers it was given."""
+
+    def __init__(self, layers: str, reason: str) -> None:
+        self.layers, self.reason = layers, reason
+        super().__init__(f"could not load layers {layers}: {reason}")
+
+
+class OutOfKV(EngineError):
+    """No room for another sequence's keys and values."""
+
+    def __init__(self, needed_tokens: int, free_tokens: int) -> None:
+        self.needed_tokens, self.free_tokens = needed_tokens, free_tokens
+        super().__init__(f"the KV cache has room for {free_tokens} more tokens, {needed_tokens} needed")
+
+
+class SwarmError(ParallaxError):
+    """Anything about peers."""
+
+    exit_code = 7
+
+
+class BadInvitation(SwarmError):
+    """An invitation token that does not decode."""
+
+    exit_code = 2
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"this invitation cannot be read ({reason}); copy the whole line that `parallax invite` printed")
+
+
+class NotAdmitted(SwarmError):
+    """A peer without our swarm's secret, or a swarm whose secret we lack."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        self.peer, self.reason = peer, reason
+        super().__init__(f"not admitted with {peer}: {reason}")
+
+
+class LinkClosed(SwarmError):
+    """The link to a neighbour is gone."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        self.peer, self.reason = peer, reason
+        super().__init__(f"the link to {peer} is closed: {reason}")
+
+
+class BadWireData(SwarmError):
+    """Bytes from a peer that are not what the protocol says; the peer loses its connection."""
+
+    def __init__(self, where: str, what: str) -> None:
+        self.where, self.what = where, what
+        super().__init__(f"{where}: {what}")
+
+
+class PlanError(ParallaxError):
+    """No plan can be made."""
+
+    exit_code = 2
+
+
+class DoesNotFit(PlanError):
+    """The pool's memory is too small for the model."""
+
+    def __init__(self, model: str, missing_bytes: int) -> None:
+        self.model, self.missing_bytes = model, missing_bytes
+        super().__init__(
+            f"{model} does not fit: {missing_bytes / GIB:.2f} GiB missing; "
+            "join another machine, raise --memory or choose a smaller model"
+        )
+
+
+class BadLayers(PlanError):
+    """A layer range set by hand that cannot be served."""
+
+    def __init__(self, layers: str, reason: str) -> None:
+        self.layers, self.reason = layers, reason
+        super().__init__(f"layers {layers}: {reason}")
+
+
+class RequestError(ParallaxError):
+    """One request cannot be served. `status` is the HTTP status, `kind` the error type in its body."""
+
+    exit_code = 8
+    status = 500
+    kind = "server_error"
+
+
+class BadRequest(RequestError):
+    """The client's fault; `param` names the offending field."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+    def __init__(self, param: str | None, what: str) -> None:
+        self.param, self.what = param, what
+        super().__init__(f"{param}: {what}" if param else what)
+
+
+class NoRoute(RequestError):
+    """Some layers are served by nobody at present."""
+
+    status = 503
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class HopLost(RequestError):
+    """A hop died, or reported that it cannot go on, while the request ran."""
+
+    status = 502
+
+    def __init__(self, node_name: str, layers: str, reason: str) -> None:
+        self.node_name, self.layers, self.reason = node_name, layers, reason
+        super().__init__(f"node {node_name} (layers {layers}) was lost during the request: {reason}; try again")
+
+
+class Overloaded(RequestError):
+    """No room for one more request."""
+
+    status = 429
+    kind = "overloaded"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)

@@ -1,0 +1,143 @@
+"""Where a node keeps its things and how to reach it. All that differs between Linux, macOS and Windows is here.
+
+`PARALLAX_HOME` moves everything, so that several nodes live on one machine; `PARALLAX_MODELS` moves the weights alone,
+so that they can share them. Without them the platform's own folders are used (XDG on Linux).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from node.errors import NoNode
+
+APP = "parallax"
+SOCKET_PATH_LIMIT = 100
+"""A unix socket's path may have 107 bytes on Linux and 103 on macOS."""
+
+HAS_UNIX_SOCKETS = sys.platform != "win32"
+STOP_SIGNALS: tuple[signal.Signals, ...] = (
+    (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if sys.platform != "win32" else (signal.SIGINT, signal.SIGBREAK)
+)
+"""What asks a node to leave gracefully."""
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner can enter."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    private_folder(path.parent)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """How a client on this machine reaches a node: a unix socket, or loopback TCP with a token."""
+
+    socket_path: str | None = None
+    """Mode 0600, in a folder with mode 0700."""
+    port: int | None = None
+    """On 127.0.0.1."""
+    token: str | None = None
+    """Sent as `Authorization: Bearer …`; TCP has no owner, so the token file's mode stands in for the socket's."""
+
+    @property
+    def where(self) -> str:
+        """For messages; never shows the token."""
+        return self.socket_path or f"127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """One node's folders."""
+
+    data: Path
+    """Identity, swarm secret, settings, last plan."""
+    runtime: Path
+    """Lock, socket or token file: gone when the node is."""
+    models: Path
+    """Weights; may be shared by several homes."""
+
+    @classmethod
+    def from_environment(cls, data_dir: str | None = None) -> Home:
+        """The home that `PARALLAX_HOME`, `PARALLAX_MODELS` and `--data-dir` (which wins over the former) ask for."""
+        chosen = data_dir or os.environ.get("PARALLAX_HOME")
+        if chosen:
+            root = Path(chosen).expanduser().absolute()
+            data, runtime, models = root, root / "run", root / "models"
+        else:
+            data = Path(platformdirs.user_data_dir(APP, appauthor=False))
+            runtime = Path(platformdirs.user_runtime_dir(APP, appauthor=False))
+            models = Path(platformdirs.user_cache_dir(APP, appauthor=False)) / "models"
+        if elsewhere := os.environ.get("PARALLAX_MODELS"):
+            models = Path(elsewhere).expanduser().absolute()
+        return cls(data, runtime, models)
+
+    @property
+    def config(self) -> Path:
+        """Settings, in TOML. Beside the data where PARALLAX_HOME is set, in the config folder otherwise."""
+        if self.runtime == self.data / "run":
+            return self.data / "config.toml"
+        return Path(platformdirs.user_config_dir(APP, appauthor=False)) / "config.toml"
+
+    @property
+    def lock(self) -> Path:
+        return self.runtime / "node.lock"
+
+    @property
+    def control_file(self) -> Path:
+        """Tells clients how the running node is reached; mode 0600, since it may hold the token."""
+        return self.runtime / "control.json"
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the control socket lies; in a short private folder where the home's own path is too long for a socket."""
+        path = self.runtime / "control.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
+            return path
+        mark = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"{APP}-{_user_mark()}-{mark}" / "control.sock"
+
+    def write_control(self, control: Control) -> None:
+        """Tell clients how to reach this node."""
+        fields = {"socket_path": control.socket_path, "port": control.port, "token": control.token}
+        write_private(self.control_file, json.dumps(fields).encode())
+
+    def read_control(self) -> Control:
+        """How the node of this home is reached.
+
+        Raises:
+            NoNode: none has announced itself, or its announcement cannot be read.
+        """
+        try:
+            fields = json.loads(self.control_file.read_bytes())
+            return Control(fields["socket_path"], fields["port"], fields["token"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise NoNode(str(self.control_file)) from error
+
+
+def _user_mark() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else "user"

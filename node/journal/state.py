@@ -1,0 +1,93 @@
+"""The state that HTTP, the TUI and replay all show. A value: `apply` makes the next one, nothing changes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from node.wire.events import HopLatency, ModelProgress, Notice
+from node.wire.frames import Hop
+from node.wire.ids import NodeId, RequestId
+from node.wire.plans import Plan
+from node.wire.records import NodeRecord
+
+KEPT_REQUESTS = 50
+"""Older requests are in the journal only; a screen shows fewer."""
+
+KEPT_NOTICES = 50
+
+
+class NodeView(Struct, frozen=True):
+    """A live member."""
+
+    record: NodeRecord
+    seen_s: float
+    """Unix time at which this view last changed, by the clock of the node that tells it."""
+
+
+class RequestView(Struct, frozen=True):
+    """One request that this node is, or was, head of."""
+
+    request_id: RequestId
+    started_s: float
+    prompt_tokens: int
+    chain: tuple[Hop, ...]
+    tokens: int = 0
+    hops: tuple[HopLatency, ...] = ()
+    return_ms: float = 0.0
+    status: Literal["running", "stop", "length", "cancelled", "failed"] = "running"
+    ttft_ms: float = 0.0
+    tpot_ms: float = 0.0
+    error: str = ""
+
+
+class ModelStatus(Struct, frozen=True):
+    """How far this node is with its model."""
+
+    model: str
+    phase: Literal["none", "fetch", "convert", "load", "ready", "failed"] = "none"
+    done_bytes: int = 0
+    total_bytes: int = 0
+    text: str = ""
+
+    @classmethod
+    def of(cls, progress: ModelProgress) -> ModelStatus:
+        return cls(progress.model, progress.phase, progress.done_bytes, progress.total_bytes, progress.text)
+
+
+class State(Struct, frozen=True):
+    """Everything a screen needs, at event `seq`."""
+
+    self_id: NodeId
+    seq: int = 0
+    nodes: dict[NodeId, NodeView] = {}
+    plan: Plan | None = None
+    plan_problem: str = ""
+    model: ModelStatus = ModelStatus("")
+    requests: tuple[RequestView, ...] = ()
+    """Oldest first."""
+    notices: tuple[Notice, ...] = ()
+
+    def name_of(self, node_id: NodeId) -> str:
+        """The node's name, or the end of its id where it is unknown."""
+        view = self.nodes.get(node_id)
+        return view.record.name if view else node_id[-8:]
+
+    def uncovered(self) -> tuple[tuple[int, int], ...]:
+        """Layer ranges of the plan that no live member holds ready, in order; empty when the model is whole."""
+        if self.plan is None:
+            return ()
+        ready = sorted(
+            (held.start, held.end)
+            for view in self.nodes.values()
+            for held in view.record.held
+            if held.state in ("ready", "draining")
+        )
+        gaps: list[tuple[int, int]] = []
+        reached = 0
+        for start, end in [*ready, (self.plan.facts.layers, self.plan.facts.layers)]:
+            if start > reached:
+                gaps.append((reached, start))
+            reached = max(reached, end)
+        return tuple(gaps)

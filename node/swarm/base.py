@@ -1,0 +1,101 @@
+"""The narrow edge between a swarm and those who use it: members, links, plans. No libp2p below this line of imports.
+
+`pipeline` and `main` are written against these protocols; tests use the in-memory swarm of `tests/fakes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import trio
+
+from node.wire.frames import Frame
+from node.wire.ids import NodeId
+from node.wire.plans import Plan
+from node.wire.records import NodeRecord
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Link(Protocol):
+    """The one ordered way to a neighbour. Implementations: a libp2p stream; later a direct TLS connection."""
+
+    peer: NodeId
+
+    async def send(self, frame: Frame, body: Buffer = b"") -> None:
+        """Send one frame; frames of one link arrive in order, whole, once.
+
+        Safe to call from several tasks: each frame is written as one piece.
+
+        Raises:
+            LinkClosed: the neighbour is gone; nothing more can be sent on this link.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A frame from a member whose identity the link has proven."""
+
+    peer: NodeId
+    frame: Frame
+    body: Buffer
+    received_s: float
+    """Our monotonic clock (`time.perf_counter`) when the last byte was read."""
+    wire_ms: float
+    """From the sender's `sent_s` to `received_s` by the measured clock offset; 0 for frames without a stamp."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSeen:
+    """A member joined or its record changed."""
+
+    record: NodeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class MemberGone:
+    """A member is out of the view: it said goodbye, fell silent, or its connection ended."""
+
+    node_id: NodeId
+    name: str
+    why: Literal["left", "silent", "disconnected"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanHeard:
+    """A validly signed plan by a member, not yet judged against ours."""
+
+    plan: Plan
+
+
+SwarmNews = MemberSeen | MemberGone | PlanHeard
+
+
+class Swarm(Protocol):
+    """This node's place among its peers."""
+
+    node_id: NodeId
+    news: trio.MemoryReceiveChannel[SwarmNews]
+    """Membership and plans, in order; has one reader."""
+    arrivals: trio.MemoryReceiveChannel[Arrival]
+    """Frames from all links; has one reader, which must never wait long: it keeps every link alive."""
+
+    def members(self) -> dict[NodeId, NodeRecord]:
+        """Every live member's newest record, our own included."""
+
+    async def update(self, **changes: object) -> None:
+        """Change fields of our own record; it is numbered, signed and spread (at most a few times a second)."""
+
+    async def publish_plan(self, plan: Plan) -> None:
+        """Sign a plan of ours and spread it; members that join later are told too."""
+
+    async def link(self, peer: NodeId) -> Link:
+        """The link to a member, opened on first use.
+
+        Raises:
+            LinkClosed: the peer is no live member or cannot be reached.
+        """
+
+    def invitation(self) -> str:
+        """A token that admits its bearer: one word, no spaces."""

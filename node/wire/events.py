@@ -1,0 +1,134 @@
+"""Everything that happens, as numbered events. `node.journal` folds them into the state that HTTP and the TUI show."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from node.wire.frames import Hop
+from node.wire.ids import NodeId, RequestId
+from node.wire.plans import Plan
+from node.wire.records import NodeRecord
+
+
+class HopLatency(Struct, frozen=True):
+    """Mean time per decode step that one hop of a request took, split into its parts; all in milliseconds."""
+
+    node_id: str
+    name: str
+    start: int
+    end: int
+    wire_ms: float
+    queue_ms: float
+    compute_ms: float
+    serialise_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return self.wire_ms + self.queue_ms + self.compute_ms + self.serialise_ms
+
+
+class NodeSeen(Struct, frozen=True, tag="node_seen"):
+    """A member joined, or its record changed."""
+
+    record: NodeRecord
+
+
+class NodeGone(Struct, frozen=True, tag="node_gone"):
+    """A member is out of the view."""
+
+    node_id: NodeId
+    name: str
+    why: Literal["left", "silent", "disconnected"]
+
+
+class PlanAdopted(Struct, frozen=True, tag="plan_adopted"):
+    """This node follows a new plan."""
+
+    plan: Plan
+
+
+class PlanImpossible(Struct, frozen=True, tag="plan_impossible"):
+    """The pool cannot hold the model; `reason` says what is missing. An empty reason takes it back."""
+
+    reason: str
+
+
+class ModelProgress(Struct, frozen=True, tag="model_progress"):
+    """Getting a model ready on this node. `total` is 0 where it is not known."""
+
+    model: str
+    phase: Literal["fetch", "convert", "load", "ready", "failed"]
+    done_bytes: int = 0
+    total_bytes: int = 0
+    text: str = ""
+
+
+class RequestStarted(Struct, frozen=True, tag="request_started"):
+    """This node is head of a new request."""
+
+    request_id: RequestId
+    prompt_tokens: int
+    chain: tuple[Hop, ...]
+
+
+class RequestProgress(Struct, frozen=True, tag="request_progress"):
+    """At most four times a second while a request runs: tokens so far, and the hops' mean times of the last steps."""
+
+    request_id: RequestId
+    tokens: int
+    hops: tuple[HopLatency, ...]
+    return_ms: float
+    """Tail to head."""
+
+
+class RequestFinished(Struct, frozen=True, tag="request_finished"):
+    """A request has its answer."""
+
+    request_id: RequestId
+    tokens: int
+    reason: Literal["stop", "length", "cancelled"]
+    ttft_ms: float
+    """Time to first token."""
+    tpot_ms: float
+    """Time per output token after the first; 0 with one token."""
+    hops: tuple[HopLatency, ...]
+    return_ms: float
+
+
+class RequestFailed(Struct, frozen=True, tag="request_failed"):
+    """A request ended in an error."""
+
+    request_id: RequestId
+    error: str
+
+
+class Notice(Struct, frozen=True, tag="notice"):
+    """A sentence for the person at the terminal."""
+
+    level: Literal["info", "warning", "error"]
+    text: Annotated[str, Meta(max_length=2048)]
+
+
+Event = (
+    NodeSeen
+    | NodeGone
+    | PlanAdopted
+    | PlanImpossible
+    | ModelProgress
+    | RequestStarted
+    | RequestProgress
+    | RequestFinished
+    | RequestFailed
+    | Notice
+)
+
+
+class Numbered(Struct, frozen=True):
+    """An event with its place in this node's journal."""
+
+    seq: int
+    at_s: float
+    """Unix time."""
+    event: Event
