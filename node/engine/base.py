@@ -38,6 +38,10 @@ class StageInfo:
     kv_tokens: int
     """Tokens that `kv_bytes` has room for."""
     load_s: float
+    hidden_size: int
+    """Width of the rows that the stage takes and gives."""
+    dtype: Dtype
+    """Of the rows that the stage gives."""
 
 
 @dataclass(frozen=True, slots=True)
