@@ -180,7 +180,9 @@ class BadInvitation(SwarmError):
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"this invitation cannot be read ({reason}); copy the whole line that `parallax invite` printed")
+        super().__init__(
+            f"this invitation cannot be read ({reason}); copy the whole line that `parallax invite` printed"
+        )
 
 
 class NotAdmitted(SwarmError):

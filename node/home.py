@@ -114,7 +114,7 @@ class Home:
 
     @property
     def socket_path(self) -> Path:
-        """Where the control socket lies; in a short private folder where the home's own path is too long for a socket."""
+        """Where the control socket lies: in a short private folder where the home's path is too long for one."""
         path = self.runtime / "control.sock"
         if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
             return path

@@ -1,4 +1,4 @@
-"""What has happened on this node, and what it adds up to: the log, the state, and the pure step from one to the other."""
+"""What has happened on this node, and what it adds up to: the log, the state, the pure step between them."""
 
 from node.journal.apply import apply
 from node.journal.log import Gap, Journal

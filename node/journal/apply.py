@@ -46,9 +46,7 @@ def _apply(state: State, numbered: Numbered) -> State:
             view = RequestView(event.request_id, numbered.at_s, event.prompt_tokens, event.chain)
             return replace(state, requests=(*state.requests, view)[-KEPT_REQUESTS:])
         case RequestProgress() as event:
-            return _request(
-                state, event.request_id, tokens=event.tokens, hops=event.hops, return_ms=event.return_ms
-            )
+            return _request(state, event.request_id, tokens=event.tokens, hops=event.hops, return_ms=event.return_ms)
         case RequestFinished() as event:
             return _request(
                 state,
@@ -72,7 +70,5 @@ def _request(state: State, request_id: RequestId, **changes: object) -> State:
     """The state with one request's view changed; unchanged where the request is no longer kept."""
     return replace(
         state,
-        requests=tuple(
-            replace(view, **changes) if view.request_id == request_id else view for view in state.requests
-        ),
+        requests=tuple(replace(view, **changes) if view.request_id == request_id else view for view in state.requests),
     )

@@ -36,6 +36,6 @@ def decode(data: bytes | bytearray | memoryview, kind: type[T], *, where: str, l
     if len(data) > limit_bytes:
         raise BadWireData(where, f"{len(data)} bytes, at most {limit_bytes} allowed")
     try:
-        return _decoder(kind).decode(data)  # type: ignore[return-value]
+        return _decoder(kind).decode(data)  # type: ignore[return-value, arg-type]
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as error:
         raise BadWireData(where, str(error)) from error

@@ -90,7 +90,7 @@ class NodeRecord(Struct, frozen=True):
     ttl_s: Annotated[float, Meta(gt=0, le=3600)]
     """A receiver forgets the record this long after it arrived, by its own clock."""
     machine_id: Id
-    """Equal for the nodes of one machine, which share its cores; a keyed hash, so it names nothing outside the swarm."""
+    """Equal for the nodes of one machine, which share its cores; a keyed hash that names nothing elsewhere."""
     addresses: Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=16)]
     """libp2p multiaddresses without the peer id."""
     software: Annotated[str, Meta(max_length=64)]

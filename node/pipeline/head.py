@@ -1,0 +1,207 @@
+"""The head's side of a request: opens the chain, feeds the prompt in chunks, hands the tokens on as they come.
+
+Knows token ids, not text. A hop that dies ends the request with `HopLost`, and every hop is told to free it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from node.errors import HopLost, NoRoute, Overloaded, RequestError
+from node.pipeline.outbox import Outbox
+from node.swarm.base import Arrival
+from node.wire.frames import Close, Failed, Hop, HopTiming, Open, Progress, Sampled, Sampling, Tokens
+from node.wire.ids import NodeId
+
+CHUNK_TOKENS = 128
+"""Tokens of one prompt chunk: long enough that a matrix product pays, short enough that stages overlap and a decode
+step that waits behind it waits for tens of milliseconds."""
+
+ANSWER_LIMIT_S = 120.0
+"""Silence from the whole chain for this long ends the request: far beyond a chunk on the slowest machine we know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What to generate."""
+
+    prompt: tuple[int, ...]
+    """Token ids; at least one."""
+    max_new_tokens: int
+    stop_tokens: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStep:
+    """One token, and where its time went."""
+
+    token: int
+    position: int
+    finish: Literal["stop", "length"] | None
+    hops: tuple[HopTiming, ...]
+    return_ms: float
+    """From tail to head."""
+
+
+class TokenStream:
+    """The tokens of one request, as an async iterator that ends after the one with `finish` set."""
+
+    def __init__(self, chain: tuple[Hop, ...], events: trio.MemoryReceiveChannel[TokenStep | RequestError]) -> None:
+        self.chain = chain
+        self._events = events
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[TokenStep]:
+        return self
+
+    async def __anext__(self) -> TokenStep:
+        """The next token.
+
+        Raises:
+            RequestError: the chain cannot go on.
+        """
+        if self._ended:
+            raise StopAsyncIteration
+        with trio.move_on_after(ANSWER_LIMIT_S):
+            event = await self._events.receive()
+            if isinstance(event, RequestError):
+                raise event
+            self._ended = event.finish is not None
+            return event
+        raise NoRoute(f"no answer from the chain within {ANSWER_LIMIT_S:.0f} s; see `parallax status`")
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request under way."""
+
+    opened: Open
+    generation: Generation
+    events: trio.MemorySendChannel[TokenStep | RequestError]
+    sent: int = 0
+    """Prompt tokens sent."""
+    done: int = 0
+    """Prompt tokens known to be through the tail."""
+    due: int = 0
+    """Position of the next sampled token."""
+
+
+class Head:
+    """Requests that this node is head of."""
+
+    def __init__(self, self_id: NodeId, name_of: Callable[[NodeId], str]) -> None:
+        self._self_id, self._name_of = self_id, name_of
+        self._open: dict[str, _Open] = {}
+        self._outbox: Outbox | None = None
+
+    def attach(self, outbox: Outbox) -> None:
+        """Tell where frames go; before the first request."""
+        self._outbox = outbox
+
+    @property
+    def requests(self) -> int:
+        return len(self._open)
+
+    @asynccontextmanager
+    async def generate(self, generation: Generation, chain: tuple[Hop, ...], epoch: int) -> AsyncIterator[TokenStream]:
+        """Run a request along `chain`. Leaving the block, however it is left, frees it on every hop."""
+        # Room for the whole answer: a reader that lags never makes `handle` wait, and max_new_tokens bounds it.
+        send, receive = trio.open_memory_channel[TokenStep | RequestError](generation.max_new_tokens + 2)
+        opened = Open(
+            session=secrets.token_hex(16),
+            epoch=epoch,
+            head=self._self_id,
+            chain=chain,
+            hop=0,
+            max_tokens=len(generation.prompt) + generation.max_new_tokens,
+            max_new_tokens=generation.max_new_tokens,
+            stop_tokens=generation.stop_tokens,
+            sampling=generation.sampling,
+        )
+        request = _Open(opened, generation, send, due=len(generation.prompt))
+        self._open[opened.session] = request
+        try:
+            self._post(NodeId(chain[0].node_id), opened)
+            self._feed(request)
+            yield TokenStream(chain, receive)
+        finally:
+            if self._open.pop(opened.session, None) is not None:
+                self._close(opened, "done")
+            send.close()
+            receive.close()
+
+    def handle(self, arrival: Arrival) -> None:
+        """Take one frame that concerns a head. Unknown sessions and wrong senders are ignored."""
+        frame = arrival.frame
+        assert isinstance(frame, Sampled | Progress | Failed)
+        request = self._open.get(frame.session)
+        if request is None or frame.epoch != request.opened.epoch:
+            return
+        chain = request.opened.chain
+        if isinstance(frame, Failed):
+            if any(hop.node_id == arrival.peer for hop in chain):
+                self._end(request, self._error(request, arrival.peer, frame))
+            return
+        if arrival.peer != chain[-1].node_id:
+            return
+        if isinstance(frame, Progress):
+            request.done = max(request.done, min(frame.position, request.sent))
+            self._feed(request)
+        elif frame.position == request.due:
+            request.due += 1
+            step = TokenStep(frame.token, frame.position, frame.finish, frame.timings, arrival.wire_ms)
+            request.events.send_nowait(step)
+
+    def lost(self, peer: NodeId, reason: str) -> None:
+        """A member is gone: end every request whose chain needs it."""
+        for request in list(self._open.values()):
+            hop = next((hop for hop in request.opened.chain if hop.node_id == peer), None)
+            if hop is not None:
+                self._end(request, HopLost(self._name_of(peer), _layers(hop), reason))
+
+    def _error(self, request: _Open, peer: NodeId, frame: Failed) -> RequestError:
+        hop = next(hop for hop in request.opened.chain if hop.node_id == peer)
+        name = self._name_of(peer)
+        match frame.kind:
+            case "overloaded":
+                return Overloaded(f"node {name}: {frame.reason}; try again when another request has ended")
+            case "refused":
+                return NoRoute(f"node {name} refused layers {_layers(hop)}: {frame.reason}; try again")
+            case "lost":
+                return HopLost(name, _layers(hop), frame.reason)
+
+    def _end(self, request: _Open, error: RequestError) -> None:
+        self._open.pop(request.opened.session, None)
+        self._close(request.opened, str(error)[:200])
+        request.events.send_nowait(error)
+
+    def _close(self, opened: Open, reason: str) -> None:
+        for node_id in dict.fromkeys(hop.node_id for hop in opened.chain):
+            self._post(NodeId(node_id), Close(opened.session, opened.epoch, reason))
+
+    def _feed(self, request: _Open) -> None:
+        """Send prompt chunks, at most one per stage and one more under way: no stage queues a whole prompt."""
+        prompt, opened = request.generation.prompt, request.opened
+        window = (len(opened.chain) + 1) * CHUNK_TOKENS
+        while request.sent < len(prompt) and request.sent - request.done < window:
+            ids = prompt[request.sent : request.sent + CHUNK_TOKENS]
+            position, request.sent = request.sent, request.sent + len(ids)
+            final = request.sent == len(prompt)
+            chunk = Tokens(opened.session, opened.epoch, position, len(ids), final, 0.0)
+            self._post(NodeId(opened.chain[0].node_id), chunk, struct.pack(f"<{len(ids)}i", *ids))
+
+    def _post(self, peer: NodeId, frame: Open | Tokens | Close, body: bytes = b"") -> None:
+        assert self._outbox is not None
+        self._outbox.post(peer, frame, body)
+
+
+def _layers(hop: Hop) -> str:
+    return f"{hop.start}–{hop.end - 1}"

@@ -1,0 +1,333 @@
+"""The stage's side of every sequence that passes through this node.
+
+One step runs at a time. Decode steps go before prompt chunks, so that a long prompt never delays an answer that
+streams; prompts come in chunks for the same reason. `handle` never waits: it checks, queues and returns.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import trio
+from msgspec.structs import replace
+
+from node.engine.base import Stage, Step, StepResult
+from node.errors import EngineError, OutOfKV, WorkerDied
+from node.pipeline.latency import LatencyWindow
+from node.pipeline.outbox import Outbox
+from node.pipeline.stage_session import StageSession, timing
+from node.swarm.base import Arrival, Buffer
+from node.wire.frames import Activations, Close, Failed, Frame, Hop, Open, Progress, Sampled, Tokens
+from node.wire.ids import NodeId
+
+log = logging.getLogger(__name__)
+
+MAX_SESSIONS = 256
+"""A bound on what peers can make us remember, far above what KV memory admits."""
+
+IDLE_LIMIT_S = 600.0
+"""A sequence without a frame for this long is freed: its head lost its way to us without dying."""
+
+StageLookup = Callable[[int, int], Awaitable[Stage | None]]
+"""The ready stage for layers [start, end), or None where this node does not hold them."""
+
+
+@dataclass(order=True, slots=True)
+class _Work:
+    priority: int
+    """0: a decode step; 1: anything about a prompt."""
+    number: int
+    """Arrival order within a priority."""
+    session: StageSession | None = field(compare=False)
+    arrival: Arrival = field(compare=False)
+
+
+class StageRunner:
+    """Runs the sequences that pass through this node."""
+
+    def __init__(self, self_id: NodeId, lookup: StageLookup, failed: Callable[[WorkerDied], None]) -> None:
+        self.latency = LatencyWindow()
+        self._self_id, self._lookup, self._worker_failed = self_id, lookup, failed
+        self._sessions: dict[tuple[str, int], StageSession] = {}
+        self._opening: dict[tuple[str, int], list[Arrival]] = {}
+        self._work: list[_Work] = []
+        self._numbers = itertools.count()
+        self._arrived = trio.Event()
+        self._to_free: list[StageSession] = []
+        self._outbox: Outbox | None = None
+
+    def attach(self, outbox: Outbox) -> None:
+        """Tell where results go; before `run`."""
+        self._outbox = outbox
+
+    @property
+    def sessions(self) -> int:
+        """Sequences open at this node."""
+        return len({session for session, _ in self._sessions})
+
+    @property
+    def queue_depth(self) -> int:
+        """Steps that wait for the engine."""
+        return len(self._work)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """KV tokens set aside, over all sequences and hops."""
+        return sum(session.opened.max_tokens for session in self._sessions.values())
+
+    def uses(self, stage: Stage) -> bool:
+        """Whether a sequence still runs on `stage`."""
+        return any(session.stage is stage for session in self._sessions.values())
+
+    # --- frames in: never waits -------------------------------------------------------------------------------------
+
+    def handle(self, arrival: Arrival) -> None:
+        """Take one frame that concerns a stage. Bad or unknown ones are dropped or answered, never raised."""
+        frame = arrival.frame
+        match frame:
+            case Open():
+                self._open(arrival, frame)
+            case Tokens():
+                self._step(arrival, frame, (frame.session, 0), priority=1)
+            case Activations():
+                key = (frame.session, frame.hop)
+                self._step(arrival, frame, key, priority=0 if frame.count == 1 and frame.position else 1)
+            case Sampled():
+                self._step(arrival, frame, (frame.session, 0), priority=0)
+            case Close():
+                for session in self._of(frame.session):
+                    if arrival.peer == session.head:
+                        self._drop(session)
+            case _:
+                log.debug("a %s frame is nothing for a stage", type(frame).__name__)
+
+    def drop_all_with(self, peer: NodeId, reason: str) -> None:
+        """A member is gone: free every sequence that needs it, and tell the heads that still live."""
+        for session in list(self._sessions.values()):
+            if session.involves(peer):
+                if session.head not in (peer, self._self_id):
+                    self._fail(session, f"lost the link to node {peer[-8:]}: {reason}")
+                else:
+                    self._drop(session)
+
+    def drop_all_on(self, stage: Stage, reason: str) -> None:
+        """A stage is gone: every sequence on it ends with `reason`."""
+        for session in list(self._sessions.values()):
+            if session.stage is stage:
+                self._fail(session, reason)
+
+    def drop_idle(self) -> None:
+        """Free sequences that nobody has touched for `IDLE_LIMIT_S`."""
+        for session in list(self._sessions.values()):
+            if trio.current_time() - session.last_active_s > IDLE_LIMIT_S:
+                self._fail(session, f"no frame for {IDLE_LIMIT_S:.0f} s")
+
+    def _of(self, session_id: str) -> list[StageSession]:
+        return [session for (name, _), session in self._sessions.items() if name == session_id]
+
+    def _open(self, arrival: Arrival, frame: Open) -> None:
+        key = (frame.session, frame.hop)
+        if key in self._sessions or key in self._opening:
+            return  # repeated
+        problem = self._problem_with(arrival.peer, frame)
+        if problem:
+            log.info("refused a sequence from %s: %s", arrival.peer, problem)
+            self._post(NodeId(frame.head), Failed(frame.session, frame.epoch, problem, "refused"))
+            return
+        self._opening[key] = []
+        self._push(1, None, arrival)
+
+    def _problem_with(self, peer: NodeId, frame: Open) -> str:
+        """Why an `Open` cannot be taken; empty where it can."""
+        if frame.hop >= len(frame.chain) or frame.chain[frame.hop].node_id != self._self_id:
+            return "its chain does not name this node at that hop"
+        if peer != (frame.head if frame.hop == 0 else frame.chain[frame.hop - 1].node_id):
+            return "it did not come from the hop before"
+        if not _tiles(frame.chain):
+            return "its chain leaves out or repeats layers"
+        if len(self._sessions) + len(self._opening) >= MAX_SESSIONS:
+            return f"{MAX_SESSIONS} sequences are open already"
+        return ""
+
+    def _step(
+        self, arrival: Arrival, frame: Tokens | Activations | Sampled, key: tuple[str, int], *, priority: int
+    ) -> None:
+        if key in self._opening:
+            self._opening[key].append(arrival)  # its `Open` still waits for the engine
+            return
+        session = self._sessions.get(key)
+        if session is None:
+            return  # closed meanwhile, or never ours
+        session.last_active_s = trio.current_time()
+        match session.judge(arrival.peer, frame):
+            case "run":
+                self._push(priority, session, arrival)
+            case "refuse":
+                self._fail(session, f"a frame at position {frame.position} where {session.due} was due", "refused")
+            case "repeat":
+                log.debug("a repeated frame at position %d", frame.position)
+
+    def _push(self, priority: int, session: StageSession | None, arrival: Arrival) -> None:
+        heapq.heappush(self._work, _Work(priority, next(self._numbers), session, arrival))
+        self._arrived.set()
+
+    # --- the engine's loop ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run queued work until cancelled."""
+        while True:
+            await self._free_dropped()
+            if not self._work:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+                continue
+            work = heapq.heappop(self._work)
+            if work.session is None:
+                await self._run_open(work.arrival)
+            elif work.session.key in self._sessions and self._sessions[work.session.key] is work.session:
+                await self._run_step(work.session, work.arrival)
+
+    async def _free_dropped(self) -> None:
+        while self._to_free:
+            session = self._to_free.pop()
+            try:
+                await session.stage.free(_engine_key(session))
+            except WorkerDied as error:
+                self._worker_failed(error)
+
+    async def _run_open(self, arrival: Arrival) -> None:
+        frame = arrival.frame
+        assert isinstance(frame, Open)
+        key, hop = (frame.session, frame.hop), frame.chain[frame.hop]
+        failure: Failed | None = None
+        try:
+            stage = await self._lookup(hop.start, hop.end)
+            if stage is None:
+                reason = f"layers {hop.start}–{hop.end - 1} are not ready on this node"
+                failure = Failed(frame.session, frame.epoch, reason, "refused")
+            else:
+                session = StageSession(frame, stage, trio.current_time())
+                await stage.reserve(_engine_key(session), frame.max_tokens)
+        except OutOfKV as error:
+            failure = Failed(frame.session, frame.epoch, str(error), "overloaded")
+        except EngineError as error:
+            failure = Failed(frame.session, frame.epoch, str(error))
+            if isinstance(error, WorkerDied):
+                self._worker_failed(error)
+        waiting = self._opening.pop(key)
+        if failure is not None:
+            self._post(NodeId(frame.head), failure)
+            return
+        self._sessions[key] = session
+        if session.downstream is not None:
+            self._post(session.downstream, replace(frame, hop=frame.hop + 1))
+        for held_back in waiting:
+            self.handle(held_back)
+
+    async def _run_step(self, session: StageSession, arrival: Arrival) -> None:
+        started_s = perf_counter()
+        frame = arrival.frame
+        assert isinstance(frame, Tokens | Activations | Sampled)
+        step = _step_of(session, frame, arrival.body)
+        try:
+            result = await session.stage.run(step)
+        except WorkerDied as error:
+            self._worker_failed(error)
+            return
+        except EngineError as error:
+            self._fail(session, str(error))
+            return
+        if self._sessions.get(session.key) is not session:
+            return  # closed while it ran
+        queue_ms = max(0.0, (started_s - arrival.received_s) * 1e3)
+        if step.count == 1 and step.position:
+            hop = session.opened.chain[session.opened.hop]
+            self.latency.add(result.compute_ms / (hop.end - hop.start))
+        stamp = timing(
+            session,
+            self._self_id,
+            wire_ms=arrival.wire_ms,
+            queue_ms=queue_ms,
+            compute_ms=result.compute_ms,
+            total_ms=(perf_counter() - arrival.received_s) * 1e3,
+        )
+        earlier = frame.timings if isinstance(frame, Activations) else ()
+        self._send_result(session, frame, step, result, (*earlier, stamp))
+
+    def _send_result(
+        self,
+        session: StageSession,
+        frame: Tokens | Activations | Sampled,
+        step: Step,
+        result: StepResult,
+        timings: tuple[object, ...],
+    ) -> None:
+        opened = session.opened
+        final = True if isinstance(frame, Sampled) else frame.final
+        if session.downstream is not None:
+            onward = Activations(
+                opened.session,
+                opened.epoch,
+                step.position,
+                step.count,
+                session.stage.info.hidden_size,
+                session.stage.info.dtype,
+                opened.hop + 1,
+                final,
+                0.0,
+                timings,  # type: ignore[arg-type]
+            )
+            self._post(session.downstream, onward, result.data)
+        elif not final:
+            self._post(session.head, Progress(opened.session, opened.epoch, step.position + step.count))
+        elif result.token is None:
+            self._fail(session, "the last stage gave no token")
+        else:
+            finish = session.finish_after(result.token)
+            position = step.position + step.count
+            sampled = Sampled(opened.session, opened.epoch, position, result.token, finish, 0.0, timings)  # type: ignore[arg-type]
+            if finish is None and session.first != session.head:
+                self._post(session.first, sampled)
+            self._post(session.head, sampled)
+
+    # --- endings ----------------------------------------------------------------------------------------------------
+
+    def _fail(self, session: StageSession, reason: str, kind: str = "lost") -> None:
+        opened = session.opened
+        self._drop(session)
+        self._post(session.head, Failed(opened.session, opened.epoch, reason[:1000], kind))  # type: ignore[arg-type]
+
+    def _drop(self, session: StageSession) -> None:
+        if self._sessions.pop(session.key, None) is not None:
+            self._to_free.append(session)
+            self._arrived.set()
+
+    def _post(self, peer: NodeId, frame: Frame, body: Buffer = b"") -> None:
+        assert self._outbox is not None
+        self._outbox.post(peer, frame, body)
+
+
+def _engine_key(session: StageSession) -> str:
+    """The engine's name for the sequence at this hop: one node may be two hops of a chain."""
+    return f"{session.opened.session}/{session.opened.hop}"
+
+
+def _tiles(chain: tuple[Hop, ...]) -> bool:
+    ends = [0, *(hop.end for hop in chain)]
+    return all(hop.start == ends[index] and hop.end > hop.start for index, hop in enumerate(chain))
+
+
+def _step_of(session: StageSession, frame: Tokens | Activations | Sampled, body: Buffer) -> Step:
+    """The engine's step for a frame."""
+    key = _engine_key(session)
+    if isinstance(frame, Sampled):
+        sampling = session.opened.sampling if session.is_tail else None
+        return Step(key, frame.position, 1, frame.token.to_bytes(4, "little"), None, sampling)
+    sampling = session.opened.sampling if session.is_tail and frame.final else None
+    dtype = frame.dtype if isinstance(frame, Activations) else None
+    return Step(key, frame.position, frame.count, body, dtype, sampling)

@@ -1,0 +1,39 @@
+"""Which nodes serve a request: a walk over the ready ranges from the first layer to the last.
+
+Any sub-range of a held range may be used. Fewest stages wins; among equal ones the least loaded, then the smallest id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from node.errors import NoRoute
+from node.wire.frames import Hop
+from node.wire.records import NodeRecord
+
+
+def route(layers: int, records: Iterable[NodeRecord]) -> tuple[Hop, ...]:
+    """A chain of hops that tiles layers [0, layers) with ready ranges.
+
+    Raises:
+        NoRoute: layers that no live member holds ready; names the first such range.
+    """
+    held = [
+        (record, stage) for record in records for stage in record.held if stage.state == "ready" and stage.end <= layers
+    ]
+    hops: list[Hop] = []
+    reached = 0
+    while reached < layers:
+        usable = [(record, stage) for record, stage in held if stage.start <= reached < stage.end]
+        if not usable:
+            gap_end = min((stage.start for _, stage in held if stage.start > reached), default=layers)
+            raise NoRoute(
+                f"layers {reached}–{gap_end - 1} of {layers} have no ready node; "
+                "wait for one to load or return, or see `parallax status`"
+            )
+        record, stage = min(
+            usable, key=lambda pair: (-pair[1].end, pair[0].sessions + pair[0].queue_depth, pair[0].node_id)
+        )
+        hops.append(Hop(record.node_id, reached, stage.end))
+        reached = stage.end
+    return tuple(hops)
