@@ -1,7 +1,9 @@
-"""What has happened on this node, and what it adds up to: the log, the state, the pure step between them."""
+"""What has happened on this node, and what it adds up to: the log, the state, and the pure step from one to the other.
+
+The log (`node.journal.log`) waits for readers with trio, so it is imported by its own name: the TUI reads states alone.
+"""
 
 from node.journal.apply import apply
-from node.journal.log import Gap, Journal
 from node.journal.state import ModelStatus, NodeView, RequestView, State
 
-__all__ = ["Gap", "Journal", "ModelStatus", "NodeView", "RequestView", "State", "apply"]
+__all__ = ["ModelStatus", "NodeView", "RequestView", "State", "apply"]
