@@ -1,0 +1,9 @@
+"""Runs a range of a model's layers. Knows tokens and tensors, nothing of peers or people.
+
+The node's side is `base` (the narrow edge) and `process` (the worker as a child process); neither imports torch.
+The worker's side starts at `worker` and reaches torch through `backend` alone.
+"""
+
+from node.engine.base import Buffer, Engine, Stage, StageInfo, StageSpec, Step, StepResult
+
+__all__ = ["Buffer", "Engine", "Stage", "StageInfo", "StageSpec", "Step", "StepResult"]
