@@ -25,8 +25,8 @@ SOCKET_PATH_LIMIT = 100
 """A unix socket's path may have 107 bytes on Linux and 103 on macOS."""
 
 HAS_UNIX_SOCKETS = sys.platform != "win32"
-STOP_SIGNALS: tuple[signal.Signals, ...] = (
-    (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if sys.platform != "win32" else (signal.SIGINT, signal.SIGBREAK)
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
 """What asks a node to leave gracefully."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import trio
 
@@ -58,16 +58,13 @@ class Journal:
         skip = since + 1 - oldest
         return [numbered for index, numbered in enumerate(self._events) if index >= skip]
 
-    async def follow(self, since: int) -> AsyncIterator[Numbered]:
-        """Events after `since`, then new ones as they come, without end.
+    async def next_after(self, since: int, patience_s: float) -> list[Numbered]:
+        """The events after `since`, as soon as there are any; an empty list after `patience_s` without.
 
         Raises:
             Gap: the reader was too slow, or `since` is not in the log.
         """
-        while True:
-            news = self._news
-            for numbered in self.after(since):
-                since = numbered.seq
-                yield numbered
-            if since == self.state.seq:
-                await news.wait()
+        with trio.move_on_after(patience_s):
+            while since == self.state.seq:
+                await self._news.wait()
+        return self.after(since)

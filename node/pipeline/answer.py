@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal, Protocol
@@ -135,7 +135,7 @@ async def read_answer(
     stop_tokens: Sequence[int],
     timing: AnswerTiming,
     progress: Callable[[], None] = lambda: None,
-) -> AsyncIterator[Piece]:
+) -> AsyncGenerator[Piece, None]:
     """Pieces of text as tokens come; the last one carries the finish reason.
 
     Raises:

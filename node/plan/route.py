@@ -1,6 +1,7 @@
-"""Which nodes serve a request: a walk over the ready ranges from the first layer to the last.
+"""Which nodes serve a request: a walk over the held ranges from the first layer to the last.
 
 Any sub-range of a held range may be used. Fewest stages wins; among equal ones the least loaded, then the smallest id.
+Ranges that an older plan left behind are used only while the new plan's are not all ready.
 """
 
 from __future__ import annotations
@@ -9,22 +10,28 @@ from collections.abc import Iterable
 
 from node.errors import NoRoute
 from node.wire.frames import Hop
-from node.wire.records import NodeRecord
+from node.wire.records import HeldRange, NodeRecord
 
 
 def route(layers: int, records: Iterable[NodeRecord]) -> tuple[Hop, ...]:
-    """A chain of hops that tiles layers [0, layers) with ready ranges.
+    """A chain of hops that tiles layers [0, layers) with ranges that live members hold.
 
     Raises:
-        NoRoute: layers that no live member holds ready; names the first such range.
+        NoRoute: layers that no live member holds; names the first such range.
     """
-    held = [
-        (record, stage) for record in records for stage in record.held if stage.state == "ready" and stage.end <= layers
-    ]
+    held = [(record, stage) for record in records for stage in record.held if stage.state != "loading"]
+    ready = [(record, stage) for record, stage in held if stage.state == "ready"]
+    try:
+        return _walk(layers, ready)
+    except NoRoute:
+        return _walk(layers, held)
+
+
+def _walk(layers: int, held: list[tuple[NodeRecord, HeldRange]]) -> tuple[Hop, ...]:
     hops: list[Hop] = []
     reached = 0
     while reached < layers:
-        usable = [(record, stage) for record, stage in held if stage.start <= reached < stage.end]
+        usable = [(record, stage) for record, stage in held if stage.start <= reached < stage.end <= layers]
         if not usable:
             gap_end = min((stage.start for _, stage in held if stage.start > reached), default=layers)
             raise NoRoute(

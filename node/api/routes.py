@@ -1,0 +1,83 @@
+"""The two HTTP apps of a node: one for OpenAI clients, one, with more rights, for the control socket."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+import node
+from node.api.chat import ChatEndpoint
+from node.api.events import EventsEndpoint
+from node.api.guard import Guard
+from node.api.service import Service
+from node.wire.records import WIRE_VERSION
+
+
+def client_app(service: Service, *, loopback_only: bool) -> ASGIApp:
+    """For OpenAI clients: answers, models, health, state and events."""
+    return Guard(_app(_client_routes(service)), loopback_only=loopback_only)
+
+
+def control_app(service: Service, *, token: str | None) -> ASGIApp:
+    """For the terminal app and the command line: invitations too."""
+
+    async def invitation(request: Request) -> Response:
+        return JSONResponse({"token": service.here.invitation()})
+
+    return Guard(_app([*_client_routes(service), Route("/v1/invitation", invitation, methods=["POST"])]), token=token)
+
+
+def _client_routes(service: Service) -> list[Route]:
+    async def health(request: Request) -> Response:
+        plan = service.here.plan()
+        problem = service.journal.state.uncovered()
+        serving = plan is not None and not problem and service.here.chat_model() is not None
+        body = {
+            "status": "ok" if serving else "waiting",
+            "version": node.__version__,
+            "wire_version": WIRE_VERSION,
+            "reason": "" if serving else service.here.waiting_for(),
+        }
+        return JSONResponse(body)
+
+    async def models(request: Request) -> Response:
+        plan = service.here.plan()
+        listed = [plan.model.name] if plan is not None else []
+        data = [
+            {"id": name, "object": "model", "created": int(service.started_s), "owned_by": "parallax"}
+            for name in listed
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def state(request: Request) -> Response:
+        return Response(msgspec.json.encode(service.journal.state), media_type="application/json")
+
+    return [
+        Route("/v1/chat/completions", ChatEndpoint(service), methods=["POST"]),
+        Route("/v1/events", EventsEndpoint(service.journal), methods=["GET"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/state", state, methods=["GET"]),
+        Route("/health", health, methods=["GET"]),
+    ]
+
+
+def _app(routes: list[Route]) -> ASGIApp:
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _unexpected})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    message = f"{type(error).__name__} in {request.url.path}; the node's log has the details"
+    body = {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
+    return JSONResponse(body, 500)

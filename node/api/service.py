@@ -1,0 +1,133 @@
+"""What the routes call: this node's answers to requests, told as events. Knows no HTTP."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from node.api.chat_request import DEFAULT_MAX_TOKENS, ChatRequest
+from node.errors import BadRequest, NoRoute, RequestError
+from node.journal.log import Journal
+from node.models import ChatModel
+from node.pipeline.answer import AnswerTiming, Piece, read_answer
+from node.pipeline.head import Generation, Head, TokenStream
+from node.plan import route
+from node.wire.events import RequestFailed, RequestFinished, RequestProgress, RequestStarted
+from node.wire.ids import NodeId, RequestId
+from node.wire.plans import Plan
+from node.wire.records import NodeRecord
+
+PROGRESS_EVERY_S = 0.25
+
+
+class Here(Protocol):
+    """What the service must know of the node around it."""
+
+    def plan(self) -> Plan | None: ...
+    def chat_model(self) -> ChatModel | None: ...
+    def records(self) -> Iterable[NodeRecord]: ...
+    def invitation(self) -> str: ...
+    def waiting_for(self) -> str: ...
+
+
+@dataclass(slots=True)
+class Answer:
+    """One request under way."""
+
+    request_id: RequestId
+    model: str
+    prompt_tokens: int
+    timing: AnswerTiming
+    pieces: AsyncIterator[Piece]
+
+
+class Service:
+    """One node's service to its clients."""
+
+    def __init__(self, here: Here, head: Head, journal: Journal, clock: Callable[[], float] = time.time) -> None:
+        self.here, self.journal = here, journal
+        self._head, self._clock = head, clock
+        self.started_s = clock()
+
+    @asynccontextmanager
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Answer]:
+        """Run a chat request. Leaving the block, however it is left, frees it on every hop.
+
+        Raises:
+            RequestError: it cannot be served, or a hop was lost; also out of `pieces`.
+        """
+        plan, chat_model = self.here.plan(), self.here.chat_model()
+        if plan is None or chat_model is None:
+            raise NoRoute(self.here.waiting_for())
+        if request.model and request.model != plan.model.name:
+            raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {request.model!r}")
+        prompt = await trio.to_thread.run_sync(chat_model.render, request.messages)
+        generation = self._generation(request, prompt, chat_model)
+        chain = route(plan.facts.layers, self.here.records())
+        names = {NodeId(hop.node_id): self.journal.state.name_of(NodeId(hop.node_id)) for hop in chain}
+        request_id = RequestId(f"chatcmpl-{secrets.token_hex(12)}")
+        timing = AnswerTiming(names)
+        self.journal.append(RequestStarted(request_id, len(prompt), chain))
+        try:
+            async with self._head.generate(generation, chain, plan.epoch) as tokens:
+                pieces = self._pieces(request_id, tokens, chat_model, request, timing)
+                async with aclosing(pieces):
+                    yield Answer(request_id, plan.model.name, len(prompt), timing, pieces)
+        except RequestError as error:
+            self.journal.append(RequestFailed(request_id, str(error)))
+            raise
+        finally:
+            view = next((r for r in self.journal.state.requests if r.request_id == request_id), None)
+            if view is not None and view.status == "running":
+                self._finished(request_id, "cancelled", timing)
+
+    def _generation(self, request: ChatRequest, prompt: list[int], chat_model: ChatModel) -> Generation:
+        room = chat_model.context_tokens - len(prompt)
+        if room < 1:
+            raise BadRequest(
+                "messages", f"{len(prompt)} tokens leave no room in the model's context of {chat_model.context_tokens}"
+            )
+        max_new = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
+        return Generation(tuple(prompt), max_new, chat_model.stop_tokens, request.sampling)
+
+    async def _pieces(
+        self,
+        request_id: RequestId,
+        tokens: TokenStream,
+        chat_model: ChatModel,
+        request: ChatRequest,
+        timing: AnswerTiming,
+    ) -> AsyncGenerator[Piece, None]:
+        told_s = trio.current_time()
+
+        def progress() -> None:
+            nonlocal told_s
+            if trio.current_time() - told_s >= PROGRESS_EVERY_S:
+                told_s = trio.current_time()
+                self.journal.append(RequestProgress(request_id, timing.tokens, timing.hops(), timing.return_ms))
+
+        answer = read_answer(tokens, chat_model.stream(), request.stop, chat_model.stop_tokens, timing, progress)
+        async with aclosing(answer):
+            async for piece in answer:
+                if piece.finish is not None:
+                    self._finished(request_id, piece.finish, timing)
+                yield piece
+
+    def _finished(self, request_id: RequestId, reason: str, timing: AnswerTiming) -> None:
+        self.journal.append(
+            RequestFinished(
+                request_id,
+                timing.tokens,
+                reason,  # type: ignore[arg-type]
+                timing.ttft_ms,
+                timing.tpot_ms,
+                timing.hops(),
+                timing.return_ms,
+            )
+        )

@@ -1,0 +1,192 @@
+"""A node's settings: the command line over `config.toml` over defaults, checked at the door."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from node.errors import ConfigError, UsageError
+from node.wire.models import Dtype
+
+DEFAULT_API = "127.0.0.1:8765"
+CONFIG_LIMIT_BYTES = 64 * 1024
+
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `parallax node` can be told. Every field is a key of config.toml too, under the same name."""
+
+    name: str = ""
+    """What others see; empty: this machine's host name."""
+    listen: tuple[str, ...] = ()
+    """`HOST:PORT` addresses for peers; empty: all interfaces, a port that is kept from start to start."""
+    api: str = DEFAULT_API
+    """`HOST:PORT` for OpenAI clients; port 0 picks a free one, `off` serves the control socket alone."""
+    join: tuple[str, ...] = ()
+    """Invitation tokens."""
+    model: str = ""
+    """A name, GGUF file, folder or hub id; empty: the swarm's, or the embedded default."""
+    layers: tuple[int, int] | None = None
+    """Hold exactly these layers [start, end)."""
+    memory_bytes: int | None = None
+    """At most this much for weights and KV cache; None: 70 % of what the device has."""
+    dtype: Dtype | None = None
+    """None: the swarm's, or float32 on a CPU and bfloat16 on a GPU."""
+    control: Literal["unix", "tcp"] = "unix"
+    """How local clients reach the node; Windows always uses tcp."""
+    discover: bool = True
+    """Find members of the same swarm on the local network (mDNS)."""
+    min_nodes: int = 1
+    """Make the first plan only when that many nodes are here."""
+    log_format: Literal["text", "json"] = "text"
+
+
+def parse_layers(text: str) -> tuple[int, int]:
+    """`A:B` as the half-open range [A, B)."""
+    match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text.strip())
+    if not match or int(match[1]) >= int(match[2]):
+        raise UsageError(f"--layers {text!r}: write A:B with A < B, such as 0:15 for the first fifteen layers")
+    return int(match[1]), int(match[2])
+
+
+def parse_bytes(text: str) -> int:
+    """`6g`, `512M`, `1.5GiB` or plain bytes."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"--memory {text!r}: write a size such as 6g or 512m")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_dtype(text: str) -> Dtype | None:
+    """`auto` (None), `float32`, `bfloat16`, `float16`, or their short names."""
+    names: dict[str, Dtype | None] = {
+        "auto": None,
+        "float32": "float32",
+        "fp32": "float32",
+        "bfloat16": "bfloat16",
+        "bf16": "bfloat16",
+        "float16": "float16",
+        "fp16": "float16",
+    }
+    if text.lower() not in names:
+        raise UsageError(f"--dtype {text!r}: choose one of auto, fp32, bf16, fp16")
+    return names[text.lower()]
+
+
+def parse_host_port(text: str, option: str) -> tuple[str, int]:
+    """`HOST:PORT`; an IPv6 host stands in brackets."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]/\s]+)):(\d{1,5})", text.strip())
+    if not match or int(match[3]) > 65535:
+        raise UsageError(f"{option} {text!r}: write HOST:PORT, such as 127.0.0.1:8765")
+    return match[1] or match[2], int(match[3])
+
+
+def listen_multiaddrs(listen: tuple[str, ...]) -> tuple[str, ...]:
+    """libp2p addresses for `HOST:PORT` texts; a multiaddress is passed through."""
+    addresses: list[str] = []
+    for text in listen:
+        if text.startswith("/"):
+            if not re.fullmatch(r"/(ip4|ip6)/[0-9a-fA-F.:]+/tcp/\d{1,5}", text):
+                raise UsageError(f"--listen {text!r}: write HOST:PORT or /ip4/ADDRESS/tcp/PORT")
+            addresses.append(text)
+            continue
+        host, port = parse_host_port(text, "--listen")
+        try:
+            address = ipaddress.ip_address(socket.gethostbyname(host) if not _is_ip(host) else host)
+        except OSError as error:
+            raise UsageError(f"--listen {text!r}: {host} is not an address of this machine") from error
+        addresses.append(f"/ip{address.version}/{address}/tcp/{port}")
+    return tuple(addresses)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def check(settings: Settings) -> Settings:
+    """The same settings with the name filled in.
+
+    Raises:
+        UsageError: a value that cannot be taken; names option and value.
+    """
+    if settings.api != "off":
+        parse_host_port(settings.api, "--api")
+    listen_multiaddrs(settings.listen)
+    if settings.min_nodes < 1:
+        raise UsageError(f"--min-nodes {settings.min_nodes}: at least 1")
+    name = settings.name or socket.gethostname().split(".")[0] or "node"
+    if len(name) > 64 or not name.isprintable() or not name.strip():
+        raise UsageError(f"--name {name!r}: 1 to 64 printable characters")
+    return replace(settings, name=name)
+
+
+def read_config(path: Path) -> Settings:
+    """Settings from a file; defaults where there is none.
+
+    Raises:
+        ConfigError: not TOML, an unknown key, or a value of the wrong kind; names file and key.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return Settings()
+    except OSError as error:
+        raise ConfigError(str(path), None, f"cannot be read: {error.strerror}") from error
+    if len(raw) > CONFIG_LIMIT_BYTES:
+        raise ConfigError(str(path), None, f"is larger than {CONFIG_LIMIT_BYTES} bytes")
+    try:
+        table = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), None, f"is not TOML: {error}") from error
+    known = {field.name for field in fields(Settings)} - {"memory_bytes"} | {"memory"}
+    values: dict[str, object] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(str(path), key, f"is not a setting; settings are {', '.join(sorted(known))}")
+        try:
+            field, values_for_field = _config_value(key, value)
+        except UsageError as error:
+            raise ConfigError(str(path), key, str(error)) from error
+        values[field] = values_for_field
+    return replace(Settings(), **values)  # type: ignore[arg-type]
+
+
+def _config_value(key: str, value: object) -> tuple[str, object]:
+    """The settings field and checked value for one key of the file."""
+    match key, value:
+        case (("listen" | "join"), list()) if all(isinstance(each, str) for each in value):
+            return key, tuple(value)
+        case (("listen" | "join" | "name" | "api" | "model"), str()):
+            return key, (value,) if key in ("listen", "join") else value
+        case "layers", str():
+            return key, parse_layers(value)
+        case "memory", str():
+            return "memory_bytes", parse_bytes(value)
+        case "dtype", str():
+            return key, parse_dtype(value)
+        case "control", ("unix" | "tcp"):
+            return key, value
+        case "log_format", ("text" | "json"):
+            return key, value
+        case "discover", bool():
+            return key, value
+        case "min_nodes", int() if not isinstance(value, bool):
+            return key, value
+        case _:
+            raise UsageError(f"cannot be {value!r}")

@@ -1,0 +1,169 @@
+"""One node's rooms joined: news from the swarm goes to the planner, plans to the holder, all of it into the journal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import trio
+
+from node.api.service import Service
+from node.config import Settings
+from node.engine.process import open_engine
+from node.errors import ModelError
+from node.home import Home
+from node.journal.log import Journal
+from node.live.desk import ModelDesk
+from node.live.holder import Holder
+from node.live.planner import Planner
+from node.live.remembered import Remembered
+from node.machine import cores
+from node.models import ChatModel
+from node.pipeline.pipeline import Pipeline
+from node.swarm.base import MemberGone, MemberSeen, PlanHeard, Swarm
+from node.wire.events import Event, NodeGone, NodeSeen, Notice, PlanAdopted
+from node.wire.models import ModelRef
+from node.wire.plans import Plan
+from node.wire.records import NodeRecord
+
+log = logging.getLogger(__name__)
+
+REPORT_EVERY_S = 1.0
+
+
+class Member:
+    """This node as a member of its swarm. Also what the HTTP service knows of it (`node.api.service.Here`)."""
+
+    def __init__(self, settings: Settings, home: Home, swarm: Swarm, remembered: Remembered) -> None:
+        self._settings, self._home, self._swarm, self._remembered = settings, home, swarm, remembered
+        self.journal = Journal(swarm.node_id)
+        self.desk = ModelDesk(home.models, self.emit)
+        self.holder = Holder(swarm, self.desk, lambda threads: open_engine(threads=threads), self.emit, cores())
+        self.pipeline = Pipeline(swarm, self.holder.lookup, lambda error: log.error("%s", error))
+        self.holder.pipeline = self.pipeline
+        self.planner = Planner(
+            swarm,
+            self.desk.metadata,
+            self._adopt,
+            self.emit,
+            min_nodes=settings.min_nodes,
+            knows_peers=remembered.epoch > 0 or bool(settings.join),
+            last_epoch=remembered.epoch,
+        )
+        self.service = Service(self, self.pipeline.head, self.journal)
+        self._nursery: trio.Nursery | None = None
+
+    # --- what the HTTP service asks ---------------------------------------------------------------------------------
+
+    def plan(self) -> Plan | None:
+        return self.planner.plan
+
+    def chat_model(self) -> ChatModel | None:
+        metadata = self.desk.known(self.planner.plan.model) if self.planner.plan is not None else None
+        return metadata.chat if metadata is not None else None
+
+    def records(self) -> Iterable[NodeRecord]:
+        return self._swarm.members().values()
+
+    def invitation(self) -> str:
+        return self._swarm.invitation()
+
+    def waiting_for(self) -> str:
+        """Why nothing can be served now, in a sentence."""
+        state = self.journal.state
+        if state.plan_problem:
+            return state.plan_problem
+        if state.plan is None:
+            return "no plan yet: the nodes are measuring themselves, or none has named a model; try again in a moment"
+        if state.model.phase in ("fetch", "convert", "load", "failed"):
+            return f"model {state.plan.model.name}: {state.model.phase} {state.model.text}".strip()
+        gaps = ", ".join(f"{start}–{end - 1}" for start, end in state.uncovered())
+        return f"layers {gaps} have no ready node; see `parallax status`" if gaps else "the tokenizer is being fetched"
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Into the journal."""
+        self.journal.append(event)
+
+    async def run(self) -> None:
+        """Everything but HTTP, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await nursery.start(self.pipeline.run)
+            nursery.start_soon(self._read_news)
+            nursery.start_soon(self.holder.run)
+            nursery.start_soon(self.planner.run)
+            nursery.start_soon(self._report)
+            await self._name_model()
+
+    async def _name_model(self) -> None:
+        """Say which model this node would serve, if it is one that may say so."""
+        choice = self._settings.model
+        ref: ModelRef | None = None
+        if not choice and self._remembered.model is not None:
+            ref = self._remembered.model
+        elif choice or not self._settings.join:
+            ref = await self.desk.identify(choice)
+        if ref is not None:
+            await self._swarm.update(wanted_model=ref, wanted_dtype=self._settings.dtype)
+            self.planner.wake()
+
+    async def _read_news(self) -> None:
+        async for news in self._swarm.news:
+            match news:
+                case MemberSeen(record=record):
+                    self.emit(NodeSeen(record))
+                case MemberGone() as gone:
+                    log.info("%s is gone: %s", gone.name, gone.why)
+                    self.emit(NodeGone(gone.node_id, gone.name, gone.why))
+                    self.pipeline.lost(gone.node_id, gone.why)
+                    self.planner.member_gone(gone)
+                case PlanHeard(plan=plan):
+                    self.planner.heard(plan)
+            self.planner.wake()
+
+    def _adopt(self, plan: Plan) -> None:
+        self.emit(PlanAdopted(plan))
+        self._remembered.remember(plan)
+        own = self._swarm.members()[self._swarm.node_id].wanted_model
+        if self._settings.model and own is not None and own != plan.model:
+            text = f"the swarm serves {plan.model.name}; --model {self._settings.model} applies to a swarm of your own"
+            log.warning(text)
+            self.emit(Notice("warning", text))
+        self.holder.follow(plan)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._learn, plan.model)
+
+    async def _learn(self, model: ModelRef) -> None:
+        """Fetch what a head needs: config and tokenizer."""
+        while self.planner.plan is not None and self.planner.plan.model == model and self.desk.known(model) is None:
+            try:
+                await self.desk.metadata(model)
+            except ModelError as error:
+                log.error("%s", error)
+                self.emit(Notice("error", str(error)))
+                await trio.sleep(15)
+
+    async def _report(self) -> None:
+        """Tell the swarm and our own journal how this node is."""
+        siblings = 0
+        told: NodeRecord | None = None
+        while True:
+            stage = self.pipeline.stage
+            await self._swarm.update(
+                kv_tokens_total=self.holder.kv_tokens,
+                kv_tokens_used=stage.reserved_tokens,
+                sessions=stage.sessions,
+                queue_depth=stage.queue_depth,
+                layer_latency=stage.latency.summary(),
+            )
+            record = self._swarm.members()[self._swarm.node_id]
+            if record != told:
+                told = record
+                self.emit(NodeSeen(record))
+            threads = self.holder.threads()
+            if threads != siblings:
+                siblings = threads
+                await self.holder.use_threads()
+            await trio.sleep(REPORT_EVERY_S)

@@ -1,0 +1,36 @@
+"""The swarm's model and last epoch, from one run of a home to the next."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import msgspec
+
+from node.home import write_private
+from node.wire.models import ModelRef
+from node.wire.plans import Plan
+
+log = logging.getLogger(__name__)
+
+
+class Remembered:
+    """What a restarted node still knows. A file that cannot be read is as good as none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.model: ModelRef | None = None
+        self.epoch = 0
+        try:
+            fields = json.loads(path.read_bytes())
+            self.model = msgspec.convert(fields["model"], ModelRef)
+            self.epoch = int(fields["epoch"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:  # msgspec's ValidationError is a ValueError
+            log.warning("%s cannot be read (%s); starting without it", path, error)
+
+    def remember(self, plan: Plan) -> None:
+        self.model, self.epoch = plan.model, plan.epoch
+        write_private(self._path, json.dumps({"model": msgspec.to_builtins(plan.model), "epoch": plan.epoch}).encode())

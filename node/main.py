@@ -1,0 +1,189 @@
+"""The node process: one nursery that joins sockets, swarm and member, and one way to end them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
+
+import node
+from node import logs
+from node.api.routes import client_app, control_app
+from node.api.serving import listen_tcp, listen_unix, serve
+from node.config import DEFAULT_API, Settings, is_loopback, listen_multiaddrs, parse_host_port
+from node.errors import AlreadyRunning, ParallaxError, UsageError
+from node.home import HAS_UNIX_SOCKETS, STOP_SIGNALS, Control, Home, private_folder
+from node.live.member import Member
+from node.live.remembered import Remembered
+from node.machine import machine_id
+from node.swarm.open import SwarmSettings, open_swarm
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
+
+log = logging.getLogger(__name__)
+
+API_PORTS_TRIED = 20
+
+WITH_PARENT = "PARALLAX_STOP_WITH_PARENT"
+"""Set by a parent that holds the other end of our stdin: when it closes, however the parent ended, the node leaves."""
+
+
+def run_node(settings: Settings, home: Home) -> int:
+    """Run a node until a signal ends it. Returns the exit code.
+
+    Raises:
+        ParallaxError: it cannot start.
+    """
+    logs.set_up(settings.log_format)
+    with _locked(home):
+        return trio.run(_main, settings, home)
+
+
+@contextmanager
+def _locked(home: Home) -> Iterator[None]:
+    """One node per home."""
+    private_folder(home.data)
+    private_folder(home.runtime)
+    lock = FileLock(home.lock)
+    try:
+        lock.acquire(timeout=0)
+    except LockTimeout as error:
+        raise AlreadyRunning(str(home.data)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        home.lock.unlink(missing_ok=True)
+
+
+async def _main(settings: Settings, home: Home) -> int:
+    stop = trio.CancelScope()
+    failure: ParallaxError | None = None
+    async with trio.open_nursery() as outer:
+        await outer.start(_stop_on_signal, stop)
+        if os.environ.get(WITH_PARENT):
+            _stop_with_parent(stop)
+        with stop:
+            try:
+                await _serve(settings, home)
+            except* ParallaxError as group:
+                failure = next(iter(_leaves(group)))
+        outer.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return 0
+
+
+async def _serve(settings: Settings, home: Home) -> None:
+    remembered = Remembered(home.data / "model.json")
+    api = _api_listener(settings)
+    control, control_listener = _control_listener(settings, home)
+    try:
+        swarm_settings = SwarmSettings(
+            home=home,
+            name=settings.name,
+            listen=listen_multiaddrs(settings.listen) or ("/ip4/0.0.0.0/tcp/0",),
+            invitations=settings.join,
+            discover_lan=settings.discover,
+            machine_id=machine_id(),
+            software=f"parallax {node.__version__}",
+        )
+        async with open_swarm(
+            swarm_settings, pinned_layers=settings.layers, memory_cap_bytes=settings.memory_bytes
+        ) as swarm:
+            this = Member(settings, home, swarm, remembered)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve, control_app(this.service, token=control.token), control_listener)
+                home.write_control(control)
+                if api is not None:
+                    host, port = api.getsockname()[:2]
+                    loopback = is_loopback(host)
+                    if not loopback:
+                        log.warning("the API at %s:%d is open to everyone who can reach this machine", host, port)
+                    await nursery.start(serve, client_app(this.service, loopback_only=loopback), api)
+                    log.info("API at http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
+                log.info("node %s (%s)", settings.name, swarm.node_id)
+                nursery.start_soon(this.run)
+    finally:
+        home.control_file.unlink(missing_ok=True)
+        control_listener.close()
+        if api is not None:
+            api.close()
+        if control.socket_path is not None:
+            _remove_socket(Path(control.socket_path), home)
+
+
+async def _stop_on_signal(stop: trio.CancelScope, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        task_status.started()
+        async for number in signals:
+            if stop.cancel_called:
+                log.warning("second signal %d: leaving at once", number)
+                os._exit(130)
+            log.info("signal %d: leaving", number)
+            stop.cancel()
+
+
+def _stop_with_parent(stop: trio.CancelScope) -> None:
+    token = trio.lowlevel.current_trio_token()
+
+    def wait_for_end() -> None:
+        while os.read(0, 4096):
+            pass
+        try:
+            token.run_sync_soon(stop.cancel)
+        except trio.RunFinishedError:
+            return  # the node has ended before its parent
+
+    # A daemon thread, since a read of stdin cannot be cancelled on every platform.
+    threading.Thread(target=wait_for_end, name="parent watch", daemon=True).start()
+
+
+def _control_listener(settings: Settings, home: Home) -> tuple[Control, socket.socket]:
+    if settings.control == "unix" and HAS_UNIX_SOCKETS:
+        return Control(socket_path=str(home.socket_path)), listen_unix(home.socket_path)
+    listener = listen_tcp("127.0.0.1", 0, "--control")
+    return Control(port=listener.getsockname()[1], token=secrets.token_urlsafe(32)), listener
+
+
+def _api_listener(settings: Settings) -> socket.socket | None:
+    """The API's socket. The default port gives way to the next free one; a port that was asked for does not."""
+    if settings.api == "off":
+        return None
+    host, port = parse_host_port(settings.api, "--api")
+    tries = API_PORTS_TRIED if settings.api == DEFAULT_API else 1
+    for offset in range(tries):
+        try:
+            return listen_tcp(host, port + offset, "--api")
+        except UsageError:
+            if offset == tries - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _remove_socket(path: Path, home: Home) -> None:
+    path.unlink(missing_ok=True)
+    if path.parent != home.runtime:
+        try:
+            path.parent.rmdir()
+        except OSError as error:
+            log.debug("%s stays: %s", path.parent, error)
+
+
+def _leaves(group: BaseExceptionGroup[ParallaxError]) -> Iterator[ParallaxError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
