@@ -1,0 +1,174 @@
+"""Model work for trio: the same functions in a child process, so that neither hashing nor converting blocks the loop.
+
+A child can be ended at any moment, which a thread cannot, and its memory goes when it ends.
+
+Resource handling: cancelling any of these closes the child's stdin, upon which it cleans up and ends, together with the
+pip that it may have started; what has not ended after five seconds is killed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import node.errors
+from node.errors import FetchFailed, ParallaxError
+from node.models.fetching import (
+    ErrorLine,
+    IdentifyTask,
+    ImportTask,
+    Line,
+    PrepareTask,
+    ProgressLine,
+    ResultLine,
+    Task,
+)
+from node.models.progress import Phase, ignore_progress
+from node.models.python_child import module_command, module_environment
+from node.wire.models import ModelRef
+
+if TYPE_CHECKING:
+    import trio
+
+GOODBYE_S = 5.0
+LAST_WORDS_LINES = 5
+LINE_LIMIT_BYTES = 1024 * 1024
+
+OnProgress = Callable[[Phase, int, int, str], None]
+
+_line_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+
+
+async def identify_in_child(choice: str | None, models: Path) -> ModelRef:
+    """`identify` in a child process.
+
+    Raises:
+        ParallaxError: as `identify` does.
+        FetchFailed: the child died without a word.
+    """
+    result = await _run(IdentifyTask(str(models), choice), choice or "the default model", ignore_progress)
+    assert result.ref is not None
+    return result.ref
+
+
+async def prepare_in_child(
+    ref: ModelRef, models: Path, layers: tuple[int, int] | None, on_progress: OnProgress
+) -> Path:
+    """`prepare` in a child process; `on_progress` is called from this task.
+
+    Raises:
+        ParallaxError: as `prepare` does.
+        FetchFailed: the child died without a word.
+    """
+    result = await _run(PrepareTask(str(models), ref, layers), ref.name, on_progress)
+    assert result.folder is not None
+    return Path(result.folder)
+
+
+async def import_in_child(path: Path, models: Path, on_progress: OnProgress) -> ModelRef:
+    """`import_file` in a child process.
+
+    Raises:
+        ParallaxError: as `import_file` does.
+        FetchFailed: the child died without a word.
+    """
+    result = await _run(ImportTask(str(models), str(path)), str(path), on_progress)
+    assert result.ref is not None
+    return result.ref
+
+
+async def _run(task: Task, name: str, on_progress: OnProgress) -> ResultLine:
+    import trio  # the child itself imports this package and never needs it
+
+    process = await trio.lowlevel.open_process(
+        module_command("node.models.fetching"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=module_environment(),
+        **_own_session(),
+    )
+    last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
+    end: ResultLine | ErrorLine | None = None
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_collect, process.stderr, last_words)
+            try:
+                await process.stdin.send_all(msgspec.json.encode(task) + b"\n")
+                end = await _follow(process.stdout, on_progress)
+            except trio.BrokenResourceError:  # it ended before it read its task
+                pass
+    finally:
+        with trio.CancelScope(shield=True):
+            await _say_goodbye(process)
+    if isinstance(end, ResultLine):
+        return end
+    if end is not None:
+        raise _as_error(end)
+    words = " / ".join(last_words) or "no last words"
+    raise FetchFailed(name, f"the process that prepares it ended with status {process.returncode} ({words}); try again")
+
+
+def _own_session() -> dict[str, Any]:
+    """Ctrl-c at the terminal reaches us alone, and we end the child in order."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+async def _follow(stdout: trio.abc.ReceiveStream, on_progress: OnProgress) -> ResultLine | ErrorLine | None:
+    """Hand progress on until the last line, which is returned; None where the child ended without one."""
+    buffered = b""
+    async for data in stdout:
+        *lines, buffered = (buffered + data).split(b"\n")
+        for text in lines:
+            line = _line_decoder.decode(text)
+            if not isinstance(line, ProgressLine):
+                return line
+            on_progress(line.phase, line.done_bytes, line.total_bytes, line.text)
+    return None
+
+
+async def _collect(stderr: trio.abc.ReceiveStream, last_words: deque[str]) -> None:
+    """Keep the last lines that the child wrote for people."""
+    buffered = ""
+    async for data in stderr:
+        *lines, buffered = (buffered + data.decode(errors="replace"))[-LINE_LIMIT_BYTES:].split("\n")
+        last_words.extend(line.strip() for line in lines if line.strip())
+    if buffered.strip():
+        last_words.append(buffered.strip())
+
+
+async def _say_goodbye(process: trio.Process) -> None:
+    """Let the child end by itself, then make it. Bounded: the caller shields this."""
+    import trio
+
+    assert process.stdin is not None
+    await process.stdin.aclose()
+    with trio.move_on_after(GOODBYE_S):
+        await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            await stream.aclose()
+
+
+def _as_error(line: ErrorLine) -> ParallaxError:
+    """The child's error as if it had been raised here: same class, message and data."""
+    kind = getattr(node.errors, line.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, ParallaxError)):
+        kind = ParallaxError
+    error = kind.__new__(kind, line.message)
+    vars(error).update(line.fields)
+    return error

@@ -1,0 +1,150 @@
+"""What `parallax models` does: list, pull, import, rm. Tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal, TextIO, TypeVar
+
+from node.errors import ParallaxError, UsageError
+from node.models.child import identify_in_child, import_in_child, prepare_in_child
+from node.models.facts import layer_count
+from node.models.installed import InstalledModel, installed, remove
+from node.models.progress import Phase
+
+Action = Literal["list", "pull", "import", "rm"]
+T = TypeVar("T")
+
+DOING: dict[Phase, str] = {"fetch": "fetching", "convert": "converting"}
+INTERRUPTED_STATUS = 130
+WIDTH = 79
+
+
+def run(action: Action, argument: str | None, models: Path, *, as_json: bool) -> int:
+    """Do one action; returns the exit status. Errors are told on stderr.
+
+    Args:
+        argument: for `pull` what `--model` takes (None: the default), for `import` a path, for `rm` a name.
+    """
+    try:
+        match action:
+            case "list":
+                _show(installed(models), as_json=as_json)
+            case "pull":
+                _show([_pull(argument, models)], as_json=as_json)
+            case "import":
+                _show([_import(_needed(argument, "a .gguf file or a folder"), models)], as_json=as_json)
+            case "rm":
+                _show([remove(_needed(argument, "a model's name"), models)], as_json=as_json, verb="removed")
+    except ParallaxError as error:
+        print(f"parallax: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
+    return 0
+
+
+def _needed(argument: str | None, what: str) -> str:
+    if argument is None:
+        raise UsageError(f"{what} is needed; see `parallax models --help`")
+    return argument
+
+
+def _pull(choice: str | None, models: Path) -> InstalledModel:
+    """Fetch the whole model: what describes it first, which tells how many layers there are."""
+    with _ProgressLine(sys.stderr) as line:
+        ref = _in_trio(lambda: identify_in_child(choice, models))
+        folder = _in_trio(lambda: prepare_in_child(ref, models, None, line.show))
+        layers = (0, layer_count(folder))
+        folder = _in_trio(lambda: prepare_in_child(ref, models, layers, line.show))
+    return next(model for model in installed(models) if model.ref.digest == ref.digest)
+
+
+def _import(path: str, models: Path) -> InstalledModel:
+    with _ProgressLine(sys.stderr) as line:
+        ref = _in_trio(lambda: import_in_child(Path(path), models, line.show))
+    return next(model for model in installed(models) if model.ref.digest == ref.digest)
+
+
+def _in_trio(work: Callable[[], Awaitable[T]]) -> T:
+    import trio  # listing and removing need none
+
+    async def main() -> T:
+        return await work()
+
+    return trio.run(main)
+
+
+def _show(models: list[InstalledModel], *, as_json: bool, verb: str = "") -> None:
+    if as_json:
+        rows = [
+            {
+                "name": model.name,
+                "source": model.source,
+                "bytes_on_disk": model.bytes_on_disk,
+                "path": model.path,
+                "complete": model.complete,
+            }
+            for model in models
+        ]
+        print(json.dumps(rows, indent=2))
+    elif verb:
+        for model in models:
+            print(f"{verb} {model.name} ({size_text(model.bytes_on_disk)})")
+    elif models:
+        _table(models)
+    else:
+        print("no models yet; `parallax models pull` fetches the default one")
+
+
+def _table(models: list[InstalledModel]) -> None:
+    rows = [("NAME", "SIZE", "STATE", "SOURCE")]
+    rows += [
+        (model.name, size_text(model.bytes_on_disk), "whole" if model.complete else "in part", model.source)
+        for model in models
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, size, state, source in rows:
+        print(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {state:<{widths[2]}}  {source}")
+
+
+def size_text(count: int) -> str:
+    """`538 MB`: three digits are enough for people."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if value >= 99.5 or units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+class _ProgressLine:
+    """One line that is written over and over on a terminal; a line per phase and text elsewhere."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._terminal = out.isatty()
+        self._said = ""
+
+    def __enter__(self) -> _ProgressLine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._terminal and self._said:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+
+    def show(self, phase: Phase, done_bytes: int, total_bytes: int, text: str) -> None:
+        """An `OnProgress`."""
+        doing = DOING[phase]
+        if self._terminal:
+            share = f"{100 * done_bytes // total_bytes:3d} %  " if total_bytes else ""
+            amount = f"{size_text(done_bytes)} of {size_text(total_bytes)}  " if total_bytes else ""
+            self._said = f"{doing}  {share}{amount}{text}"[:WIDTH]
+            self._out.write(f"\r\x1b[K{self._said}")
+        else:
+            said = f"{doing} ({size_text(total_bytes)})" if total_bytes else f"{doing}: {text}"
+            if said != self._said:
+                self._said = said
+                self._out.write(said + "\n")
+        self._out.flush()

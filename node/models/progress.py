@@ -1,0 +1,54 @@
+"""How work on a model's files tells how far it is. Knows neither terminals nor events."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+Phase = Literal["fetch", "convert"]
+
+Report = Callable[[Phase, int, int, str], None]
+"""Called with (phase, done_bytes, total_bytes, text); a total of 0 means that it is not known."""
+
+POLL_S = 0.2
+
+
+def ignore_progress(phase: Phase, done_bytes: int, total_bytes: int, text: str) -> None:
+    """The report of a caller who does not care."""
+
+
+def bytes_under(folder: Path, pattern: str) -> int:
+    """Size of all files below `folder` that match `pattern`; those that vanish meanwhile count nothing."""
+    total = 0
+    for path in folder.rglob(pattern):
+        try:
+            total += path.stat().st_size
+        except OSError:
+            continue
+    return total
+
+
+@contextmanager
+def growth_reported(
+    size: Callable[[], int], total_bytes: int, text: str, report: Report, *, before_bytes: int = 0
+) -> Iterator[None]:
+    """Report the growth of what `size` measures while the block runs, from a thread of its own.
+
+    The thread ends with the block. `before_bytes` is what was done before the block began.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            report("fetch", min(before_bytes + size(), total_bytes), total_bytes, text)
+
+    thread = threading.Thread(target=watch, name="download progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
