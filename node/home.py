@@ -80,6 +80,8 @@ class Home:
     """Lock, socket or token file: gone when the node is."""
     models: Path
     """Weights; may be shared by several homes."""
+    settings: Path | None = None
+    """Files that people write: config.toml, keymap.toml, themes; None: beside the data."""
 
     @classmethod
     def from_environment(cls, data_dir: str | None = None) -> Home:
@@ -87,21 +89,21 @@ class Home:
         chosen = data_dir or os.environ.get("PARALLAX_HOME")
         if chosen:
             root = Path(chosen).expanduser().absolute()
-            data, runtime, models = root, root / "run", root / "models"
+            data, runtime, models, settings = root, root / "run", root / "models", root
         else:
             data = Path(platformdirs.user_data_dir(APP, appauthor=False))
-            runtime = Path(platformdirs.user_runtime_dir(APP, appauthor=False))
+            session = os.environ.get("XDG_RUNTIME_DIR")
+            runtime = Path(session) / APP if session else data / "run"
             models = Path(platformdirs.user_cache_dir(APP, appauthor=False)) / "models"
+            settings = Path(platformdirs.user_config_dir(APP, appauthor=False))
         if elsewhere := os.environ.get("PARALLAX_MODELS"):
             models = Path(elsewhere).expanduser().absolute()
-        return cls(data, runtime, models)
+        return cls(data, runtime, models, settings)
 
     @property
     def config(self) -> Path:
-        """Settings, in TOML. Beside the data where PARALLAX_HOME is set, in the config folder otherwise."""
-        if self.runtime == self.data / "run":
-            return self.data / "config.toml"
-        return Path(platformdirs.user_config_dir(APP, appauthor=False)) / "config.toml"
+        """The node's settings, in TOML."""
+        return (self.settings or self.data) / "config.toml"
 
     @property
     def lock(self) -> Path:

@@ -59,6 +59,8 @@ class Outbox:
         except trio.WouldBlock:
             self.forget(peer)
             self._lost(peer, f"{QUEUED_FRAMES} frames wait for it")
+        except trio.BrokenResourceError:  # its sender was cancelled: this node is leaving
+            self._queues.pop(peer, None)
 
     def forget(self, peer: NodeId) -> None:
         """Drop what still waits for a peer that is gone."""

@@ -30,7 +30,7 @@ class Pipeline:
     def __init__(self, swarm: Swarm, lookup: StageLookup, worker_failed: Callable[[WorkerDied], None]) -> None:
         self._swarm = swarm
         self.head = Head(swarm.node_id, self._name_of)
-        self.stage = StageRunner(swarm.node_id, lookup, worker_failed)
+        self.stage = StageRunner(swarm.node_id, lookup, worker_failed, lambda node_id: node_id in swarm.members())
         self._outbox = Outbox(swarm, self._deliver, self.lost)
         self.head.attach(self._outbox)
         self.stage.attach(self._outbox)

@@ -50,9 +50,15 @@ class _Work:
 class StageRunner:
     """Runs the sequences that pass through this node."""
 
-    def __init__(self, self_id: NodeId, lookup: StageLookup, failed: Callable[[WorkerDied], None]) -> None:
+    def __init__(
+        self,
+        self_id: NodeId,
+        lookup: StageLookup,
+        failed: Callable[[WorkerDied], None],
+        is_member: Callable[[NodeId], bool],
+    ) -> None:
         self.latency = LatencyWindow()
-        self._self_id, self._lookup, self._worker_failed = self_id, lookup, failed
+        self._self_id, self._lookup, self._worker_failed, self._is_member = self_id, lookup, failed, is_member
         self._sessions: dict[tuple[str, int], StageSession] = {}
         self._opening: dict[tuple[str, int], list[Arrival]] = {}
         self._work: list[_Work] = []
@@ -109,7 +115,7 @@ class StageRunner:
     def drop_all_with(self, peer: NodeId, reason: str) -> None:
         """A member is gone: free every sequence that needs it, and tell the heads that still live."""
         for session in list(self._sessions.values()):
-            if session.involves(peer):
+            if peer in session.needs():
                 if session.head not in (peer, self._self_id):
                     self._fail(session, f"lost the link to node {peer[-8:]}: {reason}")
                 else:
@@ -224,6 +230,10 @@ class StageRunner:
             self._post(NodeId(frame.head), failure)
             return
         self._sessions[key] = session
+        gone = next((node for node in session.needs() if not self._is_member(node)), None)
+        if gone is not None:  # it left while the sequence was being opened: its farewell came too early for it
+            self.drop_all_with(gone, "it is gone")
+            return
         if session.downstream is not None:
             self._post(session.downstream, replace(frame, hop=frame.hop + 1))
         for held_back in waiting:

@@ -56,9 +56,9 @@ class StageSession:
     def is_tail(self) -> bool:
         return self.opened.hop == len(self.opened.chain) - 1
 
-    def involves(self, node_id: NodeId) -> bool:
-        """Whether the sequence cannot go on without that node."""
-        return node_id == self.head or any(hop.node_id == node_id for hop in self.opened.chain)
+    def needs(self) -> set[NodeId]:
+        """The nodes without which the sequence cannot go on."""
+        return {self.head, *(NodeId(hop.node_id) for hop in self.opened.chain)}
 
     def judge(self, peer: NodeId, frame: Tokens | Activations | Sampled) -> Verdict:
         """Whether a frame is the one that is due, a repetition of an earlier one, or out of order.

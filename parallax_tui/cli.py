@@ -1,0 +1,240 @@
+"""The `parallax` command. Parses, then loads only what the chosen command needs: `--help` imports no Textual."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from node.errors import ParallaxError, UsageError
+from node.home import Home
+
+Problem = Callable[[], str | None]
+"""The last words of a node that we started, once it has ended."""
+
+EPILOG = """\
+exit codes: 0 done; 1 failed; 2 a wrong option, setting or token, or the model does not fit; 3 a node already runs
+here; 4 no node runs here; 5 model files; 6 engine; 7 swarm; 8 the request was refused or lost a node; 130 interrupted
+
+folders: PARALLAX_HOME moves keys, settings and sockets; PARALLAX_MODELS moves the weights alone
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except ParallaxError as error:
+        print(f"parallax: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; so do we
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    from node.command_line import add_node_options
+
+    parser = argparse.ArgumentParser(
+        prog="parallax",
+        description="Pools your machines into one large language model. Without a command: the terminal app.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_app_or_question, parser=parser)
+    parser.add_argument("--version", action="version", version=f"parallax {_version()}")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="answer TEXT on stdout and leave; stdin is appended")
+    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="with -p: at most N tokens")
+    parser.add_argument("--temperature", type=_temperature, metavar="T", help="with -p: 0 is greedy (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="with -p: the same seed gives the same answer")
+    parser.add_argument("--json", action="store_true", help="with -p: answer, usage and latency as JSON")
+    parser.add_argument("--model", help="for a node that this command starts: name, GGUF file, folder or hub id")
+    parser.add_argument("--dtype", help="for a node that this command starts: auto, fp32, bf16 or fp16")
+    parser.add_argument(
+        "--local-nodes", type=_positive, metavar="N", help="split the model over N node processes on this machine"
+    )
+    parser.add_argument("--theme", metavar="NAME", help="of the terminal app")
+    parser.add_argument("--slow-link", action="store_true", help="paint less: for a slow ssh connection")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    node = _command(commands, "node", "run a headless member of a swarm", _run_node)
+    add_node_options(node)
+    invite = _command(commands, "invite", "print a token that lets another machine join", _run_invite)
+    invite.add_argument("--data-dir", metavar="DIR", help="of the node to ask (also: PARALLAX_HOME)")
+    status = _command(commands, "status", "show nodes, layers and health", _run_status)
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--once", action="store_true", help="print once, even on a terminal")
+    status.add_argument("--data-dir", metavar="DIR", help="of the node to ask (also: PARALLAX_HOME)")
+    models = _command(commands, "models", "list, fetch, import or remove models", _run_models)
+    models.add_argument("--json", action="store_true", help="for programs")
+    actions = models.add_subparsers(title="actions", metavar="ACTION", dest="action")
+    for action, argument, text in (
+        ("list", None, "models on this machine (the default action)"),
+        ("pull", "MODEL", "fetch a model: `default` or a hub id"),
+        ("import", "FILE", "take in a GGUF file or a Hugging Face folder"),
+        ("rm", "MODEL", "remove a model's files"),
+    ):
+        action_parser = actions.add_parser(action, help=text, description=text, allow_abbrev=False)
+        action_parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for programs")
+        if argument:
+            action_parser.add_argument("argument", metavar=argument)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    run: object,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _version() -> str:
+    from node import __version__
+
+    return __version__
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 2.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2")
+    return value
+
+
+def _run_node(options: argparse.Namespace) -> int:
+    from node.command_line import run
+
+    return run(options)
+
+
+def _run_invite(options: argparse.Namespace) -> int:
+    from parallax_tui.headless.node_connection import read_invitation
+
+    print(read_invitation(Home.from_environment(options.data_dir)))
+    return 0
+
+
+def _run_status(options: argparse.Namespace) -> int:
+    from parallax_tui.headless.node_connection import read_state
+    from parallax_tui.headless.status_report import as_json, as_text
+
+    home = Home.from_environment(options.data_dir)
+    if options.json or options.once or not sys.stdout.isatty():
+        state = read_state(home)
+        print(as_json(state) if options.json else as_text(state))
+        return 0
+    while True:  # a terminal: keep showing it until ctrl-c
+        report = as_text(read_state(home))
+        sys.stdout.write(f"\x1b[H\x1b[2J{report}\n\nctrl-c to leave\n")
+        sys.stdout.flush()
+        time.sleep(1.0)
+
+
+def _run_models(options: argparse.Namespace) -> int:
+    from node.models.command import run
+
+    argument = getattr(options, "argument", None)
+    return run(options.action or "list", argument, Home.from_environment().models, as_json=options.json)
+
+
+def _app_or_question(options: argparse.Namespace) -> int:
+    if options.prompt is None:
+        for name in ("max_tokens", "temperature", "seed"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} goes with -p")
+        if options.json:
+            raise UsageError("--json goes with -p")
+        return _run_app(options)
+    return _run_question(options)
+
+
+def _run_question(options: argparse.Namespace) -> int:
+    from parallax_tui.headless.one_question import Question, ask
+
+    prompt = _with_stdin(options.prompt)
+    question = Question(prompt, options.max_tokens, options.temperature, options.seed, options.json)
+    with _serving(options, ["--api", "off"]) as (home, problem):
+        ask(home, question, problem, sys.stdout)
+    return 0
+
+
+def _run_app(options: argparse.Namespace) -> int:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("the terminal app needs a terminal; `parallax -p TEXT` answers without one")
+    if options.slow_link:
+        # Textual reads these when it is imported: fewer paints and colours, no animation.
+        os.environ |= {"TEXTUAL_FPS": "4", "TEXTUAL_COLOR_SYSTEM": "standard", "TEXTUAL_ANIMATIONS": "none"}
+    with _serving(options, [], wait=False) as (home, problem):
+        from parallax_tui.app import ParallaxApp
+
+        app = ParallaxApp(home, child_problem=problem, theme=options.theme, slow_link=options.slow_link)
+        app.run()
+        return app.return_code or 0
+
+
+@contextmanager
+def _serving(options: argparse.Namespace, extra: list[str], *, wait: bool = True) -> Iterator[tuple[Home, Problem]]:
+    """A home whose node runs: the one that runs already, or one of ours for as long as the block lasts."""
+    from parallax_tui.headless.child_nodes import child_node, local_nodes
+    from parallax_tui.headless.node_connection import answers
+
+    home = Home.from_environment()
+    node_options = _node_options(options)
+    if options.local_nodes is not None:
+        with local_nodes(options.local_nodes, home.models, node_options) as first:
+            yield first.home, first.problem
+    elif answers(home):
+        if node_options:
+            raise UsageError(f"a node already runs here; {node_options[0]} is for a node that this command starts")
+        yield home, lambda: None
+    else:
+        with child_node(home, [*node_options, *extra]) as child:
+            if wait:
+                child.wait_until_it_answers()
+            yield home, child.problem
+
+
+def _node_options(options: argparse.Namespace) -> list[str]:
+    from node.config import parse_dtype
+
+    given: list[str] = []
+    if options.model:
+        given += ["--model", options.model]
+    if options.dtype:
+        parse_dtype(options.dtype)
+        given += ["--dtype", options.dtype]
+    return given
+
+
+def _with_stdin(prompt: str) -> str:
+    """The prompt, and below it what is piped in."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return prompt
+    piped = sys.stdin.read().strip()
+    return f"{prompt}\n\n{piped}" if piped else prompt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Node processes that we start and that end with us, however we end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.errors import ParallaxError
+from node.home import Home, private_folder
+from parallax_tui.headless.node_connection import answers, read_invitation
+
+STOP_S = 10.0
+"""A node says goodbye within two seconds; a busy machine gets more."""
+
+START_S = 60.0
+LOG_TAIL_LINES = 15
+
+
+class NodeEnded(ParallaxError):
+    """A node that we started has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildNode:
+    """A node process of ours."""
+
+    home: Home
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def problem(self) -> str | None:
+        """Its last words, once it has ended; None while it runs."""
+        if self.process.poll() is None:
+            return None
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return "\n".join(lines) or f"the node ended with status {self.process.returncode}"
+
+    def wait_until_it_answers(self) -> None:
+        """Block until the control endpoint answers.
+
+        Raises:
+            NodeEnded: it ended, or did not answer within `START_S`; with its last words.
+        """
+        deadline = time.monotonic() + START_S
+        while not answers(self.home):
+            problem = self.problem()
+            if problem is not None:
+                raise NodeEnded(problem.removeprefix("parallax: "))
+            if time.monotonic() > deadline:
+                raise NodeEnded(f"the node did not answer within {START_S:.0f} s; its log is {self.log}")
+            time.sleep(0.05)
+
+
+@contextmanager
+def child_node(home: Home, options: Sequence[str], environment: dict[str, str] | None = None) -> Iterator[ChildNode]:
+    """Start a node for `home`; leaving the block stops it."""
+    private_folder(home.data)
+    log = home.data / "node.log"
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "node", *options],
+            stdin=subprocess.PIPE,  # closes when we end, in whatever way; the node watches it
+            stdout=log_file,
+            stderr=log_file,
+            env={**os.environ, **(environment or {}), "PARALLAX_STOP_WITH_PARENT": "1"},
+            start_new_session=True,  # ctrl-c is ours to handle: we stop the node in order
+        )
+    child = ChildNode(home, process, log)
+    try:
+        yield child
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def local_nodes(count: int, models: Path, options: Sequence[str]) -> Iterator[ChildNode]:
+    """`count` nodes on this machine in a swarm of their own, which leaves nothing behind. Yields the first.
+
+    They share the weights in `models`, and each holds its share of the layers.
+    """
+    root = Path(tempfile.mkdtemp(prefix="parallax-local-"))
+    try:
+        with ExitStack() as stack:
+            shared = ["--api", "off", "--no-discover", "--listen", "127.0.0.1:0", *options]
+            first = stack.enter_context(_local_node(root, 1, models, [*shared, "--min-nodes", str(count)]))
+            first.wait_until_it_answers()
+            token = read_invitation(first.home)
+            for number in range(2, count + 1):
+                stack.enter_context(_local_node(root, number, models, [*shared, "--join", token]))
+            yield first
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def _local_node(root: Path, number: int, models: Path, options: Sequence[str]) -> Iterator[ChildNode]:
+    folder = root / f"local-{number}"
+    environment = {"PARALLAX_HOME": str(folder), "PARALLAX_MODELS": str(models)}
+    home = Home(folder, folder / "run", models)
+    with child_node(home, ["--name", f"local-{number}", *options], environment) as child:
+        yield child

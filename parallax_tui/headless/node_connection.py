@@ -1,0 +1,72 @@
+"""A blocking client for the control endpoint of this home's node."""
+
+from __future__ import annotations
+
+import httpx
+import msgspec
+
+from node.errors import NoNode, ParallaxError
+from node.home import Control, Home
+from node.journal.state import State
+
+
+class RefusedByNode(ParallaxError):
+    """The node answered with an error; the message is the node's own."""
+
+    exit_code = 8
+
+
+def open_client(control: Control, timeout_s: float | None = 10.0) -> httpx.Client:
+    """An HTTP client for a node; the caller closes it."""
+    timeout = httpx.Timeout(timeout_s, connect=5.0)
+    if control.socket_path is not None:
+        return httpx.Client(
+            transport=httpx.HTTPTransport(uds=control.socket_path), base_url="http://node", timeout=timeout
+        )
+    headers = {"Authorization": f"Bearer {control.token}"}
+    # trust_env off: a proxy from the environment must never see the token of a loopback port
+    return httpx.Client(base_url=f"http://127.0.0.1:{control.port}", headers=headers, timeout=timeout, trust_env=False)
+
+
+def read_state(home: Home) -> State:
+    """The running node's state.
+
+    Raises:
+        NoNode: none answers for this home.
+        RefusedByNode: it answered with an error.
+    """
+    return msgspec.json.decode(_request(home, "GET", "/v1/state"), type=State)
+
+
+def read_invitation(home: Home) -> str:
+    """A token that admits its bearer to this node's swarm; errors as in `read_state`."""
+    return str(msgspec.json.decode(_request(home, "POST", "/v1/invitation"))["token"])
+
+
+def answers(home: Home) -> bool:
+    """Whether this home's node runs and answers."""
+    try:
+        _request(home, "GET", "/health")
+    except ParallaxError:
+        return False
+    return True
+
+
+def _request(home: Home, method: str, path: str) -> bytes:
+    control = home.read_control()
+    try:
+        with open_client(control) as client:
+            response = client.request(method, path)
+    except httpx.HTTPError as error:
+        raise NoNode(control.where) from error
+    if response.status_code != 200:
+        raise RefusedByNode(error_message(response.content))
+    return response.content
+
+
+def error_message(body: bytes) -> str:
+    """The sentence in an error body."""
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return body[:200].decode(errors="replace") or "the node gave no reason"

@@ -1,0 +1,137 @@
+"""`parallax -p TEXT`: one question, its answer on stdout and nothing else there."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import httpx
+import msgspec
+
+from node.errors import ParallaxError
+from node.home import Home
+from node.journal.state import ModelStatus
+from parallax_tui.headless.node_connection import RefusedByNode, error_message, open_client, read_state
+
+READY_S = 1800.0
+"""A first start fetches and converts a model; a slow line needs a while, and the progress is shown."""
+
+PATIENCE_S = 3.0
+"""A plan problem may be a passing one while nodes find one another; one that stays this long is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask, and how."""
+
+    prompt: str
+    max_tokens: int | None
+    temperature: float | None
+    seed: int | None
+    as_json: bool
+
+
+def ask(home: Home, question: Question, problem: Callable[[], str | None], out: TextIO) -> None:
+    """Wait until the swarm can answer, ask, and write the answer as it comes.
+
+    Raises:
+        ParallaxError: the node ended, refuses, or lost a hop; what had come of the answer is on `out` by then.
+    """
+    _wait_until_served(home, problem)
+    body: dict[str, Any] = {
+        "model": "",
+        "messages": [{"role": "user", "content": question.prompt}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    for field in ("max_tokens", "temperature", "seed"):
+        value = getattr(question, field)
+        if value is not None:
+            body[field] = value
+    control = home.read_control()
+    try:
+        with (
+            open_client(control, timeout_s=None) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as response,
+        ):
+            if response.status_code != 200:
+                raise RefusedByNode(error_message(response.read()))
+            _write_answer(response, question.as_json, out)
+    except httpx.HTTPError as error:
+        raise ParallaxError(f"the connection to the node broke: {problem() or error}") from error
+
+
+def _write_answer(response: httpx.Response, as_json: bool, out: TextIO) -> None:
+    text, ended = "", ""
+    summary: dict[str, Any] = {}
+    for line in response.iter_lines():
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            continue
+        chunk = msgspec.json.decode(line[6:])
+        if "error" in chunk:
+            raise RefusedByNode(chunk["error"]["message"])
+        if chunk.get("usage"):
+            summary["usage"] = chunk["usage"]
+        for choice in chunk["choices"]:
+            piece = choice["delta"].get("content") or ""
+            text += piece
+            if choice["finish_reason"]:
+                ended = choice["finish_reason"]
+                summary |= {"model": chunk["model"], "parallax": chunk["parallax"]}
+            if not as_json and piece:
+                out.write(piece)
+                out.flush()
+    if as_json:
+        answer = {"text": text, "finish_reason": ended, **summary}
+        out.write(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode() + "\n")
+    elif not text.endswith("\n"):
+        out.write("\n")
+    out.flush()
+
+
+def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
+    deadline = time.monotonic() + READY_S
+    troubled_s: float | None = None
+    with _ProgressLine(sys.stderr) as progress:
+        while True:
+            if (ended := problem()) is not None:
+                raise ParallaxError(ended.removeprefix("parallax: "))
+            state = read_state(home)
+            if state.plan is not None and not state.uncovered() and state.model.phase == "ready":
+                return
+            trouble = state.plan_problem or (state.model.text if state.model.phase == "failed" else "")
+            troubled_s = (troubled_s or time.monotonic()) if trouble else None
+            if troubled_s is not None and time.monotonic() - troubled_s > PATIENCE_S:
+                raise ParallaxError(trouble)
+            if time.monotonic() > deadline:
+                raise ParallaxError(f"nothing is served after {READY_S / 60:.0f} minutes; see `parallax status`")
+            progress.show(state.model)
+            time.sleep(0.1)
+
+
+class _ProgressLine:
+    """One line that is written over; silent where stderr is no terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown = ""
+
+    def __enter__(self) -> _ProgressLine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write("")
+
+    def show(self, model: ModelStatus) -> None:
+        share = f" {100 * model.done_bytes / model.total_bytes:3.0f} %" if model.total_bytes else ""
+        words = {"fetch": "fetching", "convert": "converting", "load": "loading"}
+        self._write(f"{words.get(model.phase, 'starting')} {model.model}{share}".rstrip())
+
+    def _write(self, text: str) -> None:
+        if self._stream.isatty() and text != self._shown:
+            self._stream.write(f"\r{text:<{len(self._shown)}}" + ("" if text else "\r"))
+            self._stream.flush()
+            self._shown = text

@@ -1,0 +1,98 @@
+"""`parallax status`: the swarm as this home's node sees it, as lines for people or JSON for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from node.journal.state import NodeView, State
+
+GIB = 1024**3
+
+
+def as_json(state: State) -> str:
+    """Live members, the plan and what it lacks. Past requests and departed members are not in it."""
+    plan = state.plan
+    report: dict[str, Any] = {
+        "self": state.self_id,
+        "model": plan.model.name if plan else None,
+        "dtype": plan.dtype if plan else None,
+        "layers": plan.facts.layers if plan else None,
+        "epoch": plan.epoch if plan else None,
+        "problem": state.plan_problem,
+        "uncovered": [list(gap) for gap in state.uncovered()],
+        "serving": plan is not None and not state.uncovered(),
+        "nodes": [_node(view) for view in _in_layer_order(state)],
+        "assignments": [[a.node_id, a.start, a.end] for a in plan.assignments] if plan else [],
+    }
+    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+
+
+def as_text(state: State) -> str:
+    """A table, and a sentence on what is missing."""
+    plan = state.plan
+    if plan is None:
+        head = state.plan_problem or "no plan yet"
+    else:
+        gaps = state.uncovered()
+        missing = ", ".join(f"{start}–{end - 1}" for start, end in gaps)
+        health = f"layers {missing} have no ready node" if gaps else "whole"
+        head = f"{plan.model.name} · {plan.facts.layers} layers · {plan.dtype} · plan {plan.epoch} · {health}"
+        if state.plan_problem:
+            head += f"\n{state.plan_problem}"
+    rows = [("node", "layers", "state", "memory", "kv tokens", "rtt", "ms/layer")]
+    own = state.nodes.get(state.self_id)
+    for view in _in_layer_order(state):
+        record = view.record
+        held = next((h for h in record.held if h.state == "ready"), None) or next(iter(record.held), None)
+        rtt = own.record.rtt_ms.get(record.node_id) if own else None
+        latency = record.layer_latency
+        rows.append(
+            (
+                record.name + (" (this one)" if record.node_id == state.self_id else ""),
+                f"{held.start}–{held.end - 1}" if held else "–",
+                held.state if held and record.state == "serving" else record.state,
+                f"{record.hardware.memory_bytes / GIB:.1f} GiB" if record.hardware else "–",
+                f"{record.kv_tokens_used}/{record.kv_tokens_total}",
+                "–" if rtt is None else f"{rtt:.1f} ms",
+                "–" if latency is None else f"{latency.p50_ms:.2f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    problems = "".join(
+        f"\n{view.record.name}: {view.record.problem}" for view in state.nodes.values() if view.record.problem
+    )
+    return f"{head}\n\n{table}{problems}"
+
+
+def _in_layer_order(state: State) -> list[NodeView]:
+    def place(view: NodeView) -> tuple[int, str, str]:
+        held = view.record.held
+        return (held[0].start if held else 1_000_000, view.record.name, view.record.node_id)
+
+    return sorted(state.nodes.values(), key=place)
+
+
+def _node(view: NodeView) -> dict[str, Any]:
+    record = view.record
+    ready = record.ready_range()
+    return {
+        "id": record.node_id,
+        "name": record.name,
+        "state": record.state,
+        "problem": record.problem,
+        "layers": [ready.start, ready.end] if ready else None,
+        "held": [[held.start, held.end, held.state] for held in record.held],
+        "device": record.hardware.device if record.hardware else None,
+        "memory_bytes": record.hardware.memory_bytes if record.hardware else None,
+        "kv_tokens_total": record.kv_tokens_total,
+        "kv_tokens_used": record.kv_tokens_used,
+        "sessions": record.sessions,
+        "queue_depth": record.queue_depth,
+        "layer_latency_ms": record.layer_latency.p50_ms if record.layer_latency else None,
+        "rtt_ms": record.rtt_ms,
+        "addresses": list(record.addresses),
+        "software": record.software,
+    }
