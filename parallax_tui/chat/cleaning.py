@@ -1,0 +1,17 @@
+"""Makes a model's output safe to show: a terminal obeys control characters, and a model can write any character."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""All control characters but tab and newline, and the marks that turn the reading direction (a sentence must not look
+like another one)."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Halves of a character, which cannot be encoded."""
+_LINE_ENDS = re.compile("\r\n?|[\u2028\u2029\x85]")
+
+
+def clean(text: str) -> str:
+    """The text with newlines and tabs, but without anything that a terminal would obey."""
+    return _SURROGATE.sub("\ufffd", _CONTROL.sub("", _LINE_ENDS.sub("\n", text)))
