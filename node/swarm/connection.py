@@ -1,0 +1,300 @@
+"""One connection to one peer, from the first proven byte to the last: admission, heartbeat, news, links.
+
+    nursery of the connection
+    ├── yamux                         libp2p's frames
+    ├── inbound streams               one task each; a stranger may open the control stream and nothing else
+    └── admission, then               on the control stream, which the dialer opens
+        ├── reader, writer            of control messages
+        └── heart                     pings, and ends the connection when nothing comes
+
+Whatever a peer provokes ends this connection and nothing else. It owns its socket: the socket is closed when `serve`
+returns, whichever way.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+import trio
+from libp2p.custom_types import TProtocol
+from libp2p.stream_muxer.yamux.yamux import YamuxStream
+
+from node.errors import BadWireData, LinkClosed, NotAdmitted
+from node.swarm.admission import admit
+from node.swarm.heartbeat import INTERVAL_S, PeerClock, SilenceWatch
+from node.swarm.muxed_stream import MuxedStream
+from node.swarm.outbox import Outbox
+from node.swarm.secret import SwarmSecret
+from node.swarm.socket_stream import SocketStream
+from node.swarm.strict_yamux import UNREAD_LIMIT_BYTES, StrictYamux
+from node.wire.codec import encode
+from node.wire.control import ADMISSION_LIMIT_BYTES, CONTROL_LIMIT_BYTES, Admission, Control, Ping, Pong, Told
+from node.wire.ids import NodeId, short_id
+
+log = logging.getLogger(__name__)
+
+CONTROL_PROTOCOL = "/parallax/control/1"
+LINK_PROTOCOL = "/parallax/link/1"
+
+STRANGER_STREAMS = 4
+MEMBER_STREAMS = 32
+"""Inbound streams open at once; an honest member has one link. More are a flood and end the connection."""
+
+OPEN_STREAM_S = 5.0
+
+Why = Literal["silent", "disconnected"]
+
+
+class Room(Protocol):
+    """What a connection needs of the swarm around it."""
+
+    secret: SwarmSecret
+    own_id: NodeId
+    life: bytes
+
+    def joined(self, connection: Connection) -> None:
+        """The peer is admitted."""
+
+    def told(self, connection: Connection, told: Told) -> None:
+        """It told us something. Raises BadWireData where it must be let go for it."""
+
+    async def serve_link(self, connection: Connection, stream: MuxedStream) -> None:
+        """It opened a link to us; returns when that is over."""
+
+    def parted(self, connection: Connection) -> None:
+        """An admitted connection is over."""
+
+
+class Connection:
+    """Made by the two ways in, `front_door` and `dialer`; run by `serve`."""
+
+    def __init__(self, room: Room, muxed: StrictYamux, socket: SocketStream, peer: NodeId, *, dialed: bool) -> None:
+        self.peer = peer
+        self.dialed = dialed
+        """Whether we made it."""
+        self.life = b""
+        """Of the peer's process."""
+        self.admitted_s = math.inf
+        self.clock = PeerClock()
+        self.outbox = Outbox()
+        self.why: Why = "disconnected"
+        """Why it ended."""
+        self.links = 0
+        """Link streams in use, in both directions."""
+        self.is_over = False
+        self.nursery: trio.Nursery
+        """For what ends with the connection."""
+        self._room, self._muxed, self._socket = room, muxed, socket
+        self._scope = trio.CancelScope()
+        self._admitted = trio.Event()
+        self._reason = ""
+        self._inbound = 0
+        self._control_asked = False
+        self._control_in, self._control_out = trio.open_memory_channel[MuxedStream](1)
+
+    @property
+    def heard_s(self) -> float:
+        """When the last byte came, by trio's clock."""
+        return self._socket.heard_s
+
+    def end(self, why: Why, reason: str) -> None:
+        """Have it end now. The reason is for the log of whoever looks into it."""
+        log.debug("connection with %s ends: %s", short_id(self.peer), reason)
+        self.why, self._reason = why, reason
+        self._scope.cancel()
+
+    async def serve(self, deadline_s: float, admitted: Callable[[], None]) -> None:
+        """Run the connection until it ends; `admitted` is called when the peer is.
+
+        Raises:
+            NotAdmitted: it was not, by `deadline_s` (trio's clock) or for its answers. Nothing is raised after that.
+        """
+        self._scope.deadline = deadline_s
+        failure: Exception | None = None
+        try:
+            with self._scope:
+                async with trio.open_nursery() as self.nursery:
+                    self.nursery.start_soon(self._ends_with, self._muxed.run)
+                    self.nursery.start_soon(self._ends_with, self._accept_streams)
+                    try:
+                        stream = await self._admission()
+                    except Exception as error:
+                        failure = error
+                    else:
+                        self._scope.deadline = math.inf
+                        self._room.joined(self)
+                        self._admitted.set()
+                        admitted()
+                        self._start_control(stream)
+                        await trio.sleep_forever()
+                    self.nursery.cancel_scope.cancel()
+        finally:
+            self.is_over = True
+            self._socket.close_now()
+            if self.admitted_s < math.inf:
+                self._room.parted(self)
+            await self._wake_waiters()
+        if self.admitted_s == math.inf:
+            if isinstance(failure, NotAdmitted):
+                raise failure
+            raise NotAdmitted(self.peer, _told(failure) if failure else self._reason or "it took too long")
+
+    async def open(self, protocol: str) -> MuxedStream:
+        """A fresh stream of ours with that protocol on it.
+
+        Not cancelled half way by an impatient caller, since that could break the connection for all.
+
+        Raises:
+            LinkClosed: the connection is over, or the peer refused or took too long.
+        """
+        try:
+            with trio.CancelScope(shield=True), trio.fail_after(OPEN_STREAM_S):
+                stream = MuxedStream(await self._muxed.open_stream())
+                await stream.choose(protocol)
+        except Exception as error:
+            raise LinkClosed(self.peer, _told(error)) from error
+        return stream
+
+    async def _admission(self) -> MuxedStream:
+        await self._muxed.event_started.wait()
+        stream = await self.open(CONTROL_PROTOCOL) if self.dialed else await self._control_out.receive()
+        talk = _Talk(stream, self.peer)
+        self.life = await admit(
+            talk, self._room.secret, self._room.own_id, self.peer, self._room.life, dialed=self.dialed
+        )
+        self.admitted_s = trio.current_time()
+        self._muxed.unread_limit_bytes = UNREAD_LIMIT_BYTES
+        return stream
+
+    def _start_control(self, stream: MuxedStream) -> None:
+        for work in (self._read_control, self._write_control):
+            self.nursery.start_soon(self._ends_with, work, stream)
+        self.nursery.start_soon(self._ends_with, self._beat)
+
+    async def _ends_with(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Run a part of the connection that it cannot be without. A door: what a peer provokes stops here."""
+        try:
+            await work(*args)
+        except BadWireData as error:
+            log.warning("%s sent what it must not and is disconnected: %s", short_id(self.peer), error)
+            self.end("disconnected", str(error))
+        except Exception as error:
+            self.end("disconnected", _told(error))
+        else:
+            self.end("disconnected", "the peer hung up")
+
+    async def _accept_streams(self) -> None:
+        while True:
+            stream: YamuxStream = await self._muxed.accept_stream()
+            self._inbound += 1
+            if self._inbound > (STRANGER_STREAMS if self.admitted_s == math.inf else MEMBER_STREAMS):
+                raise BadWireData(f"connection of {short_id(self.peer)}", "too many streams at once")
+            self.nursery.start_soon(self._serve_stream, MuxedStream(stream))
+
+    async def _serve_stream(self, stream: MuxedStream) -> None:
+        """One inbound stream. The second door: a bad one costs the peer its connection, a failed one only itself.
+
+        The first on an accepted connection must be the control stream. All others wait for the admission: to a
+        stranger they stay silent, and a member that was admitted a moment before it knew is not turned away.
+        """
+        try:
+            if not self.dialed and not self._control_asked:
+                self._control_asked = True
+                await stream.offer({TProtocol(CONTROL_PROTOCOL): None})
+                await self._control_in.send(stream)
+                return
+            await self._admitted.wait()
+            await stream.offer({TProtocol(LINK_PROTOCOL): None})
+            await self._room.serve_link(self, stream)
+        except BadWireData as error:
+            log.warning("%s sent what it must not and is disconnected: %s", short_id(self.peer), error)
+            self.end("disconnected", str(error))
+        except Exception as error:
+            log.debug("a stream of %s ended: %s", short_id(self.peer), _told(error))
+        finally:
+            self._inbound -= 1
+        await stream.close()
+
+    async def _read_control(self, stream: MuxedStream) -> None:
+        where = f"control message of {short_id(self.peer)}"
+        while True:
+            message = await _receive(stream, where)
+            now = time.perf_counter()
+            match message:
+                case Ping(number):
+                    self.outbox.answer(number, now)
+                case Pong():
+                    self.clock.pong(message, now)
+                case Told():
+                    self._room.told(self, message)
+
+    async def _write_control(self, stream: MuxedStream) -> None:
+        while True:
+            due = await self.outbox.take()
+            for number, received_s in due.answers:
+                await _send(stream, Pong(number, received_s, time.perf_counter()))
+            if due.ping:
+                await _send(stream, Ping(self.clock.ping(time.perf_counter())))
+            for told in due.told:
+                await _send(stream, told)
+            self.outbox.written()
+
+    async def _beat(self) -> None:
+        watch = SilenceWatch(trio.current_time())
+        while True:
+            self.outbox.ping()
+            await trio.sleep(INTERVAL_S)
+            if watch.tick(trio.current_time(), self.heard_s):
+                self.end("silent", "nothing came for too long")
+
+    async def _wake_waiters(self) -> None:
+        """Tell those who wait on a stream of this connection, in other tasks, that it is over.
+
+        yamux would first say goodbye to the peer; with the socket closed, that fails at once.
+        """
+        with trio.CancelScope(shield=True), trio.move_on_after(1):
+            await self._muxed.close()
+
+
+class _Talk:
+    """The admission's messages on the control stream."""
+
+    def __init__(self, stream: MuxedStream, peer: NodeId) -> None:
+        self._stream, self._peer = stream, peer
+
+    async def send(self, message: Admission) -> None:
+        await _send(self._stream, message)
+
+    async def receive(self) -> Admission:
+        where = f"admission of {short_id(self._peer)}"
+        try:
+            message: Admission = await self._stream.read_message(
+                Admission,  # type: ignore[arg-type]  # msgspec takes a union, typing has no name for it
+                where=where,
+                limit_bytes=ADMISSION_LIMIT_BYTES,
+            )
+        except EOFError as error:
+            raise NotAdmitted(self._peer, "it hung up: perhaps it belongs to another swarm") from error
+        return message
+
+
+async def _send(stream: MuxedStream, message: Admission | Control) -> None:
+    data = encode(message)
+    await stream.write(len(data).to_bytes(4, "little") + data)
+
+
+async def _receive(stream: MuxedStream, where: str) -> Control:
+    message: Control = await stream.read_message(
+        Control,  # type: ignore[arg-type]  # as above
+        where=where,
+        limit_bytes=CONTROL_LIMIT_BYTES,
+    )
+    return message
+
+
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__

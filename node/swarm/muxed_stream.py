@@ -1,0 +1,113 @@
+"""One libp2p stream: protocol negotiation, whole reads, writes that a cancelled caller cannot leave half done.
+
+Reading goes through a buffer, since py-libp2p answers every single read with a window update on the wire.
+"""
+
+from __future__ import annotations
+
+import trio
+from libp2p.custom_types import StreamHandlerFn, TProtocol
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.exceptions import IOException
+from libp2p.protocol_muxer.multiselect import Multiselect
+from libp2p.protocol_muxer.multiselect_client import MultiselectClient
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from libp2p.stream_muxer.yamux.yamux import YamuxStream
+
+from node.errors import BadWireData
+from node.wire.codec import T, decode
+
+NEGOTIATION_LIMIT_BYTES = 1024
+"""A protocol's name; a longer announcement would be collected in memory."""
+
+NEGOTIATION_S = 5
+PIECE_BYTES = 64 * 1024 - 12
+"""One yamux frame: between two of them, pings and other streams get their turn."""
+
+READ_BYTES = 256 * 1024
+
+
+class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed for us
+    """Has one reader and, at a time, one writer."""
+
+    def __init__(self, stream: YamuxStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def read(self, n: int | None = None) -> bytes:
+        """For the negotiation alone: `n` bytes, fewer where the stream ended."""
+        wanted = 1 if n is None else n
+        if wanted > NEGOTIATION_LIMIT_BYTES:
+            raise IOException(f"{wanted} bytes announced in a negotiation")
+        while len(self._buffer) < wanted and await self._fill():
+            pass
+        return self._take(wanted)
+
+    async def read_exactly(self, n: int) -> bytes:
+        """`n` bytes; the caller has checked that it wants that many. Raises EOFError where the stream ends before."""
+        while len(self._buffer) < n:
+            if not await self._fill():
+                raise EOFError
+        return self._take(n)
+
+    async def read_into(self, target: memoryview) -> None:
+        """Fill `target`. Raises EOFError where the stream ends before."""
+        done = min(len(target), len(self._buffer))
+        target[:done] = self._take(done)
+        while done < len(target):
+            piece = await self._receive(min(READ_BYTES, len(target) - done))
+            if not piece:
+                raise EOFError
+            target[done : done + len(piece)] = piece
+            done += len(piece)
+
+    async def read_message(self, kind: type[T], *, where: str, limit_bytes: int) -> T:
+        """A message with its u32 length before it. Raises BadWireData, or EOFError where the stream ends."""
+        length = int.from_bytes(await self.read_exactly(4), "little")
+        if length > limit_bytes:
+            raise BadWireData(where, f"{length} bytes announced, at most {limit_bytes} allowed")
+        return decode(await self.read_exactly(length), kind, where=where, limit_bytes=limit_bytes)
+
+    async def write(self, data: bytes) -> None:
+        """Write all of a piece or break: half a yamux frame would break every stream of the connection.
+
+        So this cannot be cancelled; it ends within 5 s (yamux's patience with a full window) or with the connection.
+        """
+        with trio.CancelScope(shield=True):
+            await self._stream.write(data)
+
+    async def close(self) -> None:
+        """Give the stream up in both directions."""
+        with trio.CancelScope(shield=True), trio.move_on_after(1):
+            await self._stream.reset()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Part of libp2p's interface."""
+        return None
+
+    async def choose(self, protocol: str) -> None:
+        """Ask the peer for `protocol` on this fresh stream. Raises where it has none, or takes too long."""
+        await MultiselectClient().select_one_of([TProtocol(protocol)], MultiselectCommunicator(self), NEGOTIATION_S)
+
+    async def offer(self, handlers: dict[TProtocol | None, StreamHandlerFn | None]) -> str | None:
+        """Let the peer ask for one of `handlers`; which one it took."""
+        chosen, _ = await Multiselect(handlers).negotiate(MultiselectCommunicator(self), NEGOTIATION_S)
+        return None if chosen is None else str(chosen)
+
+    def _take(self, n: int) -> bytes:
+        data = bytes(memoryview(self._buffer)[:n])
+        del self._buffer[:n]
+        return data
+
+    async def _fill(self) -> bool:
+        piece = await self._receive(READ_BYTES)
+        self._buffer += piece
+        return bool(piece)
+
+    async def _receive(self, n: int) -> bytes:
+        try:
+            data: bytes = await self._stream.read(n)
+        except MuxedStreamEOF:
+            return b""
+        return data

@@ -1,0 +1,75 @@
+"""py-libp2p 0.8.1's yamux, with the limits it lacks. The only place that touches private names of the library.
+
+1. A peer that ignores its receive window costs a log line there, and as much memory as it likes. Here it costs the
+   connection: what streams hold unread is bounded, to almost nothing until the peer is admitted.
+2. The one task that reads the connection also writes the answers to pings and new streams. When both ends send much at
+   once, it waits for the write lock behind a transfer that the other end does not read, because its reader waits the
+   same way: both are stuck. Here such answers wait in a task of their own while the lock is taken.
+3. A failure in its tasks ended the process (it ran in libp2p's service nursery). Here `run` ends with the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import trio
+from libp2p.stream_muxer.yamux.yamux import Yamux
+
+log = logging.getLogger(__name__)
+
+UNREAD_LIMIT_BYTES = 24 * 1024 * 1024
+"""One stream's window grows to 16 MiB; a neighbour has one that carries much."""
+
+STRANGER_UNREAD_LIMIT_BYTES = 16 * 1024
+"""A hello and a proof are about 200 bytes."""
+
+DEFERRED_LIMIT = 64
+"""Answers that may wait; beyond, reading waits too, which slows down a flood."""
+
+
+class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
+    """A muxed connection that ends rather than grows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.unread_limit_bytes = STRANGER_UNREAD_LIMIT_BYTES
+        """Raised when the peer is admitted."""
+        self._reader: trio.lowlevel.Task | None = None
+        self._deferred = 0
+
+    async def run(self) -> None:
+        """Serve the connection until it ends. `event_started` says when streams can be opened."""
+        try:
+            await self.start()
+        except Exception as error:
+            log.debug("yamux ended: %r", error)
+
+    async def handle_incoming(self) -> None:
+        """Read frames until the connection ends."""
+        self._reader = trio.lowlevel.current_task()
+        await super().handle_incoming()
+
+    async def _read_data_body(self, length: int) -> bytes:
+        unread_bytes = sum(map(len, self.stream_buffers.values()))
+        if unread_bytes + length > self.unread_limit_bytes:
+            log.debug("a peer overran its receive window")
+            raise trio.TooSlowError  # what the caller takes for "end this connection"
+        body: bytes = await super()._read_data_body(length)
+        return body
+
+    async def _write_frame(self, data: bytes) -> None:
+        from_reader = trio.lowlevel.current_task() is self._reader
+        if from_reader and self._write_lock.locked() and self._deferred < DEFERRED_LIMIT and self._nursery is not None:
+            self._deferred += 1
+            self._nursery.start_soon(self._write_deferred, data)
+        else:
+            await super()._write_frame(data)
+
+    async def _write_deferred(self, data: bytes) -> None:
+        try:
+            await super()._write_frame(data)
+        except Exception as error:
+            log.debug("an answer could not be written: %r", error)
+        finally:
+            self._deferred -= 1
