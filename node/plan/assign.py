@@ -94,7 +94,11 @@ def _members_per_gap(gaps: Sequence[tuple[int, int]], members: Sequence[Member])
 
 
 def _share(model: str, facts: ModelFacts, start: int, end: int, members: Sequence[Member]) -> list[Assignment]:
-    """Layers [start, end) over `members` in order, proportional to memory and within it."""
+    """Layers [start, end) over `members` in order, proportional to memory and within it.
+
+    A member whose share comes out empty is left out and the rest computed again, so that the ends' extra weights are
+    counted for those who really hold the ends.
+    """
     if not members:
         return []
     capacities = [
@@ -112,11 +116,12 @@ def _share(model: str, facts: ModelFacts, start: int, end: int, members: Sequenc
         per_layer = facts.layer_bytes + KV_TOKENS_PER_STAGE * facts.kv_bytes_per_token_layer
         raise DoesNotFit(model, missing * per_layer)
     counts = proportional_counts(layers, [m.memory_bytes for m in members], capacities)
+    if 0 in counts:
+        return _share(model, facts, start, end, [m for m, count in zip(members, counts, strict=True) if count])
     assignments: list[Assignment] = []
     for member, count in zip(members, counts, strict=True):
-        if count:
-            assignments.append(Assignment(member.node_id, start, start + count))
-            start += count
+        assignments.append(Assignment(member.node_id, start, start + count))
+        start += count
     return assignments
 
 
@@ -126,17 +131,38 @@ def proportional_counts(layers: int, weights: Sequence[int], capacities: Sequenc
     Largest remainder, ties to the earlier one; what a full member cannot take goes to the others by the same rule.
     Needs sum(capacities) >= layers.
     """
-    counts = [0] * len(weights)
-    left = layers
-    while left:
-        open_members = [i for i, count in enumerate(counts) if count < capacities[i]]
-        total = sum(weights[i] for i in open_members)
-        quota = {i: left * weights[i] / total if total else left / len(open_members) for i in open_members}
-        granted = {i: min(int(quota[i]), capacities[i] - counts[i]) for i in open_members}
-        if not any(granted.values()):
-            for i in sorted(open_members, key=lambda i: (-(quota[i] - int(quota[i])), i))[:left]:
-                granted[i] = 1
-        for i, count in granted.items():
-            counts[i] += count
-            left -= count
-    return counts
+    counts: dict[int, int] = {}
+    while True:  # who is full takes its capacity; each round fills at least one more
+        left = layers - sum(counts.values())
+        free = [i for i in range(len(weights)) if i not in counts]
+        total = sum(weights[i] for i in free)
+        quota = {i: left * weights[i] / total if total else left / len(free) for i in free}
+        full = {i: capacities[i] for i in free if quota[i] >= capacities[i]}
+        if not full:
+            break
+        counts |= full
+    counts |= {i: int(quota[i]) for i in free}
+    rest = layers - sum(counts.values())
+    for i in sorted(free, key=lambda i: (int(quota[i]) - quota[i], i))[:rest]:
+        counts[i] += 1
+    return [counts[i] for i in range(len(weights))]
+
+
+def still_holds(facts: ModelFacts, members: Sequence[Member], previous: Sequence[Assignment]) -> bool:
+    """Whether former assignments are still right for `members`: nobody's layers must move.
+
+    They cover the model, fit every memory, honour every hand-set range, and name nobody who is not there.
+    """
+    by_id = {member.node_id: member for member in members}
+    covered = {layer for a in previous for layer in range(a.start, a.end)}
+    if len(covered) < facts.layers or any(a.id not in by_id for a in previous):
+        return False
+    held = {a.id: (a.start, a.end) for a in previous}
+    if any(member.pinned is not None and held.get(member.node_id) != member.pinned for member in members):
+        return False
+    return all(
+        by_id[a.id].pinned is not None
+        or a.end - a.start
+        <= layer_capacity(facts, by_id[a.id].memory_bytes, first=a.start == 0, last=a.end == facts.layers)
+        for a in previous
+    )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from node.errors import BadLayers, DoesNotFit
-from node.plan.assign import Member, assign_layers
+from node.plan.assign import Member, assign_layers, still_holds
 from node.wire.ids import NodeId
 from node.wire.models import Dtype, ModelFacts, ModelRef
 from node.wire.plans import Plan
@@ -82,8 +82,10 @@ def decide(
         assignments = assign_layers(model.name, facts, members, previous)
     except (DoesNotFit, BadLayers) as error:
         return Problem(str(error))
-    same_model = current is not None and (current.model, current.dtype) == (model, dtype)
-    if same_model and assignments == previous:
-        return None
+    if current is not None and (current.model, current.dtype) == (model, dtype):
+        settled = {assignment.node_id for assignment in previous} | set(current.standby)
+        if assignments == previous or (settled == set(candidates) and still_holds(facts, members, previous)):
+            return None
+    standby = tuple(sorted(set(candidates) - {assignment.id for assignment in assignments}))
     epoch = max(last_epoch, current.epoch if current is not None else 0) + 1
-    return Plan(epoch, self_id, model, dtype, facts, assignments)
+    return Plan(epoch, self_id, model, dtype, facts, assignments, standby)

@@ -37,7 +37,9 @@ class Plan(Struct, frozen=True):
     dtype: Dtype
     facts: ModelFacts
     assignments: Annotated[tuple[Assignment, ...], Meta(max_length=4096)]
-    """In layer order. They may leave gaps when the pool is too small; then nothing is served and status says why."""
+    """In layer order. Ranges set by hand may leave gaps; then nothing is served and status says why."""
+    standby: Annotated[tuple[Id, ...], Meta(max_length=4096)] = ()
+    """Members that were counted and hold nothing."""
 
     def range_of(self, node_id: NodeId) -> Assignment | None:
         """What `node_id` shall hold, or None."""

@@ -1,0 +1,111 @@
+"""The log and the state that it adds up to."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.journal.apply import apply
+from node.journal.log import KEPT_EVENTS, Gap, Journal
+from node.journal.state import KEPT_NOTICES, KEPT_REQUESTS, State
+from node.wire.events import (
+    Event,
+    ModelProgress,
+    NodeGone,
+    NodeSeen,
+    Notice,
+    Numbered,
+    PlanAdopted,
+    PlanImpossible,
+    RequestFailed,
+    RequestFinished,
+    RequestProgress,
+    RequestStarted,
+)
+from node.wire.ids import NodeId, RequestId
+from node.wire.records import HeldRange
+from tests.node.plan.test_decide import plan_for, record
+
+ids = st.sampled_from(["a", "b", "c"])
+requests = st.sampled_from([RequestId("r1"), RequestId("r2")])
+events = st.one_of(
+    ids.map(lambda node: NodeSeen(record(node))),
+    ids.map(lambda node: NodeGone(NodeId(node), node, "silent")),
+    ids.map(lambda node: PlanAdopted(plan_for(node))),
+    st.text(max_size=9).map(PlanImpossible),
+    st.text(max_size=9).map(lambda text: Notice("info", text)),
+    st.just(ModelProgress("m", "fetch", 1, 2)),
+    requests.map(lambda request: RequestStarted(request, 3, ())),
+    requests.map(lambda request: RequestProgress(request, 3, (), 0.5)),
+    requests.map(lambda request: RequestFinished(request, 3, "stop", 1.0, 2.0, (), 0.5)),
+    requests.map(lambda request: RequestFailed(request, "lost")),
+)
+
+
+@given(st.lists(events, max_size=40))
+def test_any_sequence_of_events_adds_up_and_survives_the_way_through_json(sequence: list[Event]) -> None:
+    journal = Journal(NodeId("a"))
+    for event in sequence:
+        journal.append(event)
+    replayed = State(self_id=NodeId("a"))
+    for numbered in journal.after(0):
+        line = msgspec.json.encode(numbered)
+        replayed = apply(replayed, msgspec.json.decode(line, type=Numbered))
+        assert apply(replayed, numbered) == replayed, "an event that is in already changes nothing"
+    assert msgspec.json.decode(msgspec.json.encode(journal.state), type=State) == replayed == journal.state
+
+
+def test_lists_in_the_state_are_bounded() -> None:
+    journal = Journal(NodeId("a"))
+    for index in range(KEPT_REQUESTS + 20):
+        journal.append(RequestStarted(RequestId(str(index)), 1, ()))
+        journal.append(Notice("info", str(index)))
+    assert len(journal.state.requests) == KEPT_REQUESTS
+    assert len(journal.state.notices) == KEPT_NOTICES
+    assert journal.state.requests[-1].request_id == str(KEPT_REQUESTS + 19)
+
+
+def test_a_reader_that_fell_behind_is_told_to_start_anew() -> None:
+    journal = Journal(NodeId("a"))
+    for _ in range(KEPT_EVENTS + 10):
+        journal.append(Notice("info", ""))
+    with pytest.raises(Gap, match="/v1/state"):
+        journal.after(3)
+    with pytest.raises(Gap):
+        journal.after(KEPT_EVENTS + 11)
+    assert [numbered.seq for numbered in journal.after(KEPT_EVENTS + 8)] == [KEPT_EVENTS + 9, KEPT_EVENTS + 10]
+
+
+def test_a_reader_waits_for_news_and_is_woken_at_once() -> None:
+    async def run() -> None:
+        journal = Journal(NodeId("a"))
+        async with trio.open_nursery() as nursery:
+
+            async def later() -> None:
+                await trio.sleep(3)
+                journal.append(Notice("info", "now"))
+
+            nursery.start_soon(later)
+            (numbered,) = await journal.next_after(0, 10)
+            assert (numbered.seq, trio.current_time()) == (1, pytest.approx(3, abs=0.01))
+        assert await journal.next_after(1, 5) == []
+
+    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_layers_without_a_ready_node_are_named() -> None:
+    journal = Journal(NodeId("a"))
+    assert journal.state.uncovered() == ()
+    journal.append(PlanAdopted(plan_for("a", "b")))
+    assert journal.state.uncovered() == ((0, 30),)
+    journal.append(NodeSeen(record("a", held=(HeldRange(0, 15, "ready", 4),))))
+    journal.append(NodeSeen(record("b", held=(HeldRange(15, 30, "loading", 4),))))
+    assert journal.state.uncovered() == ((15, 30),)
+    journal.append(NodeSeen(record("b", held=(HeldRange(15, 30, "ready", 4),))))
+    assert journal.state.uncovered() == ()
+    journal.append(NodeGone(NodeId("a"), "a", "disconnected"))
+    assert journal.state.uncovered() == ((0, 15),)

@@ -1,0 +1,111 @@
+"""Settings: what can be written, and what is refused with a sentence that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.config import (
+    Settings,
+    check,
+    listen_multiaddrs,
+    parse_bytes,
+    parse_dtype,
+    parse_host_port,
+    parse_layers,
+    read_config,
+)
+from node.errors import ConfigError, UsageError
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    assert parse_bytes("6g") == parse_bytes("6 GiB") == parse_bytes("6GB") == 6 * 1024**3
+    assert parse_bytes("1.5m") == 1_572_864
+    assert parse_bytes("1000") == 1000
+
+
+@pytest.mark.parametrize("text", ["", "g", "-1g", "0", "1x", "1e9", "NaN", "9" * 40])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--memory"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["", "5", "5:5", "7:3", "-1:4", "a:b", "0:10:20", "0:999999"])
+def test_layers_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--layers"):
+        parse_layers(text)
+
+
+def test_layers_and_dtypes_are_read() -> None:
+    assert parse_layers("0:15") == (0, 15)
+    assert [parse_dtype(text) for text in ("auto", "fp32", "BF16")] == [None, "float32", "bfloat16"]
+    with pytest.raises(UsageError, match="--dtype 'int4'"):
+        parse_dtype("int4")
+
+
+def test_addresses_are_read() -> None:
+    assert parse_host_port("[::1]:80", "--api") == ("::1", 80)
+    assert listen_multiaddrs(("127.0.0.1:4000", "[::1]:4001", "/ip4/0.0.0.0/tcp/0")) == (
+        "/ip4/127.0.0.1/tcp/4000",
+        "/ip6/::1/tcp/4001",
+        "/ip4/0.0.0.0/tcp/0",
+    )
+
+
+@pytest.mark.parametrize("text", ["", "localhost", ":80", "a:b", "1.2.3.4:99999", "x y:1", "/ip4/1.2.3.4/udp/5"])
+def test_addresses_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--listen"):
+        listen_multiaddrs((text,))
+
+
+def test_a_config_file_sets_what_the_command_line_can(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('name = "attic"\nmemory = "4g"\nlayers = "3:9"\njoin = "tok"\ndiscover = false\ndtype = "bf16"\n')
+    assert read_config(file) == Settings(
+        name="attic", memory_bytes=4 * 1024**3, layers=(3, 9), join=("tok",), discover=False, dtype="bfloat16"
+    )
+    assert read_config(tmp_path / "absent.toml") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("nmae = 1", "nmae"),
+        ("name = 1", "name"),
+        ('memory = "lots"', "memory"),
+        ('layers = "9:3"', "layers"),
+        ("discover = 1", "discover"),
+        ("min_nodes = true", "min_nodes"),
+        ('control = "pigeon"', "control"),
+        ("listen = [1]", "listen"),
+        ("name = ", "TOML"),
+    ],
+)
+def test_a_bad_config_file_is_named_with_its_key(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=named) as caught:
+        read_config(file)
+    assert str(file) in str(caught.value)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_in_a_config_file_do_anything_but_config_errors(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    file = tmp_path_factory.mktemp("config") / "config.toml"
+    file.write_bytes(data)
+    try:
+        check(read_config(file))
+    except UsageError:
+        return
+
+
+def test_names_are_for_people() -> None:
+    assert check(Settings()).name
+    for name in ("x" * 65, "a\x1b[31m", " "):
+        with pytest.raises(UsageError, match="--name"):
+            check(Settings(name=name))
