@@ -17,7 +17,7 @@ from node.journal.log import Journal
 from node.models import ChatModel
 from node.pipeline.answer import AnswerTiming, Piece, read_answer
 from node.pipeline.head import Generation, Head, TokenStream
-from node.plan import route
+from node.plan.walk import walk
 from node.wire.events import RequestFailed, RequestFinished, RequestProgress, RequestStarted
 from node.wire.ids import NodeId, RequestId
 from node.wire.plans import Plan
@@ -69,7 +69,7 @@ class Service:
             raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {request.model!r}")
         prompt = await trio.to_thread.run_sync(chat_model.render, request.messages)
         generation = self._generation(request, prompt, chat_model)
-        chain = route(plan.facts.layers, self.here.records())
+        chain = walk(plan.facts.layers, self.here.records())
         names = {NodeId(hop.node_id): self.journal.state.name_of(NodeId(hop.node_id)) for hop in chain}
         request_id = RequestId(f"chatcmpl-{secrets.token_hex(12)}")
         timing = AnswerTiming(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from node.errors import NoRoute
-from node.plan import route
+from node.plan.walk import walk
 from node.wire.records import HeldRange
 from tests.node.plan.test_decide import record
 
@@ -16,7 +16,7 @@ def holding(node_id: str, *ranges: tuple[int, int, str], **changes: object) -> o
 
 
 def walked(layers: int, *records: object) -> list[tuple[str, int, int]]:
-    return [(hop.node_id, hop.start, hop.end) for hop in route(layers, records)]  # type: ignore[arg-type]
+    return [(hop.node_id, hop.start, hop.end) for hop in walk(layers, records)]  # type: ignore[arg-type]
 
 
 def test_ranges_that_tile_are_walked_in_order() -> None:

@@ -13,7 +13,7 @@ from node.wire.frames import Hop
 from node.wire.records import HeldRange, NodeRecord
 
 
-def route(layers: int, records: Iterable[NodeRecord]) -> tuple[Hop, ...]:
+def walk(layers: int, records: Iterable[NodeRecord]) -> tuple[Hop, ...]:
     """A chain of hops that tiles layers [0, layers) with ranges that live members hold.
 
     Raises:
