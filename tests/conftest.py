@@ -31,7 +31,7 @@ class Greedy:
 
 @pytest.fixture(scope="session")
 def greedy_oracle() -> list[Greedy]:
-    """Five prompts and their answers."""
+    """Prompts and their answers."""
     return [Greedy(**entry) for entry in json.loads((DATA / "smollm2_greedy_f32.json").read_text(encoding="utf-8"))]
 
 
