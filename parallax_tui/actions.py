@@ -39,6 +39,8 @@ class Action:
     """Hints with the highest rank go first where the line is too short."""
     priority: bool = False
     """Taken before the focused widget sees the key."""
+    in_palette: bool = True
+    """Whether it makes sense to look it up by name."""
 
     @property
     def scope(self) -> str:
@@ -50,24 +52,42 @@ class Action:
 
 
 ACTIONS: tuple[Action, ...] = (
-    Action("prompt.send", "Send", "Ask what is written", "enter", "send", 1, priority=True),
-    Action("prompt.new-line", "New line", "In the question", "ctrl+j,shift+enter", "new line", 4, priority=True),
-    Action("prompt.earlier", "Earlier question", "On the first line", "up"),
-    Action("prompt.later", "Later question", "On the last line", "down"),
+    Action("prompt.send", "Send", "Ask what is written", "enter", "send", 1, priority=True, in_palette=False),
+    Action(
+        "prompt.new-line",
+        "New line",
+        "In the question",
+        "ctrl+j,shift+enter",
+        "new line",
+        4,
+        priority=True,
+        in_palette=False,
+    ),
+    Action("prompt.earlier", "Earlier question", "On the first line", "up", in_palette=False),
+    Action("prompt.later", "Later question", "On the last line", "down", in_palette=False),
     Action("chat.stop", "Stop the answer", "What is written so far stays", "escape", "stop", 0),
     Action("chat.regenerate", "Answer again", "Drops the last answer for another", "ctrl+r", "again", 5, priority=True),
     Action("chat.clear", "Clear the chat", "On an empty chat: brings it back", "ctrl+l", "clear", 6, priority=True),
     Action("chat.copy", "Copy the answer", "The last one, to the clipboard", "ctrl+y", priority=True),
-    Action("chat.page-up", "Scroll up", "By a page", "pageup", priority=True),
-    Action("chat.page-down", "Scroll down", "By a page", "pagedown", priority=True),
-    Action("chat.end", "Scroll to the end", "And follow the answer again", "ctrl+end", priority=True),
-    Action("topology.back", "Back", "To the chat", "escape", "back", 1),
-    Action("help.close", "Close the help", "Back to where you were", "escape,q", "close", 1),
+    Action("chat.page-up", "Scroll up", "By a page", "pageup", priority=True, in_palette=False),
+    Action("chat.page-down", "Scroll down", "By a page", "pagedown", priority=True, in_palette=False),
+    Action("chat.end", "Scroll to the end", "And follow the answer again", "ctrl+end", priority=True, in_palette=False),
+    Action("topology.back", "Back", "To the chat", "escape", "back", 1, in_palette=False),
+    Action("help.close", "Close the help", "Back to where you were", "escape,q,f1", "close", 1, in_palette=False),
     Action("app.topology", "Topology", "Nodes, layers, where the time goes", "f2", "topology", 2, priority=True),
     Action("app.help", "Help", "All keys", "f1,?", "help", 3),
-    Action("app.palette", "Commands", "Find a command by its name", "ctrl+p", "commands", 7, priority=True),
+    Action(
+        "app.palette",
+        "Commands",
+        "Find a command by its name",
+        "ctrl+p",
+        "commands",
+        7,
+        priority=True,
+        in_palette=False,
+    ),
     Action("app.theme", "Change the theme", "Other colours", ""),
-    Action("app.interrupt", "Stop, then quit", "Pressed twice it quits", "ctrl+c", priority=True),
+    Action("app.interrupt", "Stop, then quit", "Pressed twice it quits", "ctrl+c", priority=True, in_palette=False),
     Action("app.quit", "Quit", "Stops the node if it was started here", "ctrl+q", "quit", 2, priority=True),
 )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from textual import work
 from textual.app import App, SystemCommand
-from textual.screen import Screen
+from textual.screen import ModalScreen, Screen
 from textual.theme import BUILTIN_THEMES
 from textual.timer import Timer
 
@@ -177,6 +177,8 @@ class ParallaxApp(App[None], inherit_bindings=False):
 
     def action_topology(self) -> None:
         """To the topology and back."""
+        if isinstance(self.screen, ModalScreen):
+            return
         if self.current_mode == "topology":
             self.switch_mode("chat" if self._was_ready else "starting")
         else:
@@ -185,10 +187,7 @@ class ParallaxApp(App[None], inherit_bindings=False):
     def action_help(self) -> None:
         from parallax_tui.screens.help import HelpScreen
 
-        if isinstance(self.screen, HelpScreen):
-            self.screen.dismiss()
-        else:
-            self.push_screen(HelpScreen())
+        self.push_screen(HelpScreen())
 
     def action_palette(self) -> None:
         self.action_command_palette()
@@ -225,11 +224,11 @@ class ParallaxApp(App[None], inherit_bindings=False):
             self.notify(f"the choice could not be kept: {error}", severity="warning", markup=False)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The palette: every action that means something on this screen, but those of typing."""
+        """The palette: every action that means something on this screen."""
         if not isinstance(screen, LiveScreen):
             return
         for one in screen.offered():
-            if one.scope != "prompt" and one.id != "app.palette":
+            if one.in_palette:
                 owner = self if one.scope == "app" else screen
                 yield SystemCommand(one.title, one.tooltip, getattr(owner, f"action_{one.method}"))
 

@@ -119,4 +119,6 @@ def _clashes(keys: Mapping[str, str]) -> list[tuple[Action, Action, str]]:
 def _meet(first: Action, second: Action) -> bool:
     """Whether both can be meant by one key press: in one scope, or one of them everywhere."""
     scopes = {first.scope, second.scope}
+    if scopes == {"app", "help"}:  # the help lies over everything: only what is taken before it counts
+        return all(one.priority for one in (first, second) if one.scope == "app")
     return len(scopes) == 1 or "app" in scopes or scopes == {"chat", "prompt"}

@@ -40,7 +40,7 @@ async def follow(control: Callable[[], Control], first: Live | None = None) -> A
                         live = live.after(numbered)
                         yield live
                     else:
-                        raise NoNode(client.where, "the event stream ended")
+                        raise NoNode(client.where)
         except EventsGone:
             await asyncio.sleep(FIRST_RETRY_S)  # a node that never keeps them must not make us spin
             continue

@@ -22,8 +22,8 @@ from parallax_tui.client.sse import SseParser
 
 CONNECT_S = 5.0
 """A node on this machine that accepts nothing for so long is stuck."""
-SILENCE_S = 45.0
-"""The event stream has keep-alives; so much silence means that the node hangs."""
+SILENCE_S = 25.0
+"""The event stream has a keep-alive every ten seconds; so much silence means that the node hangs."""
 DONE = "[DONE]"
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class NodeClient:
         try:
             yield
         except httpx.TransportError as error:
-            raise NoNode(self.where, str(error) or type(error).__name__) from error
+            raise NoNode(self.where) from error
         except (httpx.DecodingError, httpx.InvalidURL) as error:
             raise NodeRefused(502, f"{self.where}: {error}") from error
 

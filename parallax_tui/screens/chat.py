@@ -65,6 +65,11 @@ class ChatScreen(LiveScreen):
         self.owner.theme_changed_signal.subscribe(self, lambda _: self.transcript.repaint_all(self.owner.code_style))
         self._changed()
 
+    def on_screen_resume(self) -> None:
+        super().on_screen_resume()
+        self.transcript.code_style = self.owner.code_style  # the theme may have changed meanwhile
+        self.transcript.show(self.conversation.messages)
+
     @property
     def transcript(self) -> Transcript:
         return self.query_one(Transcript)

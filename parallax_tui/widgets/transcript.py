@@ -91,9 +91,9 @@ class Transcript(ScrollView, can_focus=True):
         self.refresh()
 
     def on_resize(self, event: events.Resize) -> None:
-        if self._painter is None:
-            self._flush()
-        elif self._text_width() != self._painter.width:
+        if self._painter is None or self._text_width() == self._painter.width:
+            self._flush()  # first shown, or shown again
+        else:
             if self._resize_timer is not None:
                 self._resize_timer.stop()
             self._resize_timer = self.set_timer(RESIZE_S, self._flush)
