@@ -26,7 +26,7 @@ from node.home import HAS_UNIX_SOCKETS, STOP_SIGNALS, Control, Home, private_fol
 from node.live.member import Member
 from node.live.remembered import Remembered
 from node.machine import machine_id
-from node.swarm.open import SwarmSettings, open_swarm
+from node.swarm.host import SwarmSettings, open_swarm
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types

@@ -54,7 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"parallax {_version()}")
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="answer TEXT on stdout and leave; stdin is appended")
     parser.add_argument("--max-tokens", type=_positive, metavar="N", help="with -p: at most N tokens")
-    parser.add_argument("--temperature", type=_temperature, metavar="T", help="with -p: 0 is greedy (default: 1)")
+    parser.add_argument(
+        "--temperature", type=_temperature, metavar="T", help="with -p: above 0 varies the answer (default: 0)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="with -p: the same seed gives the same answer")
     parser.add_argument("--json", action="store_true", help="with -p: answer, usage and latency as JSON")
     parser.add_argument("--model", help="for a node that this command starts: name, GGUF file, folder or hub id")
@@ -174,7 +176,8 @@ def _run_question(options: argparse.Namespace) -> int:
     from parallax_tui.headless.one_question import Question, ask
 
     prompt = _with_stdin(options.prompt)
-    question = Question(prompt, options.max_tokens, options.temperature, options.seed, options.json)
+    temperature = options.temperature or 0.0  # a command gives the same answer each time, unless asked not to
+    question = Question(prompt, options.max_tokens, temperature, options.seed, options.json)
     with _serving(options, ["--api", "off"]) as (home, problem):
         ask(home, question, problem, sys.stdout)
     return 0

@@ -29,7 +29,7 @@ class Question:
 
     prompt: str
     max_tokens: int | None
-    temperature: float | None
+    temperature: float
     seed: int | None
     as_json: bool
 
