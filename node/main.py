@@ -63,29 +63,29 @@ def _locked(home: Home) -> Iterator[None]:
     try:
         yield
     finally:
+        if os.name == "posix":  # elsewhere an open file cannot be removed, and filelock does it
+            home.lock.unlink(missing_ok=True)
         lock.release()
-        home.lock.unlink(missing_ok=True)
 
 
 async def _main(settings: Settings, home: Home) -> int:
-    stop = trio.CancelScope()
+    stop = trio.Event()
     failure: ParallaxError | None = None
     async with trio.open_nursery() as outer:
         await outer.start(_stop_on_signal, stop)
         if os.environ.get(WITH_PARENT):
             _stop_with_parent(stop)
-        with stop:
-            try:
-                await _serve(settings, home)
-            except* ParallaxError as group:
-                failure = next(iter(_leaves(group)))
+        try:
+            await _serve(settings, home, stop)
+        except* ParallaxError as group:
+            failure = next(iter(_leaves(group)))
         outer.cancel_scope.cancel()
     if failure is not None:
         raise failure
     return 0
 
 
-async def _serve(settings: Settings, home: Home) -> None:
+async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
     remembered = Remembered(home.data / "model.json")
     api = _api_listener(settings)
     control, control_listener = _control_listener(settings, home)
@@ -115,6 +115,8 @@ async def _serve(settings: Settings, home: Home) -> None:
                     log.info("API at http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
                 log.info("node %s (%s)", settings.name, swarm.node_id)
                 nursery.start_soon(this.run)
+                await stop.wait()
+                nursery.cancel_scope.cancel()  # the swarm's block is left in order: it says goodbye
     finally:
         home.control_file.unlink(missing_ok=True)
         control_listener.close()
@@ -124,25 +126,25 @@ async def _serve(settings: Settings, home: Home) -> None:
             _remove_socket(Path(control.socket_path), home)
 
 
-async def _stop_on_signal(stop: trio.CancelScope, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def _stop_on_signal(stop: trio.Event, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         task_status.started()
         async for number in signals:
-            if stop.cancel_called:
+            if stop.is_set():
                 log.warning("second signal %d: leaving at once", number)
                 os._exit(130)
             log.info("signal %d: leaving", number)
-            stop.cancel()
+            stop.set()
 
 
-def _stop_with_parent(stop: trio.CancelScope) -> None:
+def _stop_with_parent(stop: trio.Event) -> None:
     token = trio.lowlevel.current_trio_token()
 
     def wait_for_end() -> None:
         while os.read(0, 4096):
             pass
         try:
-            token.run_sync_soon(stop.cancel)
+            token.run_sync_soon(stop.set)
         except trio.RunFinishedError:
             return  # the node has ended before its parent
 

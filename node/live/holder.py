@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import trio
+from msgspec.structs import replace
 
 from node.engine.base import Engine, Stage, StageSpec
 from node.errors import EngineError, ModelError, ParallaxError, WorkerDied
@@ -220,8 +221,9 @@ class Holder:
         return StageSpec(str(folder), start, end, plan.dtype, kv_bytes)
 
     def _budget_bytes(self) -> int:
+        assert self._engine is not None
         records = self._swarm.members()
-        own = records[self._swarm.node_id]
+        own = replace(records[self._swarm.node_id], hardware=self._engine.hardware)  # may not be published yet
         return memory_for_model(own, siblings_of(records)[own.machine_id])
 
     def _both_fit(self, facts: ModelFacts, start: int, end: int) -> bool:

@@ -51,6 +51,7 @@ class Member:
             last_epoch=remembered.epoch,
         )
         self.service = Service(self, self.pipeline.head, self.journal)
+        self._wanted: ModelRef | None = None
         self._nursery: trio.Nursery | None = None
 
     # --- what the HTTP service asks ---------------------------------------------------------------------------------
@@ -106,6 +107,7 @@ class Member:
         elif choice or not self._settings.join:
             ref = await self.desk.identify(choice)
         if ref is not None:
+            self._wanted = ref
             await self._swarm.update(wanted_model=ref, wanted_dtype=self._settings.dtype)
             self.planner.wake()
 
@@ -126,8 +128,7 @@ class Member:
     def _adopt(self, plan: Plan) -> None:
         self.emit(PlanAdopted(plan))
         self._remembered.remember(plan)
-        own = self._swarm.members()[self._swarm.node_id].wanted_model
-        if self._settings.model and own is not None and own != plan.model:
+        if self._settings.model and self._wanted is not None and self._wanted != plan.model:
             text = f"the swarm serves {plan.model.name}; --model {self._settings.model} applies to a swarm of your own"
             log.warning(text)
             self.emit(Notice("warning", text))

@@ -22,6 +22,8 @@ STOP_S = 10.0
 
 START_S = 60.0
 LOG_TAIL_LINES = 15
+ERROR_MARK = "parallax: "
+"""Starts the sentence with which a node ends on an error."""
 
 
 class NodeEnded(ParallaxError):
@@ -41,7 +43,8 @@ class ChildNode:
         if self.process.poll() is None:
             return None
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        return "\n".join(lines) or f"the node ended with status {self.process.returncode}"
+        said = [line.removeprefix(ERROR_MARK) for line in lines if line.startswith(ERROR_MARK)]
+        return "\n".join(said or lines) or f"the node ended with status {self.process.returncode}"
 
     def wait_until_it_answers(self) -> None:
         """Block until the control endpoint answers.
@@ -53,7 +56,7 @@ class ChildNode:
         while not answers(self.home):
             problem = self.problem()
             if problem is not None:
-                raise NodeEnded(problem.removeprefix("parallax: "))
+                raise NodeEnded(problem)
             if time.monotonic() > deadline:
                 raise NodeEnded(f"the node did not answer within {START_S:.0f} s; its log is {self.log}")
             time.sleep(0.05)

@@ -11,13 +11,16 @@ from typing import Any, TextIO
 import httpx
 import msgspec
 
-from node.errors import ParallaxError
+from node.errors import NoNode, ParallaxError
 from node.home import Home
 from node.journal.state import ModelStatus
 from parallax_tui.headless.node_connection import RefusedByNode, error_message, open_client, read_state
 
 READY_S = 1800.0
 """A first start fetches and converts a model; a slow line needs a while, and the progress is shown."""
+
+ENDING_S = 1.0
+"""Between a node's last answer and the end of its process, at most."""
 
 PATIENCE_S = 3.0
 """A plan problem may be a passing one while nodes find one another; one that stays this long is told."""
@@ -97,9 +100,11 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
     troubled_s: float | None = None
     with _ProgressLine(sys.stderr) as progress:
         while True:
-            if (ended := problem()) is not None:
-                raise ParallaxError(ended.removeprefix("parallax: "))
-            state = read_state(home)
+            try:
+                state = read_state(home)
+            except NoNode:
+                time.sleep(ENDING_S)  # it may be on its way out: its own words say more than ours
+                raise ParallaxError(problem() or f"the node stopped answering; its log is in {home.data}") from None
             if state.plan is not None and not state.uncovered() and state.model.phase == "ready":
                 return
             trouble = state.plan_problem or (state.model.text if state.model.phase == "failed" else "")
