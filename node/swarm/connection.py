@@ -241,7 +241,6 @@ class Connection:
                 await _send(stream, Ping(self.clock.ping(time.perf_counter())))
             for told in due.told:
                 await _send(stream, told)
-            self.outbox.written()
 
     async def _beat(self) -> None:
         watch = SilenceWatch(trio.current_time())

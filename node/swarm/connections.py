@@ -59,6 +59,10 @@ class Connections(Generic[C]):
         """Every one of them."""
         return [connection for held in self._by_peer.values() for connection in held]
 
+    def to(self, peer: NodeId) -> list[C]:
+        """Every one to that peer."""
+        return list(self._by_peer.get(peer, ()))
+
     def best(self, peer: NodeId) -> C | None:
         """The one to use for what is new."""
         held = self._by_peer.get(peer)

@@ -54,6 +54,7 @@ class Backoff:
 
 @dataclass(slots=True)
 class _Pursuit:
+    scope: trio.CancelScope
     wake: trio.Event
     """Something changed: connected, disconnected, or a new address."""
     fresh: bool = False
@@ -82,8 +83,13 @@ class Dialer:
         """
         wait_s = self._courtesy_s(peer) if polite else 0.0
         if peer not in self._pursuits and len(self._pursuits) < PEER_LIMIT:
-            self._pursuits[peer] = _Pursuit(trio.Event())
-            self._nursery.start_soon(self._follow, peer, wait_s)
+            self._pursuits[peer] = _Pursuit(trio.CancelScope(), trio.Event())
+            self._nursery.start_soon(self._pursue, peer, self._pursuits[peer], wait_s)
+
+    def forget(self, peer: NodeId) -> None:
+        """It said goodbye: when it comes back, it remembers us and dials."""
+        if pursuit := self._pursuits.pop(peer, None):
+            pursuit.scope.cancel()
 
     def hurry(self, peer: NodeId) -> None:
         """There is reason to believe that it can be reached now."""
@@ -96,8 +102,12 @@ class Dialer:
         if pursuit := self._pursuits.get(peer):
             pursuit.wake.set()
 
-    async def _follow(self, peer: NodeId, wait_s: float) -> None:
-        pursuit, backoff = self._pursuits[peer], Backoff()
+    async def _pursue(self, peer: NodeId, pursuit: _Pursuit, wait_s: float) -> None:
+        with pursuit.scope:
+            await self._follow(peer, pursuit, wait_s)
+
+    async def _follow(self, peer: NodeId, pursuit: _Pursuit, wait_s: float) -> None:
+        backoff = Backoff()
         while True:
             if self._is_connected(peer):
                 backoff.reset()

@@ -136,6 +136,7 @@ class _Host:
         self._announced: tuple[Address, ...] = ()
         self._announced_s = -INTERFACES_EVERY_S
         swarm.pursue = lambda peer: self._dialer.pursue(peer, polite=True)
+        swarm.forget = self._dialer.forget
         swarm.hurry = self._dialer.hurry
         swarm.lost = self._dialer.lost
 

@@ -17,7 +17,7 @@ import trio
 from node.errors import BadWireData, LinkClosed
 from node.swarm.address_book import AddressBook
 from node.swarm.addresses import Address, parse_all
-from node.swarm.base import Arrival, MemberSeen, SwarmNews
+from node.swarm.base import Arrival, MemberGone, MemberSeen, SwarmNews
 from node.swarm.connection import LINK_PROTOCOL, Connection
 from node.swarm.connections import Connections
 from node.swarm.gossip import Gossip
@@ -72,11 +72,14 @@ class Neighbourhood:
         self._changes: dict[str, object] = {}
         self._stirred = trio.Event()
         self._joined = trio.Event()
+        self._parted = trio.Event()
         self._links: dict[NodeId, StreamLink] = {}
         self._opening: dict[NodeId, trio.Lock] = {}
         self._link_streams: dict[Connection, int] = {}
         self.pursue: Callable[[NodeId], None] = lambda peer: None
         """Called for every member that we learn of; set by `host`."""
+        self.forget: Callable[[NodeId], None] = lambda peer: None
+        """Called for a member that said goodbye; set by `host`."""
         self.hurry: Callable[[NodeId], None] = lambda peer: None
         """Called when a member is needed now; set by `host`."""
         self.lost: Callable[[NodeId], None] = lambda peer: None
@@ -160,6 +163,9 @@ class Neighbourhood:
             if heard.spread:
                 self._spread(envelope, connection.peer)
             self._tell(heard.news)
+            if envelope.kind == "leave" and envelope.node_id == connection.peer and heard.spread:
+                for one in self.connections.to(connection.peer):
+                    one.end("disconnected", "it said goodbye")
 
     async def serve_link(self, connection: Connection, stream: MuxedStream) -> None:
         """A neighbour opened a link to us: hand its frames over until it ends."""
@@ -184,6 +190,8 @@ class Neighbourhood:
         if self.connections.remove(connection):
             self._tell(self._gossip.disconnected(connection.peer, connection.why, trio.current_time()))
             self._stirred.set()
+            self._parted.set()
+            self._parted = trio.Event()
             self.lost(connection.peer)
 
     # What `host` runs
@@ -217,13 +225,16 @@ class Neighbourhood:
                 connection.end("disconnected", "the peer and this node have a better one")
 
     async def depart(self) -> None:
-        """Say goodbye to everyone, in bounded time. What becomes of the others is no news of ours any more."""
+        """Say goodbye to everyone, in bounded time. What becomes of the others is no news of ours any more.
+
+        Whoever hears it hangs up. We wait for that: yamux throws away what it has received but nobody has read yet
+        when a connection ends, so that a goodbye right before our end could be lost.
+        """
         self._news_in.close()
         self._spread(self._gossip.leave(), None)
         with trio.move_on_after(GOODBYE_S):
-            async with trio.open_nursery() as nursery:
-                for connection in self.connections.all():
-                    nursery.start_soon(connection.outbox.flushed)
+            while self.connections.peers():
+                await self._parted.wait()
 
     def close(self) -> None:
         """No frame will arrive any more."""
@@ -234,6 +245,8 @@ class Neighbourhood:
             if isinstance(item, MemberSeen) and item.record.id != self.own_id:
                 self.book.learn(item.record.id, parse_all(item.record.addresses), time.time())
                 self.pursue(item.record.id)
+            elif isinstance(item, MemberGone) and item.why == "left":
+                self.forget(item.node_id)
             try:
                 self._news_in.send_nowait(item)
             except (trio.ClosedResourceError, trio.BrokenResourceError):

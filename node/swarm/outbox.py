@@ -35,8 +35,6 @@ class Outbox:
         self._statements: dict[tuple[str, str], Envelope] = {}
         self._welcome: tuple[tuple[Envelope, ...], int] | None = None
         self._wake = trio.Event()
-        self._empty = trio.Event()
-        self._empty.set()
 
     def ping(self) -> None:
         """A ping is due."""
@@ -74,18 +72,7 @@ class Outbox:
         self._statements.clear()
         return due
 
-    def written(self) -> None:
-        """The writer is through with what it took."""
-        if not self._wake.is_set():
-            self._empty.set()
-
-    async def flushed(self) -> None:
-        """Wait until all is written."""
-        await self._empty.wait()
-
     def _stir(self) -> None:
-        if self._empty.is_set():
-            self._empty = trio.Event()
         self._wake.set()
 
 

@@ -1,0 +1,172 @@
+"""The view of the others: what brings a member in, what takes it out, and what must not bring it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.swarm.base import MemberGone, MemberSeen
+from node.swarm.membership import HEARSAY_LIFE_S, HOLD_DOWN_S, MEMORY_S, Membership, newest
+from node.wire.ids import NodeId
+from node.wire.records import NodeRecord
+
+OWN = NodeId("own")
+ADA, BOB = NodeId("ada"), NodeId("bob")
+Make = Callable[..., NodeRecord]
+
+
+def record(node_id: str, seq: int, **fields: Any) -> NodeRecord:
+    return NodeRecord(node_id, node_id, seq, 5.0, "here", (), "test", **fields)
+
+
+def test_a_newer_record_replaces_an_older_one_and_never_the_other_way() -> None:
+    view = Membership(OWN)
+    assert view.hear(record(ADA, 5), 0.0, direct=False) == [MemberSeen(record(ADA, 5))]
+    assert view.hear(record(ADA, 4, sessions=1), 0.0, direct=False) == []
+    assert view.hear(record(ADA, 6, sessions=2), 0.0, direct=False) == [MemberSeen(record(ADA, 6, sessions=2))]
+    assert view.members() == {ADA: record(ADA, 6, sessions=2)}
+
+
+def test_a_record_that_only_says_still_here_is_no_news() -> None:
+    view = Membership(OWN)
+    view.hear(record(ADA, 5), 0.0, direct=True)
+    assert view.hear(record(ADA, 6), 1.0, direct=True) == []
+    assert view.seq_of(ADA) == 6
+
+
+def test_our_own_record_told_by_others_is_not_taken() -> None:
+    view = Membership(OWN)
+    assert view.hear(record(OWN, 99), 0.0, direct=False) == []
+    assert view.members() == {}
+
+
+def test_hearsay_lives_shorter_than_what_a_connected_member_says() -> None:
+    view = Membership(OWN)
+    view.connected(BOB, 0.0)
+    view.hear(record(ADA, 1), 0.0, direct=False)
+    view.hear(record(BOB, 1), 0.0, direct=True)
+    assert view.pass_time(HEARSAY_LIFE_S) == [MemberGone(ADA, ADA, "silent")]
+    assert view.pass_time(4.9) == []
+    assert view.pass_time(5.0) == [MemberGone(BOB, BOB, "silent")]
+
+
+def test_a_repeated_record_does_not_prolong_a_life() -> None:
+    view = Membership(OWN)
+    view.hear(record(ADA, 1), 0.0, direct=False)
+    view.hear(record(ADA, 1), 2.0, direct=False)
+    assert view.pass_time(HEARSAY_LIFE_S) == [MemberGone(ADA, ADA, "silent")]
+
+
+def test_a_broken_connection_takes_its_member_out_at_once_and_hearsay_does_not_bring_it_back() -> None:
+    view = Membership(OWN)
+    view.connected(ADA, 0.0)
+    view.hear(record(ADA, 1), 0.0, direct=True)
+    assert view.disconnected(ADA, "disconnected", 1.0) == [MemberGone(ADA, ADA, "disconnected")]
+    assert view.hear(record(ADA, 2), 1.0 + HOLD_DOWN_S / 2, direct=False) == [], "it was under way when ada died"
+    assert view.hear(record(ADA, 2), 1.0 + HOLD_DOWN_S, direct=False) == [], "and it is old now"
+    assert view.hear(record(ADA, 3), 1.0 + HOLD_DOWN_S, direct=False) == [MemberSeen(record(ADA, 3))]
+
+
+def test_a_member_that_connects_again_is_back_at_once() -> None:
+    view = Membership(OWN)
+    view.connected(ADA, 0.0)
+    view.hear(record(ADA, 1), 0.0, direct=True)
+    view.disconnected(ADA, "silent", 1.0)
+    view.connected(ADA, 1.1)
+    assert view.hear(record(ADA, 2), 1.1, direct=True) == [MemberSeen(record(ADA, 2))]
+
+
+def test_a_goodbye_is_not_undone_by_records_that_still_travel() -> None:
+    view = Membership(OWN)
+    view.hear(record(ADA, 7), 0.0, direct=True)
+    assert view.hear_leave(ADA, 8, 0.1) == [MemberGone(ADA, ADA, "left")]
+    for seq in (6, 7, 8):
+        assert view.hear(record(ADA, seq), 0.2, direct=False) == []
+    assert view.hear_leave(ADA, 8, 0.3) == []
+    assert view.hear(record(ADA, 1000), 0.4, direct=False) == [MemberSeen(record(ADA, 1000))]
+
+
+def test_an_old_goodbye_does_not_take_a_restarted_member_out() -> None:
+    view = Membership(OWN)
+    view.hear(record(ADA, 1000), 0.0, direct=True)
+    assert view.hear_leave(ADA, 8, 0.1) == []
+    assert view.is_member(ADA)
+
+
+def test_the_number_of_a_lost_member_is_forgotten_after_a_minute() -> None:
+    view = Membership(OWN)
+    view.hear(record(ADA, 7), 0.0, direct=False)
+    view.pass_time(3.0)
+    assert view.is_remembered(ADA)
+    view.pass_time(MEMORY_S)
+    assert not view.is_remembered(ADA)
+
+
+def test_time_in_which_this_process_stood_still_ages_nobody() -> None:
+    view = Membership(OWN)
+    view.hear(record(ADA, 1), 0.0, direct=False)
+    view.forgive(60.0)
+    assert view.pass_time(61.0) == []
+    assert view.pass_time(60.0 + HEARSAY_LIFE_S) != []
+
+
+ids = st.sampled_from([OWN, ADA, BOB, NodeId("eve")])
+seqs = st.integers(0, 6)
+heard = st.tuples(ids, seqs)
+
+
+@given(st.lists(heard, max_size=30), st.randoms(use_true_random=False))
+def test_any_order_and_repetition_of_records_leads_to_the_same_view(
+    told: list[tuple[NodeId, int]], random: Any
+) -> None:
+    records = [record(node_id, seq) for node_id, seq in told if seq > 0]
+    wanted = {node_id: r for node_id, r in newest(records).items() if node_id != OWN}
+    for _ in range(3):
+        shuffled = records * 2
+        random.shuffle(shuffled)
+        view = Membership(OWN)
+        for one in shuffled:
+            view.hear(one, 0.0, direct=bool(random.getrandbits(1)))
+        assert view.members() == wanted
+
+
+steps = st.one_of(
+    st.tuples(st.just("hear"), ids, seqs, st.booleans()),
+    st.tuples(st.just("leave"), ids, seqs),
+    st.tuples(st.just("connected"), ids),
+    st.tuples(st.just("disconnected"), ids),
+    st.tuples(st.just("wait"), st.floats(0, 10)),
+)
+
+
+@given(st.lists(steps, max_size=60))
+def test_no_sequence_raises_and_the_news_add_up_to_the_view(taken: list[tuple[Any, ...]]) -> None:
+    view, now, told = Membership(OWN), 0.0, set()
+    highest: dict[NodeId, int] = {}
+    for step in taken:
+        match step:
+            case ("hear", node_id, seq, direct):
+                news = view.hear(record(node_id, seq), now, direct=direct)
+            case ("leave", node_id, seq):
+                news = view.hear_leave(node_id, seq, now)
+            case ("connected", node_id):
+                view.connected(node_id, now)
+                news = []
+            case ("disconnected", node_id):
+                news = view.disconnected(node_id, "disconnected", now)
+            case ("wait", seconds):
+                now += seconds
+                news = view.pass_time(now)
+            case _:
+                raise AssertionError(step)
+        for item in news:
+            if isinstance(item, MemberSeen):
+                assert item.record.seq > highest.get(item.record.id, -1) or now >= MEMORY_S
+                highest[item.record.id] = item.record.seq
+                told.add(item.record.id)
+            else:
+                told.remove(item.node_id)
+        assert told == set(view.members())
