@@ -23,7 +23,8 @@
     │   └── BadWireData         bytes from a peer that are not what the protocol says
     ├── PlanError
     │   ├── DoesNotFit          the pool's memory is too small: says how much is missing
-    │   └── BadLayers           a range set by hand that cannot be served
+    │   ├── BadLayers           a range set by hand, or a count of layers, that cannot be served
+    │   └── BadPool             a figure of a pool, a node or a link that cannot be: names file, key and reason
     └── RequestError
         ├── BadRequest          the client's fault: HTTP 400, names the parameter
         ├── NoRoute             layers that nobody serves now: HTTP 503
@@ -232,6 +233,14 @@ class BadLayers(PlanError):
     def __init__(self, layers: str, reason: str) -> None:
         self.layers, self.reason = layers, reason
         super().__init__(f"layers {layers}: {reason}")
+
+
+class BadPool(PlanError):
+    """A figure that cannot be; `where` is the file or the node, `key` the entry."""
+
+    def __init__(self, where: str, key: str, reason: str) -> None:
+        self.where, self.key, self.reason = where, key, reason
+        super().__init__(f'{where}: "{key}": {reason}')
 
 
 class RequestError(ParallaxError):
