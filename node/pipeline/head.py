@@ -86,6 +86,8 @@ class _Open:
     opened: Open
     generation: Generation
     events: trio.MemorySendChannel[TokenStep | RequestError]
+    names: dict[str, str]
+    """Of the chain's nodes: a node that is gone can no longer be asked."""
     sent: int = 0
     """Prompt tokens sent."""
     done: int = 0
@@ -126,7 +128,8 @@ class Head:
             stop_tokens=generation.stop_tokens,
             sampling=generation.sampling,
         )
-        request = _Open(opened, generation, send, due=len(generation.prompt))
+        names = {hop.node_id: self._name_of(NodeId(hop.node_id)) for hop in chain}
+        request = _Open(opened, generation, send, names, due=len(generation.prompt))
         self._open[opened.session] = request
         try:
             self._post(NodeId(chain[0].node_id), opened)
@@ -165,11 +168,11 @@ class Head:
         for request in list(self._open.values()):
             hop = next((hop for hop in request.opened.chain if hop.node_id == peer), None)
             if hop is not None:
-                self._end(request, HopLost(self._name_of(peer), _layers(hop), reason))
+                self._end(request, HopLost(request.names[peer], _layers(hop), reason))
 
     def _error(self, request: _Open, peer: NodeId, frame: Failed) -> RequestError:
         hop = next(hop for hop in request.opened.chain if hop.node_id == peer)
-        name = self._name_of(peer)
+        name = request.names[peer]
         match frame.kind:
             case "overloaded":
                 return Overloaded(f"node {name}: {frame.reason}; try again when another request has ended")

@@ -19,7 +19,7 @@ from parallax_tui.headless.node_connection import RefusedByNode, error_message, 
 READY_S = 1800.0
 """A first start fetches and converts a model; a slow line needs a while, and the progress is shown."""
 
-ENDING_S = 1.0
+ENDING_S = 5.0
 """Between a node's last answer and the end of its process, at most."""
 
 PATIENCE_S = 3.0
@@ -103,8 +103,7 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
             try:
                 state = read_state(home)
             except NoNode:
-                time.sleep(ENDING_S)  # it may be on its way out: its own words say more than ours
-                raise ParallaxError(problem() or f"the node stopped answering; its log is in {home.data}") from None
+                raise ParallaxError(_last_words(problem, home)) from None
             if state.plan is not None and not state.uncovered() and state.model.phase == "ready":
                 return
             trouble = state.plan_problem or (state.model.text if state.model.phase == "failed" else "")
@@ -115,6 +114,16 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
                 raise ParallaxError(f"nothing is served after {READY_S / 60:.0f} minutes; see `parallax status`")
             progress.show(state.model)
             time.sleep(0.1)
+
+
+def _last_words(problem: Callable[[], str | None], home: Home) -> str:
+    """What a node that no longer answers says at its end: more than we know of it."""
+    deadline = time.monotonic() + ENDING_S
+    while time.monotonic() < deadline:
+        if (said := problem()) is not None:
+            return said
+        time.sleep(0.05)
+    return f"the node stopped answering; its log is {home.data / 'node.log'}"
 
 
 class _ProgressLine:
