@@ -22,8 +22,8 @@ def identify(choice: str | None, models: Path) -> ModelRef:
     """The model that `choice` names, looked for in this order.
 
     None, `default` or the default's name; a GGUF file; a folder with config.json; the name of an installed model; a hub
-    id (`org/name` or `org/name@revision`; when the hub cannot be reached, an installed model of that name). May hash a
-    large file or ask the hub: blocks.
+    id (`org/name` or `org/name@revision`). So an installed hub model is used without asking the hub; `org/name@main`
+    asks for the newest. May hash a large file: blocks.
 
     Raises:
         ModelNotFound: nothing of that name; says what was tried.

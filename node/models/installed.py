@@ -7,7 +7,7 @@ from pathlib import Path
 
 from node.errors import DamagedModel, ModelNotFound, UnsupportedModel
 from node.models import sources
-from node.models.cell import Cell, read_manifest
+from node.models.cell import MANIFEST, Cell, read_manifest
 from node.models.local_folder import is_model_folder, metadata_files, weight_files
 from node.models.progress import ignore_progress
 from node.wire.models import ModelRef
@@ -56,13 +56,21 @@ def _used_in_place(source: sources.Source, folder: Path) -> InstalledModel:
 
 
 def find_installed(name: str, models: Path) -> ModelRef | None:
-    """The installed model of that name, or of that folder in the cache; of several the one that is whole.
+    """The installed model of that name (for a hub model also `org/name@commit`), or of that folder in the cache.
+
+    Of several those that are whole count, and of several commits of one hub model the one fetched last.
 
     Raises:
         ModelNotFound: several are equally good; names their folders, which can be told instead.
     """
-    matching = [model for model in installed(models) if name in (model.name, Path(model.path).name)]
+    matching = [
+        model
+        for model in installed(models)
+        if name in (model.name, model.source.removeprefix("hub:"), Path(model.path).name)
+    ]
     matching = [model for model in matching if model.complete] or matching
+    if matching and all(model.source.startswith("hub:") for model in matching):
+        return max(matching, key=lambda model: (Path(model.path) / MANIFEST).stat().st_mtime_ns).ref
     if len(matching) > 1:
         folders = ", ".join(Path(model.path).name for model in matching)
         raise ModelNotFound(name, f"several models have that name; choose one of {folders}")

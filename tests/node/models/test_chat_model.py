@@ -100,7 +100,7 @@ def with_template(folder: Path, template: str) -> ChatModel:
 
 def test_a_template_may_refuse_messages(make_folder: Callable[..., Path]) -> None:
     chat = with_template(make_folder(), "{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(BadRequest, match="messages: .*roles must alternate"):
+    with pytest.raises(BadRequest, match=r"messages: .*roles must alternate"):
         chat.render([{"role": "user", "content": "hello"}])
 
 

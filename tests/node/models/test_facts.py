@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,18 @@ def test_the_default_model(default_model_folder: Path) -> None:
         (
             "DeepseekV3",
             {
-                **{"n_routed_experts": 8, "moe_intermediate_size": 64, "n_shared_experts": 1, "first_k_dense_replace": 1},
-                **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16},
-                **{"v_head_dim": 16, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
+                "n_routed_experts": 8,
+                "moe_intermediate_size": 64,
+                "n_shared_experts": 1,
+                "first_k_dense_replace": 1,
+                "kv_lora_rank": 32,
+                "q_lora_rank": 48,
+                "qk_rope_head_dim": 8,
+                "qk_nope_head_dim": 16,
+                "v_head_dim": 16,
+                "n_group": 1,
+                "topk_group": 1,
+                "num_experts_per_tok": 2,
             },
         ),
     ],
@@ -121,7 +131,6 @@ json_values = st.recursive(
 @given(changes=st.dictionaries(st.sampled_from([*SMALL, "kv_lora_rank", "num_experts", "mlp_bias"]), json_values))
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_config_gives_facts_or_is_damaged(tmp_path: Path, changes: dict[str, object]) -> None:
-    try:
-        read_facts(write(tmp_path, {**SMALL, **changes}), "float32")
-    except DamagedModel as error:
-        assert "config.json" in str(error)
+    write(tmp_path, {**SMALL, **changes})
+    with suppress(DamagedModel):
+        assert read_facts(tmp_path, "float32").layers > 0

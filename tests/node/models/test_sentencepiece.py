@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from gguf import GGUFWriter, TokenType
@@ -42,13 +43,11 @@ TYPES = (
 
 
 def sentencepiece(text: str) -> list[int]:
-    """The algorithm as told: merge the neighbours whose union scores best, the leftmost of equals, until none is left."""
+    """Merge the neighbours whose union scores best, the leftmost of equals, while there are any."""
     scores = dict(zip(TOKENS, SCORES, strict=True))
     parts = list("▁" + text.replace(" ", "▁"))
     while True:
-        unions = [
-            (-scores[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in PIECES
-        ]
+        unions = [(-scores[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in PIECES]
         if not unions:
             break
         _, i = min(unions)
