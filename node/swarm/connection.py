@@ -122,19 +122,21 @@ class Connection:
                     self.nursery.start_soon(self._ends_with, self._accept_streams)
                     try:
                         stream = await self._admission()
-                    except Exception as error:
-                        failure = error
-                    else:
                         self._scope.deadline = math.inf
                         self._room.joined(self)
                         self._admitted.set()
                         admitted()
                         self._start_control(stream)
                         await trio.sleep_forever()
+                    except Exception as error:
+                        failure = error
+                    finally:
+                        # at once, in whatever way this ends: writes cannot be cancelled, but they fail on a closed
+                        # socket, and one that waits for a stopped peer would hold up the end of the connection
+                        self._socket.close_now()
                     self.nursery.cancel_scope.cancel()
         finally:
             self.is_over = True
-            self._socket.close_now()
             if self.admitted_s < math.inf:
                 self._room.parted(self)
             await self._wake_waiters()
@@ -153,7 +155,7 @@ class Connection:
         """
         try:
             with trio.CancelScope(shield=True), trio.fail_after(OPEN_STREAM_S):
-                stream = MuxedStream(await self._muxed.open_stream())
+                stream = MuxedStream(self._muxed, await self._muxed.open_stream())
                 await stream.choose(protocol)
         except Exception as error:
             raise LinkClosed(self.peer, _told(error)) from error
@@ -193,7 +195,7 @@ class Connection:
             self._inbound += 1
             if self._inbound > (STRANGER_STREAMS if self.admitted_s == math.inf else MEMBER_STREAMS):
                 raise BadWireData(f"connection of {short_id(self.peer)}", "too many streams at once")
-            self.nursery.start_soon(self._serve_stream, MuxedStream(stream))
+            self.nursery.start_soon(self._serve_stream, MuxedStream(self._muxed, stream))
 
     async def _serve_stream(self, stream: MuxedStream) -> None:
         """One inbound stream. The second door: a bad one costs the peer its connection, a failed one only itself.

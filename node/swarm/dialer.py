@@ -153,7 +153,8 @@ async def first_to_answer(
     async def attempt(address: Address, failed: trio.Event, race: trio.CancelScope) -> None:
         try:
             with trio.fail_after(DIAL_S):
-                socket = SocketStream(await trio.open_tcp_stream(address.host, address.port))
+                stream = await trio.open_tcp_stream(address.host, address.port)
+                socket = SocketStream(stream)
                 try:
                     muxed = await upgrade(socket)
                 except BaseException:
@@ -169,12 +170,17 @@ async def first_to_answer(
                 winners.append((muxed, socket))
             race.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for address in addresses:
-            failed = trio.Event()
-            nursery.start_soon(attempt, address, failed, nursery.cancel_scope)
-            with trio.move_on_after(STAGGER_S):
-                await failed.wait()
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed, nursery.cancel_scope)
+                with trio.move_on_after(STAGGER_S):
+                    await failed.wait()
+    except BaseException:
+        for _, socket in winners:  # won in the moment in which the caller gave up
+            socket.close_now()
+        raise
     if not winners:
         raise SwarmError(failures[-1] if failures else "no address is known")
     return winners[0]

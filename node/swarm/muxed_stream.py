@@ -1,6 +1,6 @@
 """One libp2p stream: protocol negotiation, whole reads, writes that a cancelled caller cannot leave half done.
 
-Reading goes through a buffer, since py-libp2p answers every single read with a window update on the wire.
+Reading goes through a buffer: a read of a libp2p stream passes several locks, however little it returns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from node.errors import BadWireData
+from node.swarm.strict_yamux import StrictYamux
 from node.wire.codec import T, decode
 
 NEGOTIATION_LIMIT_BYTES = 1024
@@ -31,8 +32,8 @@ READ_BYTES = 256 * 1024
 class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed for us
     """Has one reader and, at a time, one writer."""
 
-    def __init__(self, stream: YamuxStream) -> None:
-        self._stream = stream
+    def __init__(self, muxed: StrictYamux, stream: YamuxStream) -> None:
+        self._muxed, self._stream = muxed, stream
         self._buffer = bytearray()
 
     async def read(self, n: int | None = None) -> bytes:
@@ -107,7 +108,6 @@ class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed
 
     async def _receive(self, n: int) -> bytes:
         try:
-            data: bytes = await self._stream.read(n)
+            return await self._muxed.read_batched(self._stream, n)
         except MuxedStreamEOF:
             return b""
-        return data

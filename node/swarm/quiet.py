@@ -6,22 +6,20 @@ import logging
 from collections.abc import Hashable
 
 EVERY_S = 60.0
-REMEMBERED = 1024
+PER_MINUTE = 30
 
 
 class Seldom:
-    """Says yes once a minute for each key."""
+    """Says yes once a minute for each key, and not too often for all together: keys cost a stranger nothing."""
 
     def __init__(self) -> None:
         self._told_s: dict[Hashable, float] = {}
 
     def now(self, key: Hashable, now: float) -> bool:
         """Whether it is time to tell of `key` (again)."""
-        if now - self._told_s.get(key, -EVERY_S) < EVERY_S:
+        self._told_s = {other: told_s for other, told_s in self._told_s.items() if now - told_s < EVERY_S}
+        if key in self._told_s or len(self._told_s) >= PER_MINUTE:
             return False
-        self._told_s.pop(key, None)
-        if len(self._told_s) >= REMEMBERED:
-            del self._told_s[next(iter(self._told_s))]
         self._told_s[key] = now
         return True
 

@@ -5,7 +5,8 @@
 2. The one task that reads the connection also writes the answers to pings and new streams. When both ends send much at
    once, it waits for the write lock behind a transfer that the other end does not read, because its reader waits the
    same way: both are stuck. Here such answers wait in a task of their own while the lock is taken.
-3. A failure in its tasks ended the process (it ran in libp2p's service nursery). Here `run` ends with the connection.
+3. Every read there sends a window update, so a small message costs two frames. Here credit is given back in batches.
+4. A failure in its tasks ended the process (it ran in libp2p's service nursery). Here `run` ends with the connection.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 from typing import Any
 
 import trio
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ UNREAD_LIMIT_BYTES = 24 * 1024 * 1024
 
 STRANGER_UNREAD_LIMIT_BYTES = 16 * 1024
 """A hello and a proof are about 200 bytes."""
+
+CREDIT_BATCH_BYTES = 64 * 1024
+"""A quarter of a fresh stream's window: the sender never waits for the rest of it."""
 
 DEFERRED_LIMIT = 64
 """Answers that may wait; beyond, reading waits too, which slows down a flood."""
@@ -35,6 +39,7 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
         super().__init__(*args, **kwargs)
         self.unread_limit_bytes = STRANGER_UNREAD_LIMIT_BYTES
         """Raised when the peer is admitted."""
+        self._credit_bytes: dict[int, int] = {}
         self._reader: trio.lowlevel.Task | None = None
         self._deferred = 0
 
@@ -44,6 +49,20 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
             await self.start()
         except Exception as error:
             log.debug("yamux ended: %r", error)
+
+    async def read_batched(self, stream: YamuxStream, n: int) -> bytes:
+        """At most `n` bytes of a stream, as soon as there are any. Raises libp2p's errors where it ended."""
+        try:
+            data: bytes = await self.read_stream(stream.stream_id, n)
+        except BaseException:
+            self._credit_bytes.pop(stream.stream_id, None)
+            raise
+        credit_bytes = self._credit_bytes.get(stream.stream_id, 0) + len(data)
+        if credit_bytes >= CREDIT_BATCH_BYTES:
+            await stream._auto_tune_and_send_window_update(bytes_read=credit_bytes)
+            credit_bytes = 0
+        self._credit_bytes[stream.stream_id] = credit_bytes
+        return data
 
     async def handle_incoming(self) -> None:
         """Read frames until the connection ends."""

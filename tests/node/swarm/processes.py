@@ -72,11 +72,16 @@ class NodeProcess:
         return self
 
     def do(self, command: str, answer: str, **fields: object) -> Any:
+        """Give a command and wait for what it answers under `answer`."""
         mark = len(self.said)
+        self.tell(command, **fields)
+        return self.wait_for(lambda entry: answer in entry, since=mark)[answer]
+
+    def tell(self, command: str, **fields: object) -> None:
+        """Give a command."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"do": command} | fields).encode() + b"\n")
         self.process.stdin.flush()
-        return self.wait_for(lambda entry: answer in entry, since=mark)[answer]
 
     def sees(self, *others: NodeProcess, since: int = 0) -> None:
         for other in others:
@@ -110,9 +115,7 @@ class NodeProcess:
     def leave(self) -> float:
         """Ask for a graceful end; the time of asking."""
         at = time.time()
-        assert self.process.stdin is not None
-        self.process.stdin.write(b'{"do": "stop"}\n')
-        self.process.stdin.flush()
+        self.tell("stop")
         return at
 
     def close(self) -> None:

@@ -133,7 +133,7 @@ class Enemy:
         self.muxed, self._who, self._target = muxed, who, target
 
     async def stream(self, protocol: str | None) -> MuxedStream:
-        stream = MuxedStream(await self.muxed.open_stream())
+        stream = MuxedStream(self.muxed, await self.muxed.open_stream())
         if protocol is not None:
             await stream.choose(protocol)
         return stream
@@ -253,17 +253,25 @@ def test_a_stranger_gets_no_protocol_but_the_admission(target: NodeProcess, serv
             async with enemy(target) as stranger:
                 with pytest.raises(Exception):  # noqa: B017, PT011  libp2p's own, for "na" and for a closed connection
                     await stranger.stream(protocol)
-        async with enemy(target) as stranger:  # and none beside the admission either
+        async with trio.open_nursery() as nursery:
+            for refused in (beside_the_admission, listing, silence):
+                nursery.start_soon(refused)
+
+    async def beside_the_admission() -> None:
+        async with enemy(target) as stranger:
             await stranger.stream(CONTROL_PROTOCOL)
             with pytest.raises(Exception), trio.fail_after(6):  # noqa: B017, PT011
                 await stranger.stream(LINK_PROTOCOL)
+
+    async def listing() -> None:
         async with enemy(target) as stranger:
-            listing = await stranger.stream(None)
-            await listing.write(MULTISTREAM + b"\x03ls\n")
-            with trio.move_on_after(1):
-                seen = await listing.read_exactly(len(MULTISTREAM) + len(CONTROL_PROTOCOL) + 3)
-                assert seen.count(b"/parallax/") == 1
-        async with enemy(target) as stranger:  # who never says anything
+            stream = await stranger.stream(None)
+            await stream.write(MULTISTREAM + b"\x03ls\n")
+            seen = await stream.read_exactly(len(MULTISTREAM) + len(CONTROL_PROTOCOL) + 3)
+            assert seen.count(b"/parallax/") == 1
+
+    async def silence() -> None:
+        async with enemy(target) as stranger:
             await stranger.ended(within_s=7.0)
 
     run(main)

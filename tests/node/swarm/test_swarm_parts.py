@@ -21,7 +21,7 @@ from node.swarm.identity import Identity
 from node.swarm.lan_discovery import service_type
 from node.swarm.outbox import BATCH_BYTES, Outbox
 from node.swarm.ports import PORTS_FILE, recall_ports, remember_ports
-from node.swarm.quiet import EVERY_S, Seldom
+from node.swarm.quiet import EVERY_S, PER_MINUTE, Seldom
 from node.swarm.secret import SwarmSecret
 from node.wire.ids import NodeId
 from node.wire.records import Envelope
@@ -221,6 +221,7 @@ def test_the_same_complaint_is_made_once_a_minute() -> None:
     assert not seldom.now("eve", EVERY_S - 1)
     assert seldom.now("bob", 1.0)
     assert seldom.now("eve", EVERY_S)
+    assert sum(seldom.now(f"made up {number}", 2 * EVERY_S) for number in range(1000)) == PER_MINUTE
 
 
 def test_the_lan_service_is_the_same_for_members_and_tells_nothing_of_the_secret(ada: Identity) -> None:

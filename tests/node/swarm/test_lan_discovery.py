@@ -1,0 +1,73 @@
+"""Members of one LAN find each other without an invitation; a machine without multicast does without."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import trio
+from zeroconf import Zeroconf
+
+from node.home import Home, write_private
+from node.swarm import lan_discovery
+from node.swarm.host import SwarmSettings, open_swarm
+from node.swarm.neighbourhood import Neighbourhood
+from node.swarm.secret import SECRET_FILE
+
+MakeHome = Callable[..., Home]
+
+
+def settings(home: Home, secret: str) -> SwarmSettings:
+    write_private(home.data / SECRET_FILE, secret.encode())
+    return SwarmSettings(home, home.data.name, machine_id="here")
+
+
+async def found(one: Neighbourhood, other: Neighbourhood) -> None:
+    async for _ in one.news:
+        if other.node_id in one.members():
+            return
+
+
+def multicast_works() -> bool:
+    try:
+        Zeroconf().close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not multicast_works(), reason="no multicast on this machine")
+def test_nodes_with_the_same_secret_find_each_other_and_no_others(make_home: MakeHome) -> None:
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with (
+                open_swarm(settings(make_home("ada"), "aa" * 32)) as ada,
+                open_swarm(settings(make_home("bob"), "aa" * 32)) as bob,
+                open_swarm(settings(make_home("eve"), "ee" * 32)) as eve,
+            ):
+                await found(ada, bob)
+                await found(bob, ada)
+                assert set(eve.members()) == {eve.node_id}
+
+    trio.run(main)
+
+
+def test_without_multicast_the_swarm_works_and_says_so(
+    make_home: MakeHome, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_multicast() -> None:
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(lan_discovery, "Zeroconf", no_multicast)
+
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with open_swarm(settings(make_home("ada"), "aa" * 32)) as ada:
+                while "LAN discovery is off" not in caplog.text:  # noqa: ASYNC110  a log has no event
+                    await trio.sleep(0.05)
+                assert set(ada.members()) == {ada.node_id}
+
+    with caplog.at_level(logging.WARNING):
+        trio.run(main)
+    assert "No such device" in caplog.text
