@@ -88,7 +88,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("app.theme", "Change the theme", "Other colours", ""),
     Action("app.interrupt", "Stop, then quit", "Pressed twice it quits", "ctrl+c", priority=True, in_palette=False),
-    Action("app.quit", "Quit", "Stops the node if it was started here", "ctrl+q", "quit", 2, priority=True),
+    Action("app.quit", "Quit", "And stops a node that it started", "ctrl+q", "quit", 2, priority=True),
 )
 
 _BY_ID = {action.id: action for action in ACTIONS}

@@ -90,7 +90,7 @@ def _keys(value: str) -> str:
 
 def _key(text: str) -> str:
     *modifiers, last = [text] if text == "+" else re.split(r"\+(?=.)", text.strip())
-    name = _character_to_key(last) if len(last) == 1 else last.lower()
+    name = _character_to_key(last.lower() if modifiers else last) if len(last) == 1 else last.lower()
     key = "+".join([*(modifier.lower() for modifier in modifiers), name])
     if key in _SAME_BYTE:
         raise ValueError(f"terminals send {key} as {_SAME_BYTE[key]}; choose another key")

@@ -37,7 +37,7 @@ class TopologyScreen(LiveScreen):
         &.-wide #below > Vertical:last-child { width: 2fr; padding-left: 3; }
         & .title { color: $primary; text-style: bold; height: 1; }
         & > VerticalScroll Lines { margin-bottom: 1; }
-        &.-tall .title { margin-top: 1; }
+        &.-tall > VerticalScroll > .title { margin-top: 1; }
     }
     """
     VERTICAL_BREAKPOINTS = [(0, "-short"), (34, "-tall")]  # noqa: RUF012 -- Textual types it as an instance variable

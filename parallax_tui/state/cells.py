@@ -73,7 +73,7 @@ def shorten(text: str, width: int) -> str:
     """The text in at most `width` columns; an ellipsis stands for what is cut."""
     if cell_len(text) <= width:
         return text
-    return set_cell_size(text, width - 1).rstrip() + "…" if width > 1 else text[:width]
+    return set_cell_size(text, width - 1).rstrip() + "…" if width > 1 else set_cell_size(text, max(0, width))
 
 
 def padded(text: str, width: int, *, right: bool = False) -> str:
@@ -90,10 +90,12 @@ def wrapped(text: str, width: int) -> list[str]:
     for word in text.split():
         while cell_len(word) > width > 0:
             room = width - cell_len(line) - 1 if line else width
-            if room < width // 3:
+            if line and room < max(2, width // 3):
                 lines.append(line)
                 line, room = "", width
-            piece = set_cell_size(word, room).rstrip()
+            piece = (
+                set_cell_size(word, room).rstrip() or word[0]
+            )  # a wide character in one column: better cut than lost
             line = f"{line} {piece}" if line else piece
             lines.append(line)
             line, word = "", word[len(piece) :]

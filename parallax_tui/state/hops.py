@@ -9,7 +9,7 @@ from typing import Literal
 
 from node.journal.state import RequestView, State
 from node.wire.events import HopLatency
-from parallax_tui.state.cells import Cell, Line, Tone, fitted, padded, safe, wrapped
+from parallax_tui.state.cells import Cell, Line, Tone, fitted, padded, safe, shorten, wrapped
 from parallax_tui.state.figures import count, duration, layers, speed
 
 Part = Literal["wire", "queue", "compute", "serialise"]
@@ -135,7 +135,7 @@ def waterfall(request: RequestView | None, width: int) -> tuple[Line, ...]:
     name_width = min(16, max(len("and back"), *(len(row.name) for row in rows)))
     layers_width = max(len(row.layers) for row in rows)
     bar_width = max(8, width - name_width - layers_width - 8 - 4)
-    lines: list[Line] = [(Cell(headline(request), "muted"),)]
+    lines: list[Line] = [(Cell(shorten(headline(request), width), "muted"),)]
     for row in rows:
         shift, parts = columns_of(row, whole_ms, bar_width)
         cells = [

@@ -7,7 +7,7 @@ from typing import Literal
 
 from node.journal.state import State
 from node.wire.ids import NodeId
-from parallax_tui.state.cells import NODE_TONES, Cell, Line, padded, wrapped
+from parallax_tui.state.cells import NODE_TONES, Cell, Line, Tone, padded, safe, wrapped
 from parallax_tui.state.figures import layers
 from parallax_tui.state.live import Live
 
@@ -90,12 +90,11 @@ def layer_map(live: Live, width: int) -> tuple[Line, ...]:
     """Names over the bar, the bar, layer numbers under it, and the gaps in words."""
     state = live.state
     if state is None or state.plan is None:
-        problem = state.plan_problem if state is not None else ""
+        problem = safe(state.plan_problem) if state is not None else ""
         if problem:
-            return tuple(
-                (Cell("✕ " if i == 0 else "  ", "bad"), Cell(p)) for i, p in enumerate(wrapped(problem, width - 2))
-            )
-        return ((Cell("no plan yet: the nodes are still measuring themselves", "muted"),),)
+            return tuple(_marked(problem, width, "plain"))
+        waiting = wrapped("no plan yet: the nodes are still measuring themselves", width)
+        return tuple((Cell(piece, "muted"),) for piece in waiting)
     total = state.plan.facts.layers
     names: list[Cell] = []
     bar: list[Cell] = []
@@ -114,10 +113,11 @@ def layer_map(live: Live, width: int) -> tuple[Line, ...]:
         bar.append(Cell(_PATTERN[segment.kind] * (space - 1) + ("▌" if segment.kind == "ready" else " "), tone))
         numbers.append(Cell(_label(layers(segment.start, segment.end), space), "muted"))
     sentences = [
-        (Cell("✕ " if index == 0 else "  ", "bad"), Cell(piece, "bad" if "no node" in sentence else "warn"))
-        for sentence in (*gap_sentences(live), *((state.plan_problem,) if state.plan_problem else ()))
-        for index, piece in enumerate(wrapped(sentence, width - 2))
+        line
+        for sentence in gap_sentences(live)
+        for line in _marked(sentence, width, "bad" if "no node" in sentence else "warn")
     ]
+    sentences += _marked(safe(state.plan_problem), width, "bad")
     return (tuple(names), tuple(bar), tuple(numbers), *sentences)
 
 
@@ -126,6 +126,14 @@ def _in_order(state: State) -> list[NodeId]:
     planned = [assigned.id for assigned in state.plan.assignments] if state.plan is not None else []
     holding = [segment.node_id for segment in segments(state) if segment.node_id is not None]
     return list(dict.fromkeys([*planned, *holding]))
+
+
+def _marked(sentence: str, width: int, tone: Tone) -> list[Line]:
+    """The sentence behind a mark that says that something is wrong."""
+    return [
+        (Cell("✕ " if index == 0 else "  ", "bad"), Cell(piece, tone))
+        for index, piece in enumerate(wrapped(sentence, width - 2))
+    ]
 
 
 def _label(text: str, space: int) -> str:

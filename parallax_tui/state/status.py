@@ -28,6 +28,8 @@ def nodes(live: Live) -> Line:
     planned = live.state.plan.assignments if live.state.plan is not None else ()
     total = len({*live.state.nodes, *(assigned.id for assigned in planned)})
     ready = sum(1 for view in live.state.nodes.values() if view.record.ready_range() is not None)
+    if not total:
+        return ()
     if ready == total:
         return (Cell(count(ready, "node"), "muted"),)
     return (Cell(f"{ready}/{total} nodes", "warn"),)

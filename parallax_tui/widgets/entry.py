@@ -12,7 +12,7 @@ from parallax_tui.chat.conversation import Message
 from parallax_tui.state.cells import Line
 from parallax_tui.widgets.markdown import MarkdownPainter
 
-OPEN_LIMIT = 4000
+OPEN_LIMIT = 2500
 """Characters of an unfinished block that are still rendered as Markdown on each flush; a longer one (a big table, a
 long listing) is shown plain until it is settled."""
 

@@ -102,7 +102,7 @@ class FakeNode:
 
     async def restart(self, state: State) -> None:
         """Come back as a new life of the node, which counts its events from `state.seq` again."""
-        self.state, self._log = state, []
+        self.state, self._log, self.oldest_kept = state, [], state.seq
         await self.start()
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

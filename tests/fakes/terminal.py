@@ -78,7 +78,9 @@ async def at_terminal(
 
 
 @asynccontextmanager
-async def at_node(node: FakeNode, *, size: tuple[int, int] = (80, 24), theme: str | None = None) -> AsyncIterator[Terminal]:
+async def at_node(
+    node: FakeNode, *, size: tuple[int, int] = (80, 24), theme: str | None = None
+) -> AsyncIterator[Terminal]:
     """The same, with the fake node running and the chat open."""
     await node.start()
     try:
