@@ -8,12 +8,13 @@ pip that it may have started; what has not ended after five seconds is killed.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections import deque
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 GOODBYE_S = 5.0
 LAST_WORDS_LINES = 5
-LINE_LIMIT_BYTES = 1024 * 1024
+LAST_WORDS_BYTES = 8192
 
 OnProgress = Callable[[Phase, int, int, str], None]
 
@@ -86,36 +87,34 @@ async def import_in_child(path: Path, models: Path, on_progress: OnProgress) -> 
 async def _run(task: Task, name: str, on_progress: OnProgress) -> ResultLine:
     import trio  # the child itself imports this package and never needs it
 
-    process = await trio.lowlevel.open_process(
-        module_command("node.models.fetching"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=module_environment(),
-        **_own_session(),
-    )
-    last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
     end: ResultLine | ErrorLine | None = None
-    try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_collect, process.stderr, last_words)
-            try:
-                await process.stdin.send_all(msgspec.json.encode(task) + b"\n")
-                end = await _follow(process.stdout, on_progress)
-            except trio.BrokenResourceError:  # it ended before it read its task
-                pass
-    finally:
-        with trio.CancelScope(shield=True):
-            await _say_goodbye(process)
-    if isinstance(end, ResultLine):
-        return end
-    if end is not None:
-        raise _as_error(end)
-    words = " / ".join(last_words) or "no last words"
-    raise FetchFailed(name, f"the process that prepares it ended with status {process.returncode} ({words}); try again")
+    with tempfile.TemporaryFile() as errors:  # not a pipe, which would need a second task to empty it
+        process = await trio.lowlevel.open_process(
+            module_command("node.models.fetching"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=module_environment(),
+            **_own_session(),
+        )
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            await process.stdin.send_all(msgspec.json.encode(task) + b"\n")
+            end = await _follow(process.stdout, on_progress)
+        except trio.BrokenResourceError:  # it ended before it read its task
+            pass
+        finally:
+            with trio.CancelScope(shield=True):
+                await _say_goodbye(process)
+        if isinstance(end, ResultLine):
+            return end
+        if end is not None:
+            raise _as_error(end)
+        reason = (
+            f"the process that prepares it ended with status {process.returncode} ({_last_words(errors)}); try again"
+        )
+        raise FetchFailed(name, reason)
 
 
 def _own_session() -> dict[str, Any]:
@@ -138,14 +137,11 @@ async def _follow(stdout: trio.abc.ReceiveStream, on_progress: OnProgress) -> Re
     return None
 
 
-async def _collect(stderr: trio.abc.ReceiveStream, last_words: deque[str]) -> None:
-    """Keep the last lines that the child wrote for people."""
-    buffered = ""
-    async for data in stderr:
-        *lines, buffered = (buffered + data.decode(errors="replace"))[-LINE_LIMIT_BYTES:].split("\n")
-        last_words.extend(line.strip() for line in lines if line.strip())
-    if buffered.strip():
-        last_words.append(buffered.strip())
+def _last_words(errors: IO[bytes]) -> str:
+    """The last lines that the child wrote for people."""
+    errors.seek(max(errors.seek(0, os.SEEK_END) - LAST_WORDS_BYTES, 0))
+    lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines()]
+    return " / ".join([line for line in lines if line][-LAST_WORDS_LINES:]) or "no last words"
 
 
 async def _say_goodbye(process: trio.Process) -> None:
@@ -159,9 +155,8 @@ async def _say_goodbye(process: trio.Process) -> None:
     if process.returncode is None:
         process.kill()
         await process.wait()
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            await stream.aclose()
+    assert process.stdout is not None
+    await process.stdout.aclose()
 
 
 def _as_error(line: ErrorLine) -> ParallaxError:

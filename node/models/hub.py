@@ -1,11 +1,11 @@
 """Models on the Hugging Face hub, through `huggingface_hub`: which commit, and its files. Knows no cache and no lock.
 
-The library reads its environment (HF_ENDPOINT, HF_TOKEN, …) when it is imported, and importing it takes a while: both
-are reasons to do so only here, inside functions, and mostly in the child process that fetches.
+Importing the library takes a while, so it is imported inside functions, and mostly in the child process that fetches.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +118,7 @@ def fetch_file(
         _named_errors(repository.name),
         growth_reported(grown, total_bytes, file.name, report, before_bytes=done_bytes),
     ):
-        hf_hub_download(repository.name, file.name, revision=repository.commit, local_dir=into)
+        hf_hub_download(repository.name, file.name, revision=repository.commit, local_dir=into, endpoint=_endpoint())
     path = into / file.name
     if file.sha256 is not None and (found := sha256_of(path)) != file.sha256:
         path.unlink()
@@ -136,7 +136,12 @@ def _api() -> HfApi:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # the terminal is not its own
-    return HfApi(library_name="parallax")
+    return HfApi(endpoint=_endpoint(), library_name="parallax")
+
+
+def _endpoint() -> str | None:
+    """The mirror that is set now, where one is: the library itself looks only when it is imported."""
+    return os.environ.get("HF_ENDPOINT") or None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 import trio
 from safetensors.numpy import load_file, save_file
 
+import node.models as models_room
 from node.errors import (
     BadLayers,
     DamagedModel,
@@ -22,7 +23,7 @@ from node.errors import (
     UnsupportedModel,
     WrongHash,
 )
-from node.models import ChatModel, identify_in_child, installed, prepare_in_child, read_facts
+from node.models import ChatModel, identify, identify_in_child, installed, prepare_in_child, read_facts
 from node.models.hub_files import files_for_layers
 from node.wire.models import ModelRef
 
@@ -73,16 +74,8 @@ def hub(make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_p
         yield running
 
 
-def identify(choice: str, models: Path) -> ModelRef:
-    return trio.run(identify_in_child, choice, models)
-
-
 def prepare(ref: ModelRef, models: Path, layers: tuple[int, int] | None, seen: list[Any] | None = None) -> Path:
-    def on_progress(*said: object) -> None:
-        if seen is not None:
-            seen.append(said)
-
-    return trio.run(prepare_in_child, ref, models, layers, on_progress)
+    return models_room.prepare(ref, models, layers, lambda *said: None if seen is None else seen.append(said))
 
 
 def weights(folder: Path) -> set[str]:
@@ -124,6 +117,17 @@ def test_only_the_files_of_the_assigned_layers_are_fetched(hub: Any, tmp_path: P
     assert prepare(ref, models, (0, 4)) == folder
     assert identify("org/tiny", models) == ref
     assert not list((models / ".partial").rglob("*.safetensors"))
+
+
+def test_a_child_process_fetches_from_the_hub_too(hub: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        ref = await identify_in_child("org/tiny", tmp_path / "models")
+        seen: list[Any] = []
+        folder = await prepare_in_child(ref, tmp_path / "models", (1, 3), lambda *said: seen.append(said))
+        assert weights(folder) == {MIDDLE}
+        assert seen[-1][:3] == ("fetch", len(hub.files[MIDDLE]), len(hub.files[MIDDLE]))
+
+    trio.run(main)
 
 
 def test_the_last_stage_of_a_tied_model_gets_the_embedding() -> None:
