@@ -5,7 +5,6 @@ A stage is loaded whole or not at all: a tensor that is missing, left over, miss
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -36,6 +35,10 @@ class SharedTensors:
         self._tensors: WeakValueDictionary[tuple[object, ...], torch.Tensor] = WeakValueDictionary()
         self.read_count = 0
         """Tensors read from files so far."""
+
+    def __len__(self) -> int:
+        """Tensors that a live stage holds."""
+        return len(self._tensors)
 
     def load(
         self, checkpoint: Checkpoint, wanted: dict[str, torch.dtype], device: torch.device
@@ -79,8 +82,6 @@ def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> 
         if "allocate memory" in str(error):
             raise LoadFailed(asked, f"too little memory on {device}; assign fewer layers") from error
         raise
-    finally:
-        gc.collect()  # modules are full of cycles: what a failed or replaced model held must not wait for its turn
 
 
 def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Generator[None, None, TorchStage]:

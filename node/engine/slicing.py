@@ -39,10 +39,11 @@ def empty_stage(config: Any, start: int, end: int, dtype: torch.dtype) -> Any:
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     asked = layers_text(start, end)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():  # first values, which nobody keeps, take most of the time
             model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     except (ValueError, KeyError, ImportError) as error:
         raise LoadFailed(asked, f"transformers cannot build the model: {error}") from error

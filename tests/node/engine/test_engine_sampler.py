@@ -1,0 +1,105 @@
+"""Sampling: distribution, limits, edges, and the same draw everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.engine.sampler import sample, uniform
+from node.errors import EngineError
+from node.wire.frames import Sampling
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
+finite_logits = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40).map(lambda x: np.array(x, np.float32))
+seeds, positions = st.integers(0, 2**63 - 1), st.integers(0, 2**40)
+
+
+def drawn(sampling: Sampling, logits: np.ndarray = LOGITS, count: int = 4000) -> np.ndarray:
+    """How often each token comes at `count` positions, as shares."""
+    tokens = [sample(logits, sampling, position) for position in range(count)]
+    return np.bincount(tokens, minlength=len(logits)) / count
+
+
+def test_temperature_zero_takes_the_highest_and_of_equals_the_first() -> None:
+    assert sample(LOGITS, Sampling(), 7) == 1
+    assert sample(np.array([0, 3, 3, 1], np.float32), Sampling(seed=5), 7) == 1
+
+
+def test_tokens_come_as_often_as_their_probability_says() -> None:
+    # 4,000 draws: a share's standard deviation is below 0.008
+    assert drawn(Sampling(temperature=1, seed=1)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.035)
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    squared = np.array([0.01, 0.16, 0.04, 0.09])
+    assert drawn(Sampling(temperature=0.5, seed=2)) == pytest.approx(squared / squared.sum(), abs=0.035)
+    assert drawn(Sampling(temperature=100, seed=2)) == pytest.approx([0.25] * 4, abs=0.035)
+
+
+def test_top_k_keeps_the_k_highest() -> None:
+    assert drawn(Sampling(temperature=1, top_k=2, seed=3)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=0.035)
+    assert drawn(Sampling(temperature=1, top_k=1, seed=3), count=50)[1] == 1
+    assert drawn(Sampling(temperature=1, top_k=1_000_000, seed=3)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.035)
+
+
+def test_top_p_keeps_the_fewest_that_reach_it() -> None:
+    assert drawn(Sampling(temperature=1, top_p=0.65, seed=4)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=0.035)
+    assert drawn(Sampling(temperature=1, top_p=1e-9, seed=4), count=50)[1] == 1
+
+
+def test_top_p_counts_among_what_top_k_left() -> None:
+    # of 0.4 and 0.3 the first alone is 57 %
+    assert drawn(Sampling(temperature=1, top_k=2, top_p=0.55, seed=4), count=50)[1] == 1
+
+
+def test_of_equal_logits_top_k_keeps_the_lower_ids() -> None:
+    shares = drawn(Sampling(temperature=1, top_k=2, seed=5), np.zeros(5, np.float32), 200)
+    assert shares[:2].sum() == 1
+
+
+@given(finite_logits, st.floats(1e-3, 100), st.floats(1e-6, 1), st.integers(0, 50), seeds, positions)
+def test_a_draw_is_always_one_of_the_kept_tokens(
+    logits: np.ndarray, temperature: float, top_p: float, top_k: int, seed: int, position: int
+) -> None:
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    token = sample(logits, sampling, position)
+    assert 0 <= token < len(logits)
+    assert token == sample(logits.copy(), sampling, position)
+    if top_k:
+        assert (logits > logits[token]).sum() < top_k
+
+
+@given(seeds, positions)
+def test_the_random_number_depends_on_seed_and_position_alone(seed: int, position: int) -> None:
+    number = uniform(seed, position)
+    assert 0 <= number < 1
+    assert number == uniform(seed, position)
+    assert number != uniform(seed, position + 1)
+    assert number != uniform(seed ^ 1, position)
+
+
+def test_the_random_numbers_are_those_of_every_other_node() -> None:
+    # Written down once: another value would let two versions of a swarm sample differently.
+    assert uniform(0, 0) == 0.011546754286331562
+    assert uniform(42, 7) == 0.649420079613736
+
+
+def test_excluded_tokens_are_never_drawn() -> None:
+    logits = np.array([-np.inf, 0, -np.inf, 0], np.float32)
+    shares = drawn(Sampling(temperature=2, seed=6), logits, 300)
+    assert shares[[0, 2]].sum() == 0
+    assert shares[1] > 0 < shares[3]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1, top_p=0.9)])
+@pytest.mark.parametrize("logits", [[0, np.nan, 1], [-np.inf] * 3, [0, np.inf, 1], [np.nan] * 3])
+def test_logits_that_name_no_token_are_an_error(logits: list[float], sampling: Sampling) -> None:
+    with pytest.raises(EngineError, match="logits"):
+        sample(np.array(logits, np.float32), sampling, 3)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    assert drawn(Sampling(temperature=temperature, seed=1), count=20)[1] == 1
