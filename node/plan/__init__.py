@@ -1,1 +1,28 @@
-"""Decides who holds which layers and which nodes serve a request. Pure: no clock, no I/O, no torch."""
+"""Decides who holds which layers and which nodes serve a request. Pure: no clock, no I/O, no torch.
+
+The names below are loaded when they are first used: the search needs numpy, and most of a node's life needs none of it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from node.plan.placement import allocate as allocate
+    from node.plan.allocation import Allocation as Allocation
+    from node.plan.stages import minimal_stages as minimal_stages
+    from node.plan.water import water_fill as water_fill
+
+_HOMES = {
+    "allocate": "placement",
+    "Allocation": "allocation",
+    "minimal_stages": "stages",
+    "water_fill": "water",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -5,9 +5,9 @@ matrix of n parameters costs 2·n FLOPs per token and n·width bytes to read; a 
 
     E(t) = ⌊experts · (1 - (1 - top_k / experts)^t)⌋
 
-experts when the router chooses evenly (the coupon collector's expectation, as the Parallax paper has it). The layers of
-one model are taken as alike but for two things: leading dense layers of a mixture (DeepSeek, GLM, Kimi) and layers whose
-attention sees a window only (gpt-oss, Gemma).
+experts when the router chooses evenly (the coupon collector's expectation, as the Parallax paper has it). The layers
+of one model are taken as alike but for two things: leading dense layers of a mixture (DeepSeek, GLM, Kimi) and layers
+whose attention sees a window only (gpt-oss, Gemma).
 """
 
 from __future__ import annotations
@@ -236,8 +236,8 @@ def cost_of_config(
 ) -> ModelCost:
     """The cost of the model that a Hugging Face `config` describes.
 
-    `weight_bytes` overrides the width that the config's quantisation tells. `latent_cache` says whether the engine keeps
-    MLA's compressed vector or the expanded keys and values of every head.
+    `weight_bytes` overrides the width that the config's quantisation tells. `latent_cache` says whether the engine
+    keeps MLA's compressed vector or the expanded keys and values of every head.
 
     Raises:
         BadPool: a key is missing or absurd; names `where` and the key.

@@ -2,9 +2,9 @@
 
     t(layer) = max(FLOPs / matmul rate, bytes / memory bandwidth) / efficiency + overhead
 
-(Williams, Waterman and Patterson, "Roofline", 2009). Decode reads all touched weights for one token per sequence, so that
-bandwidth binds; prefill multiplies many tokens at once, so that the matmul rate binds. The efficiency is fitted to what
-the node has measured in service: the median of roofline / measured over its batch sizes.
+(Williams, Waterman and Patterson, "Roofline", 2009). Decode reads all touched weights for one token per sequence, so
+that bandwidth binds; prefill multiplies many tokens at once, so that the matmul rate binds. The efficiency is fitted to
+what the node has measured in service: the median of roofline / measured over its batch sizes.
 """
 
 from __future__ import annotations

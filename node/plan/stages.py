@@ -1,12 +1,12 @@
 """The fewest nodes that k whole pipelines need: s*(k), exactly.
 
-k pipelines are k disjoint groups of capacities, each of at least L (bin covering). Two facts replace the exponential state
-of the published algorithm:
+k pipelines are k disjoint groups of capacities, each of at least L (bin covering). Two facts replace the exponential
+state of the published algorithm:
 
-- An unused node can take the place of a smaller used one, so *the s largest* capacities suffice: s*(k) is the smallest s
-  whose s largest capacities can be dealt into k groups.
-- Nodes of equal capacity are interchangeable, so a state is a count per capacity; a group starts with the largest capacity
-  left, ends with the one that completes it, and wastes no more than Σc - k·L in all.
+- An unused node can take the place of a smaller used one, so *the s largest* capacities suffice: s*(k) is the smallest
+  s whose s largest capacities can be dealt into k groups.
+- Nodes of equal capacity are interchangeable, so a state is a count per capacity; a group starts with the largest
+  capacity left, ends with the one that completes it, and wastes no more than Σc - k·L in all.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from itertools import islice
 from node.errors import BadLayers
 
 EFFORT = 40_000
-"""Groups tried in one call, about half a second, before an open question is left to a greedy deal. Pools of up to 30 random
-capacities stay below; beyond, a rare s* may be one node too many."""
+"""Groups tried in one call, about half a second, before an open question is left to a greedy deal. Pools of up to 30
+random capacities stay below; beyond, a rare s* may be one node too many."""
 DEEPEST = 200
 """Groups that the exhaustive search deals; more are left to the greedy deal."""
 WIDEST = 60
@@ -53,15 +53,15 @@ def minimal_stages(capacities: Sequence[int], layers: int) -> list[int | None]:
 
 
 def pipeline_score(pipelines: int, stages: int, alpha: float, compute_ms: float, rtt_ms: float) -> float:
-    """Z(k) = k^α / (T_comp + (s*/k)·r_RTT)."""
+    """Z(k) = k^alpha / (T_comp + (s*/k)·r_RTT)."""
     latency = compute_ms + stages / pipelines * rtt_ms
     return pipelines**alpha / latency if latency > 0 else math.inf
 
 
 def best_pipeline_count(stages: Sequence[int | None], alpha: float, compute_ms: float, rtt_ms: float) -> int:
     """k̂, the k of the largest Z(k); the smaller of equals, 0 where not even one pipeline exists."""
-    feasible = [(k, s) for k, s in enumerate(stages, start=1) if s is not None]
-    return max(feasible, key=lambda ks: (pipeline_score(*ks, alpha, compute_ms, rtt_ms), -ks[0]), default=(0, 0))[0]
+    scores = [(pipeline_score(k, s, alpha, compute_ms, rtt_ms), -k) for k, s in enumerate(stages, start=1) if s]
+    return -max(scores, default=(0.0, 0))[1]
 
 
 class _Search:

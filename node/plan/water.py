@@ -1,6 +1,6 @@
-"""Shares out a chain's layers by speed: stages fill like vessels of width F_i under one water level λ, each to its brim.
+"""Shares out a chain's layers by speed: stages fill like vessels of width F_i under one water level λ, to the brim.
 
-Σ min(c_i, λ·F_i) = L,   ℓ_i = ⌊min(c_i, λ·F_i)⌋, the rest to the largest remainders (ties: the lower index)
+Σ min(c_i, λ·F_i) = L,   n_i = ⌊min(c_i, λ·F_i)⌋, the rest to the largest remainders (ties: the lower index)
 """
 
 from __future__ import annotations

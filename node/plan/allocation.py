@@ -1,0 +1,85 @@
+"""The result of phase 1: which node holds which layers, in pipelines and replicas, and who stands by and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from node.wire.plans import Assignment
+
+Objective = Literal["latency", "throughput", "balanced"]
+"""The fastest answer for one user; the most tokens per second for all; pipelines over mean latency (alpha = 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Layers [start, end) on one node."""
+
+    node_id: str
+    start: int
+    end: int
+
+    @property
+    def layers(self) -> int:
+        """How many."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Stages that tile the model, on nodes of their own."""
+
+    stages: tuple[Stage, ...]
+    token_ms: float
+    """One user's mean time per generated token, its share of the prompt's time included."""
+    tokens_per_s: float
+    """Of all users together, as many as the KV cache has room for."""
+    sequences: int
+    """Sequences of the workload's length that the KV cache has room for: the least of its stages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standby:
+    """A node that holds nothing, and why, in a sentence."""
+
+    node_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Phase 1's plan. Equal pools give equal allocations, whatever their order."""
+
+    layers: int
+    objective: Objective
+    pipelines: tuple[Pipeline, ...]
+    replicas: tuple[Stage, ...]
+    """Further copies of layers: left-over nodes, and ranges set by hand."""
+    standby: tuple[Standby, ...]
+    score: float
+    """Latency: 1000 / best token_ms. Throughput: tokens per second. Balanced: Z(k), 1000 · k / mean token_ms."""
+    bound: float
+    """No choice of disjoint pipelines scores higher; equal to the score where the search was exhaustive."""
+    note: str
+    """What a person should know about the choice, in a sentence."""
+
+    @property
+    def gap(self) -> float:
+        """How far the score may be from the best possible, as a fraction; 0 is proven optimal."""
+        return max(0.0, 1 - self.score / self.bound) if self.bound > 0 else 0.0
+
+    def stages(self) -> Iterator[Stage]:
+        """Every held range."""
+        for pipeline in self.pipelines:
+            yield from pipeline.stages
+        yield from self.replicas
+
+    def range_of(self, node_id: str) -> Stage | None:
+        """What `node_id` holds, or None."""
+        return next((stage for stage in self.stages() if stage.node_id == node_id), None)
+
+    def assignments(self) -> tuple[Assignment, ...]:
+        """As it travels: every held range in layer order; replicas are ranges that cover the same layers."""
+        held = [Assignment(stage.node_id, stage.start, stage.end) for stage in self.stages()]
+        return tuple(sorted(held, key=lambda a: (a.start, a.end, a.node_id)))

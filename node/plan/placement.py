@@ -1,0 +1,227 @@
+"""Phase 1: which node holds which layers.
+
+    Z(k) = k^alpha / (T_comp + (s*/k)·r_RTT)
+
+is the published score of k pipelines that need s* nodes. Here T_comp and r are not one figure for all: a chain's time
+is summed over its own stages and hops, so that Z(k) = k^alpha / mean time, and the k chains of the least total time
+take the place of s*(k). alpha is 0 for one user's latency, 1 for the balanced choice; throughput adds up tokens per second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from node.errors import BadLayers, BadPool, DoesNotFit
+from node.plan.allocation import Allocation, Objective, Pipeline, Stage, Standby
+from node.plan.chain import Chain, build_chain, capacities, chain_of_counts
+from node.plan.clusters import good_partition
+from node.plan.model_cost import ModelCost
+from node.plan.partition import MOST_STATES, best_partition, score_of, state_count
+from node.plan.pinned import around_pins
+from node.plan.pool import Links, PoolNode, Workload
+from node.plan.pool_table import PoolTable
+from node.plan.spare import Spares
+
+KEEP = 0.1
+"""The plan in force stays while a new one would score at most this much better."""
+RESERVED: dict[Objective, int] = {"latency": 1, "balanced": 4, "throughput": 4}
+"""Sequences that every chain has KV room for, where memory allows."""
+
+DEFAULT_WORKLOAD = Workload()
+
+
+def allocate(
+    model: ModelCost,
+    nodes: Sequence[PoolNode],
+    links: Links,
+    objective: Objective = "balanced",
+    current: Allocation | None = None,
+    workload: Workload = DEFAULT_WORKLOAD,
+) -> Allocation:
+    """The plan for a pool. Proven optimal for up to twelve nodes (for throughput within `gap`), good beyond.
+
+    `current` is the plan in force: it stays while nothing better than KEEP is found, and equal nodes go on with what
+    they hold. Nodes with a range set by hand hold exactly that.
+
+    Raises:
+        BadPool: two nodes have one id.
+        BadLayers: a range set by hand reaches beyond the model, or overfills its node.
+        DoesNotFit: no chain of these nodes holds the model; says how much memory is missing.
+    """
+    _check(model, nodes)
+    free = [node for node in nodes if not node.barred and node.pinned is None]
+    pinned = [node for node in nodes if not node.barred and node.pinned is not None]
+    pipelines: list[Pipeline] = []
+    if pinned:
+        chain, used = around_pins(model, pinned, free, links, objective, workload)
+        pipelines.append(chain)
+        free = [node for node in free if node.node_id not in used]
+    score = bound = 0.0
+    table, chains, bound = _with_room_for_users(model, free, links, objective, workload)
+    score = score_of(chains, objective)
+    if not chains and not pipelines:
+        raise DoesNotFit(model.name, missing_bytes(model, free, table))
+    found = realise(table, chains, current)
+    kept = _still_good(model, table, nodes, current, score) if current is not None and not pinned else None
+    if kept is not None:
+        found, score = list(kept), _score(kept, objective)
+    pipelines += found
+    if pinned:
+        score = bound = _score(pipelines, objective)
+    replicas, standby = _place_spares(model, nodes, links, workload, pipelines, pinned, current)
+    return Allocation(
+        model.layers,
+        objective,
+        tuple(sorted(pipelines, key=lambda p: (p.token_ms, p.stages[0].node_id))),
+        replicas,
+        standby,
+        score,
+        max(bound, score),
+        _note(pipelines, nodes),
+    )
+
+
+def best_chains(table: PoolTable) -> tuple[list[Chain], float]:
+    """Disjoint chains and the bound on their score: by exhaustive search where the pool is small, else by clusters."""
+    if not table.classes:
+        return [], 0.0
+    if state_count(table) <= MOST_STATES:
+        return best_partition(table)
+    return good_partition(table)
+
+
+def _with_room_for_users(
+    model: ModelCost, nodes: Sequence[PoolNode], links: Links, objective: Objective, workload: Workload
+) -> tuple[PoolTable, list[Chain], float]:
+    """Chains with KV room for several users each; for fewer where memory is short, for one in the end."""
+    sequences = max(RESERVED[objective], workload.users if objective != "throughput" else 1)
+    while True:
+        table = PoolTable(model, nodes, links, objective, workload, (0, model.layers), sequences)
+        chains, bound = best_chains(table)
+        if chains or sequences == 1:
+            return table, chains, bound
+        sequences = max(1, sequences // 4)
+
+
+def missing_bytes(model: ModelCost, nodes: Sequence[PoolNode], table: PoolTable) -> int:
+    """Memory that the pool lacks for one chain: of the whole, or of the layers that whole nodes leave over."""
+    cache = model.kv_layer_bytes(table.context)
+    short = model.total_bytes + model.layers * cache - sum(node.memory_bytes for node in nodes)
+    room = sum(kind.capacity[0] * len(kind.members) for kind in table.classes)
+    return max(short, (model.layers - room) * (model.layer_bytes + cache), 1)
+
+
+def realise(table: PoolTable, chains: Sequence[Chain], current: Allocation | None) -> list[Pipeline]:
+    """Chains of classes as pipelines of nodes: of equal nodes the one that holds most of the range now, then by id."""
+    held = {stage.node_id: stage for stage in current.stages()} if current is not None else {}
+    free = [list(kind.members) for kind in table.classes]
+    pipelines = []
+    for chain in chains:
+        stages, start = [], 0
+        for c, layers in zip(chain.order, chain.counts, strict=True):
+            end = start + layers
+            chosen = min(free[c], key=lambda node: (-_overlap(held.get(node.node_id), start, end), node.node_id))
+            free[c].remove(chosen)
+            stages.append(Stage(chosen.node_id, start, end))
+            start = end
+        pipelines.append(Pipeline(tuple(stages), chain.token_ms, chain.tokens_per_s, chain.sequences))
+    return pipelines
+
+
+def _overlap(stage: Stage | None, start: int, end: int) -> int:
+    return max(0, min(stage.end, end) - max(stage.start, start)) if stage is not None else 0
+
+
+def _check(model: ModelCost, nodes: Sequence[PoolNode]) -> None:
+    seen: set[str] = set()
+    for node in nodes:
+        if node.node_id in seen:
+            raise BadPool(node.label, "name", "two nodes have this name")
+        seen.add(node.node_id)
+        if node.pinned is not None and node.pinned[1] > model.layers:
+            raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", f"the model has {model.layers} layers")
+
+
+def _score(pipelines: Sequence[Pipeline], objective: Objective) -> float:
+    chains = [Chain((), (), p.token_ms, p.tokens_per_s, p.sequences) for p in pipelines]
+    return score_of(chains, objective)
+
+
+def _still_good(
+    model: ModelCost, table: PoolTable, nodes: Sequence[PoolNode], current: Allocation, best: float
+) -> tuple[Pipeline, ...] | None:
+    """The pipelines in force, timed anew, when they still stand and score within KEEP of `best`."""
+    if current.layers != model.layers or not current.pipelines:
+        return None
+    of_member = {node.node_id: c for c, kind in enumerate(table.classes) for node in kind.members}
+    timed: list[Pipeline] = []
+    for pipeline in current.pipelines:
+        order = [of_member.get(stage.node_id, -1) for stage in pipeline.stages]
+        if -1 in order or [s.start for s in pipeline.stages] != [0, *(s.end for s in pipeline.stages[:-1])]:
+            return None
+        chain = build_chain(table, order)
+        if chain is None:
+            return None
+        if chain.counts != tuple(stage.layers for stage in pipeline.stages):
+            chain = _timed_as_held(table, chain, pipeline)
+            if chain is None:
+                return None
+        timed.append(
+            replace(pipeline, token_ms=chain.token_ms, tokens_per_s=chain.tokens_per_s, sequences=chain.sequences)
+        )
+    return tuple(timed) if _score(timed, current.objective) * (1 + KEEP) >= best else None
+
+
+def _timed_as_held(table: PoolTable, chain: Chain, pipeline: Pipeline) -> Chain | None:
+    """`chain` with the layers that are held rather than those that would be best; None when they no longer fit."""
+    counts = [stage.layers for stage in pipeline.stages]
+    room = capacities(table, chain.order)
+    if any(layers > most for layers, most in zip(counts, room, strict=True)):
+        return None
+    return chain_of_counts(table, chain.order, counts)
+
+
+def _place_spares(
+    model: ModelCost,
+    nodes: Sequence[PoolNode],
+    links: Links,
+    workload: Workload,
+    pipelines: Sequence[Pipeline],
+    pinned: Sequence[PoolNode],
+    current: Allocation | None,
+) -> tuple[tuple[Stage, ...], tuple[Standby, ...]]:
+    used = {stage.node_id for pipeline in pipelines for stage in pipeline.stages}
+    replicas = [
+        Stage(node.node_id, *node.pinned) for node in pinned if node.pinned is not None and node.node_id not in used
+    ]
+    used |= {stage.node_id for stage in replicas}
+    held = [stage for pipeline in pipelines for stage in pipeline.stages] + replicas
+    best_ms = min((pipeline.token_ms for pipeline in pipelines), default=0.0)
+    spares = Spares(model, held, nodes, links, workload, best_ms)
+    before = {stage.node_id: stage for stage in current.stages()} if current is not None else {}
+    left = [node for node in nodes if node.node_id not in used]
+    left.sort(key=lambda node: (node.node_id not in before, -node.memory_bytes, -node.bandwidth, node.node_id))
+    standby: list[Standby] = []
+    for node in left:
+        placed = spares.place(node, before.get(node.node_id))
+        if isinstance(placed, Stage):
+            replicas.append(placed)
+        else:
+            standby.append(placed)
+    replicas.sort(key=lambda stage: (stage.start, stage.end, stage.node_id))
+    return tuple(replicas), tuple(sorted(standby, key=lambda s: s.node_id))
+
+
+def _note(pipelines: Sequence[Pipeline], nodes: Sequence[PoolNode]) -> str:
+    """Why the model is or is not split."""
+    fastest = min(pipelines, key=lambda p: p.token_ms)
+    names = {node.node_id: node.label for node in nodes}
+    if len(fastest.stages) == 1:
+        if len(nodes) == 1:
+            return "one node holds the whole model"
+        name = names[fastest.stages[0].node_id]
+        return f"not split: {name} alone gives a token in {fastest.token_ms:.3g} ms, faster than any chain of nodes"
+    kinds = "pipeline" if len(pipelines) == 1 else "pipelines"
+    longest = max(len(p.stages) for p in pipelines)
+    return f"{len(pipelines)} {kinds} of up to {longest} stages; the fastest gives a token in {fastest.token_ms:.3g} ms"

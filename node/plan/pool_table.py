@@ -1,0 +1,135 @@
+"""A pool as the search sees it: classes of interchangeable nodes, their capacities, speeds and distances.
+
+Nodes are interchangeable when memory, rates, measurements and region are equal and no link names one of them. The
+search then chooses classes, and the choice among equals falls to what each holds now, then to its id.
+
+One user's time per generated token is the sum over stages of n·t(layer) and over hops of their time, where a layer's
+time is its decode step's plus its share of the prompt: t = decode(1) + prefill(P) / O for P prompt and O output tokens.
+A hop likewise carries one token's activations per step and the prompt's once: slow links cost what they really cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from node.plan.allocation import Objective
+from node.plan.model_cost import ModelCost
+from node.plan.pool import Links, PoolNode, Workload
+from node.plan.stage_time import decode_cost, fitted_efficiency, layer_capacity, prefill_cost
+
+LARGE_BATCH = 16
+"""Sequences of the larger of the two steps between which a step's time is interpolated."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeClass:
+    """Nodes that nobody can tell apart."""
+
+    members: tuple[PoolNode, ...]
+    """By id."""
+    capacity: tuple[int, int, int, int]
+    """Layers that fit beside: nothing, the embedding, the head, both."""
+    layer_ms: float
+    """Per token of one user."""
+    large_layer_ms: float
+    """Per step of LARGE_BATCH users."""
+    head_ms: float
+    """The LM head's, per token of one user."""
+    large_head_ms: float
+    """Per step of LARGE_BATCH users."""
+
+    @property
+    def node(self) -> PoolNode:
+        """One of them."""
+        return self.members[0]
+
+
+class PoolTable:
+    """What the search asks about a pool, for `layers` layers with or without the model's ends."""
+
+    def __init__(
+        self,
+        model: ModelCost,
+        nodes: Sequence[PoolNode],
+        links: Links,
+        objective: Objective,
+        workload: Workload,
+        span: tuple[int, int],
+        sequences: int = 1,
+    ) -> None:
+        """`span` are the layers to place, `sequences` those whose KV cache must fit beside them."""
+        self.model, self.links, self.objective, self.workload = model, links, objective, workload
+        self.layers = span[1] - span[0]
+        self.has_first, self.has_last = span[0] == 0, span[1] == model.layers
+        self.sequences = sequences
+        self.context = min(workload.context, model.context_tokens)
+        self._one = decode_cost(model, 1, self.context)
+        self._many = decode_cost(model, LARGE_BATCH, self.context)
+        self._prompt = prefill_cost(model, workload.prompt_tokens)
+        self.classes = tuple(self._class(members) for members in interchangeable(nodes, links))
+        self._hops: dict[tuple[int, int], float] = {}
+        self._returns: dict[tuple[int, int], float] = {}
+
+    def _class(self, members: tuple[PoolNode, ...]) -> NodeClass:
+        node, work, one, many, prompt = members[0], self.workload, self._one, self._many, self._prompt
+        efficiency = fitted_efficiency(self.model, node)
+        share = prompt.layer_ms(node, efficiency) / work.output_tokens
+        head_share = prompt.head_ms(node, efficiency) / work.output_tokens
+        plain, first, last, both = (self._capacity(node.memory_bytes, *ends) for ends in ENDS)
+        return NodeClass(
+            members,
+            (plain, first, last, both),
+            one.layer_ms(node, efficiency) + share,
+            many.layer_ms(node, efficiency) + LARGE_BATCH * share,
+            one.head_ms(node, efficiency) + head_share,
+            many.head_ms(node, efficiency) + LARGE_BATCH * head_share,
+        )
+
+    def _capacity(self, memory_bytes: int, first: bool, last: bool) -> int:
+        held = layer_capacity(
+            self.model,
+            memory_bytes,
+            first=first and self.has_first,
+            last=last and self.has_last,
+            context=self.context,
+            sequences=self.sequences,
+        )
+        return min(held, self.layers)
+
+    def hop_ms(self, a: int, b: int) -> float:
+        """Activations from a node of class `a` to another of class `b`, per token of one user."""
+        found = self._hops.get((a, b))
+        if found is None:
+            left, right = self._ends_of(a, b)
+            sent = self.model.hop_bytes(1) + self.model.hop_bytes(self.workload.prompt_tokens) / (
+                self.workload.output_tokens
+            )
+            found = self.links.hop_ms(left, right, sent)
+            self._hops[a, b] = found
+        return found
+
+    def return_ms(self, tail: int, first: int) -> float:
+        """The sampled token from the tail to the first stage."""
+        found = self._returns.get((tail, first))
+        if found is None:
+            found = self.links.hop_ms(*self._ends_of(tail, first), 0.0)
+            self._returns[tail, first] = found
+        return found
+
+    def _ends_of(self, a: int, b: int) -> tuple[PoolNode, PoolNode]:
+        return self.classes[a].members[0], self.classes[b].members[-1]
+
+
+ENDS = ((False, False), (True, False), (False, True), (True, True))
+
+
+def interchangeable(nodes: Sequence[PoolNode], links: Links) -> list[tuple[PoolNode, ...]]:
+    """`nodes` in groups of equals, in an order that does not depend on theirs."""
+    named = {end for pair in (*links.rtt_ms, *links.mbps) for end in pair}
+    groups: dict[tuple[object, ...], list[PoolNode]] = {}
+    for node in sorted(nodes, key=lambda node: node.node_id):
+        own = node.node_id if node.node_id in named else ""
+        key = (own, node.memory_bytes, node.bandwidth, node.flops, node.region, node.layer_ms)
+        groups.setdefault(key, []).append(node)
+    return [tuple(members) for members in groups.values()]

@@ -1,0 +1,133 @@
+"""What becomes of nodes that no pipeline needs: replicas where they help most, or standby with a reason.
+
+A layer's service rate is the sum over its hosts of 1 / (layers held · time per layer): how many steps per second the
+hosts could give it. A left-over node takes the window of layers whose rates are lowest in sum, aligned with a stage's
+edge where that costs nothing, so that every further node works against the current bottleneck. It stands by when a step
+through it would take more than twice as long as the best pipeline's without it: routing would never choose it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.plan.allocation import Stage, Standby
+from node.plan.model_cost import ModelCost
+from node.plan.pool import Links, PoolNode, Workload
+from node.plan.pool_table import PoolTable
+
+GIB = 1024**3
+TOO_SLOW = 2.0
+"""A step through a replica may take this many times the best pipeline's."""
+
+
+class Spares:
+    """Places left-over nodes one by one beside the stages that are held already."""
+
+    def __init__(
+        self,
+        model: ModelCost,
+        held: Sequence[Stage],
+        nodes: Sequence[PoolNode],
+        links: Links,
+        workload: Workload,
+        step_ms: float,
+    ) -> None:
+        """`held` are all stages so far, `nodes` their nodes and the left-over, `step_ms` the best pipeline's."""
+        self.model, self.links, self.workload, self.step_ms = model, links, workload, step_ms
+        self._nodes = {node.node_id: node for node in nodes}
+        self._tables: dict[tuple[object, ...], PoolTable] = {}
+        self.rates: NDArray[np.float64] = np.zeros(model.layers)
+        self._fastest_ms = np.full(model.layers, np.inf)
+        self._edges = {0, model.layers}
+        self._hosts = list(held)
+        for stage in held:
+            self._count(stage)
+
+    def place(self, node: PoolNode, held: Stage | None = None) -> Stage | Standby:
+        """A replica of the worst served layers that `node` can hold, or why it stands by.
+
+        What it holds already (`held`) it keeps while that fits: nothing is loaded for a little more balance.
+        """
+        if node.barred:
+            return Standby(node.node_id, f"{node.label} holds nothing: {node.barred}")
+        kind = self._table(node).classes[0]
+        window = self._kept(kind.capacity, held) or self._window(kind.capacity)
+        if window is None:
+            needed = self.model.layer_bytes + self.model.kv_layer_bytes(self.workload.context)
+            return Standby(
+                node.node_id,
+                f"{node.label} has {node.memory_bytes / GIB:.2f} GiB for the model, "
+                f"and one layer with its cache takes {needed / GIB:.2f} GiB",
+            )
+        start, end = window
+        through_ms = self._through_ms(node, kind.layer_ms, start, end)
+        if self.step_ms and through_ms > TOO_SLOW * self.step_ms:
+            return Standby(
+                node.node_id,
+                f"{node.label} would slow the swarm: a token would take {through_ms:.3g} ms through it "
+                f"and takes {self.step_ms:.3g} ms without it",
+            )
+        stage = Stage(node.node_id, start, end)
+        self._hosts.append(stage)
+        self._count(stage)
+        return stage
+
+    def _kept(self, capacity: tuple[int, int, int, int], held: Stage | None) -> tuple[int, int] | None:
+        if held is None or held.end > self.model.layers:
+            return None
+        room = capacity[(held.start == 0) + 2 * (held.end == self.model.layers)]
+        return (held.start, held.end) if held.layers <= room else None
+
+    def _table(self, node: PoolNode) -> PoolTable:
+        """Speed and room of one node; equal nodes share it."""
+        key = (node.memory_bytes, node.bandwidth, node.flops, node.layer_ms)
+        if key not in self._tables:
+            whole = (0, self.model.layers)
+            self._tables[key] = PoolTable(self.model, [node], self.links, "latency", self.workload, whole)
+        return self._tables[key]
+
+    def _count(self, stage: Stage) -> None:
+        layer_ms = self._table(self._nodes[stage.node_id]).classes[0].layer_ms
+        self.rates[stage.start : stage.end] += 1000 / (layer_ms * stage.layers)
+        held = self._fastest_ms[stage.start : stage.end]
+        np.minimum(held, layer_ms, out=held)
+        self._edges.update((stage.start, stage.end))
+
+    def _window(self, capacity: tuple[int, int, int, int]) -> tuple[int, int] | None:
+        """The worst served layers, as many as fit there; None when not one does."""
+        layers = self.model.layers
+        if capacity[3] >= layers:
+            return 0, layers
+        total = np.concatenate([[0.0], np.cumsum(self.rates)])
+        choices: list[tuple[float, bool, int, int]] = []
+        if capacity[1] > 0:
+            choices.append((float(total[capacity[1]] / capacity[1]), False, 0, capacity[1]))
+        if capacity[2] > 0:
+            choices.append(
+                (float((total[-1] - total[-1 - capacity[2]]) / capacity[2]), False, layers - capacity[2], layers)
+            )
+        width = min(capacity[0], layers - 2)
+        if width > 0:
+            sums = (total[1 + width : layers] - total[1 : layers - width]) / width
+            lowest = float(sums.min())
+            for start in (np.flatnonzero(sums <= lowest * (1 + 1e-9)) + 1).tolist():
+                aligned = start in self._edges or start + width in self._edges
+                choices.append((lowest, not aligned, start, start + width))
+        if not choices:
+            return None
+        return min((round(rate, 9), unaligned, start, end) for rate, unaligned, start, end in choices)[2:]
+
+    def _through_ms(self, node: PoolNode, layer_ms: float, start: int, end: int) -> float:
+        """One user's time per token through `node`, its neighbours being the nearest hosts of the layers around."""
+        beside = [stage for stage in self._hosts if stage.node_id != node.node_id]
+        fastest = self._fastest_ms[start:end]
+        saved = float(fastest[np.isfinite(fastest)].sum())
+        sent = self.model.hop_bytes(1) + self.model.hop_bytes(self.workload.prompt_tokens) / self.workload.output_tokens
+        before = [self._nodes[s.node_id] for s in beside if s.start < start <= s.end]
+        after = [self._nodes[s.node_id] for s in beside if s.start <= end < s.end]
+        hops = min((self.links.hop_ms(other, node, sent) for other in before), default=0.0)
+        hops += min((self.links.hop_ms(node, other, sent) for other in after), default=0.0)
+        return self.step_ms - saved + layer_ms * (end - start) + hops
