@@ -60,7 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="N", help="with -p: the same seed gives the same answer")
     parser.add_argument("--json", action="store_true", help="with -p: answer, usage and latency as JSON")
     parser.add_argument("--model", help="for a node that this command starts: name, GGUF file, folder or hub id")
-    parser.add_argument("--dtype", help="for a node that this command starts: auto, fp32, bf16 or fp16")
+    parser.add_argument(
+        "--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="for a node that this command starts (default: auto)"
+    )
     parser.add_argument(
         "--local-nodes", type=_positive, metavar="N", help="split the model over N node processes on this machine"
     )
@@ -220,13 +222,10 @@ def _serving(options: argparse.Namespace, extra: list[str], *, wait: bool = True
 
 
 def _node_options(options: argparse.Namespace) -> list[str]:
-    from node.config import parse_dtype
-
     given: list[str] = []
     if options.model:
         given += ["--model", options.model]
     if options.dtype:
-        parse_dtype(options.dtype)
         given += ["--dtype", options.dtype]
     return given
 

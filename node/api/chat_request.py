@@ -44,7 +44,19 @@ class ChatRequest:
     include_usage: bool
     max_tokens: int | None
     stop: tuple[str, ...]
-    sampling: Sampling
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int
+
+    def sampling(self, temperature: float, top_p: float, top_k: int) -> Sampling:
+        """What was asked for, and the given figures where nothing was."""
+        return Sampling(
+            temperature=temperature if self.temperature is None else self.temperature,
+            top_p=top_p if self.top_p is None else self.top_p,
+            top_k=top_k if self.top_k is None else self.top_k,
+            seed=self.seed,
+        )
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
@@ -79,12 +91,10 @@ def parse_chat_request(body: bytes) -> ChatRequest:
         include_usage=_flag(options or {}, "include_usage"),
         max_tokens=_max_tokens(fields),
         stop=_stops(fields.get("stop")),
-        sampling=Sampling(
-            temperature=_number(fields, "temperature", 1.0, 0.0, 2.0),
-            top_p=_number(fields, "top_p", 1.0, 0.0, 1.0, above=True),
-            top_k=_whole(fields, "top_k", 0, 0, 1_000_000),
-            seed=_seed(fields),
-        ),
+        temperature=_number(fields, "temperature", 0.0, 2.0),
+        top_p=_number(fields, "top_p", 0.0, 1.0, above=True),
+        top_k=_whole(fields, "top_k", 0, 1_000_000),
+        seed=_seed(fields),
     )
 
 
@@ -104,12 +114,10 @@ def _flag(fields: dict[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _number(
-    fields: dict[str, Any], name: str, default: float, low: float, high: float, *, above: bool = False
-) -> float:
+def _number(fields: dict[str, Any], name: str, low: float, high: float, *, above: bool = False) -> float | None:
     value = fields.get(name)
     if value is None:
-        return default
+        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadRequest(name, "must be a number")
     if not low <= value <= high or (above and value == low):
@@ -119,10 +127,10 @@ def _number(
     return float(value)
 
 
-def _whole(fields: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
+def _whole(fields: dict[str, Any], name: str, low: int, high: int) -> int | None:
     value = fields.get(name)
     if value is None:
-        return default
+        return None
     if isinstance(value, bool) or not isinstance(value, int):
         raise BadRequest(name, "must be a whole number")
     if not low <= value <= high:
@@ -132,15 +140,14 @@ def _whole(fields: dict[str, Any], name: str, default: int, low: int, high: int)
 
 def _seed(fields: dict[str, Any]) -> int:
     """A given seed as is (negative ones wrap), a fresh one otherwise."""
-    if fields.get("seed") is None:
-        return secrets.randbits(63)
-    return _whole(fields, "seed", 0, -(2**63), 2**63 - 1) % 2**63
+    seed = _whole(fields, "seed", -(2**63), 2**63 - 1)
+    return secrets.randbits(63) if seed is None else seed % 2**63
 
 
 def _max_tokens(fields: dict[str, Any]) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
-        if fields.get(name) is not None:
-            return _whole(fields, name, 0, 1, 10_000_000)
+        if (limit := _whole(fields, name, 1, 10_000_000)) is not None:
+            return limit
     return None
 
 

@@ -94,7 +94,9 @@ class Service:
                 "messages", f"{len(prompt)} tokens leave no room in the model's context of {chat_model.context_tokens}"
             )
         max_new = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
-        return Generation(tuple(prompt), max_new, chat_model.stop_tokens, request.sampling)
+        recommended = chat_model.recommended
+        sampling = request.sampling(recommended.temperature, recommended.top_p, recommended.top_k)
+        return Generation(tuple(prompt), max_new, chat_model.stop_tokens, sampling)
 
     async def _pieces(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from node.errors import BadRequest, DamagedModel, UnsupportedModel
 from node.models.facts import context_tokens
+from node.models.sampling import GENERATION_CONFIG, RecommendedSampling, recommended_sampling
 from node.models.template import Message, compile_template
 from node.models.text_stream import TextStream
 
@@ -33,12 +34,15 @@ class ChatModel:
         special_tokens: Mapping[str, str],
         stop_tokens: tuple[int, ...],
         context_tokens: int,
+        recommended: RecommendedSampling,
     ) -> None:
         """Use `load`."""
         self.stop_tokens = stop_tokens
         """An answer ends with any of these."""
         self.context_tokens = context_tokens
         """Prompt and answer together may have that many tokens."""
+        self.recommended = recommended
+        """How to sample where a request does not say."""
         self._tokenizer = tokenizer
         self._special_tokens = dict(special_tokens)
         self._render = compile_template(template, where) if template is not None else None
@@ -56,7 +60,8 @@ class ChatModel:
         special_tokens = _special_tokens(folder, settings)
         template = _template(folder, settings)
         stop_tokens = _stop_tokens(folder, tokenizer, special_tokens, template)
-        return cls(str(folder), tokenizer, template, special_tokens, stop_tokens, context_tokens(folder))
+        recommended = recommended_sampling(_object(folder / GENERATION_CONFIG))
+        return cls(str(folder), tokenizer, template, special_tokens, stop_tokens, context_tokens(folder), recommended)
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt that these chat messages make, up to where the answer begins.
@@ -161,7 +166,7 @@ def _stop_tokens(
     vocab_size = tokenizer.get_vocab_size()
     tokens = [
         token
-        for file in ("generation_config.json", "config.json")
+        for file in (GENERATION_CONFIG, "config.json")
         for token in _ids(_object(folder / file).get("eos_token_id"))
         if 0 <= token < vocab_size
     ]

@@ -19,6 +19,7 @@ from node.errors import DamagedModel, FetchFailed, WrongHash
 from node.models.disk import CHUNK_BYTES, FreeBytes, free_bytes, require_room
 from node.models.progress import POLL_S, Report
 from node.models.python_child import module_command, module_environment
+from node.models.sampling import RecommendedSampling
 from node.wire.models import ModelRef
 
 INSTEAD = "or bring a model along with `parallax models import FILE.gguf`"
@@ -36,6 +37,8 @@ class Package:
     gguf_sha256: str
     converted_bytes: int
     """Of the float32 weights that are made of it."""
+    sampling: RecommendedSampling | None = None
+    """What its model card recommends; the GGUF file does not say."""
 
 
 PACKAGE = Package(
@@ -45,6 +48,7 @@ PACKAGE = Package(
     gguf_bytes=98_362_432,
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     converted_bytes=539_851_000,
+    sampling=RecommendedSampling(temperature=0.2, top_p=0.9),
 )
 
 DEFAULT_NAME = "smollm2-135m-instruct"

