@@ -52,17 +52,8 @@ class Action:
 
 
 ACTIONS: tuple[Action, ...] = (
-    Action("prompt.send", "Send", "Ask what is written", "enter", "send", 1, priority=True, in_palette=False),
-    Action(
-        "prompt.new-line",
-        "New line",
-        "In the question",
-        "ctrl+j,shift+enter",
-        "new line",
-        4,
-        priority=True,
-        in_palette=False,
-    ),
+    Action("prompt.send", "Send", "Ask what is written", "enter", "send", 1, in_palette=False),
+    Action("prompt.new-line", "New line", "In the question", "ctrl+j,shift+enter", "new line", 4, in_palette=False),
     Action("prompt.earlier", "Earlier question", "On the first line", "up", in_palette=False),
     Action("prompt.later", "Later question", "On the last line", "down", in_palette=False),
     Action("chat.stop", "Stop the answer", "What is written so far stays", "escape", "stop", 0),

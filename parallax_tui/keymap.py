@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from textual.keys import Keys, _character_to_key, key_to_character
+from textual.keys import Keys, _character_to_key, key_to_character  # Textual is pinned, and has no public way
 
 from parallax_tui.actions import ACTIONS, Action
 

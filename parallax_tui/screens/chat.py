@@ -97,13 +97,14 @@ class ChatScreen(LiveScreen):
             case _:
                 return True
 
+    @on(Prompt.Held)
+    def hold(self) -> None:
+        """Say why the question stays where it is."""
+        self.notify("an answer is being written; esc stops it", timeout=3, markup=False)
+
     @on(Prompt.Sent)
     def ask(self, event: Prompt.Sent) -> None:
-        """Send a question, unless an answer is still being written."""
-        if self.conversation.running is not None:
-            self.notify("an answer is being written; esc stops it", timeout=3, markup=False)
-            return
-        self.prompt.text = ""
+        """Ask the node."""
         self._answer(self.conversation.ask(event.text))
         self.prompt.remember(self.conversation.prompts)
 
@@ -179,5 +180,6 @@ class ChatScreen(LiveScreen):
 
     def _changed(self, *, at_once: bool = False) -> None:
         self.set_class(not self.conversation.messages, "-empty")
+        self.prompt.accepts = self.conversation.running is None
         self.transcript.show(self.conversation.messages, at_once=at_once)
         self.show_keys()

@@ -81,7 +81,7 @@ def _closing(live: Live, model: ModelStatus, width: int) -> list[Line]:
     told = safe(model.text)
     if live.state is not None and live.state.plan_problem:
         told = safe(live.state.plan_problem)
-    told = told or safe(live.model)
+    told = told or safe(live.model) or ("the node measures this machine" if model.phase == "none" else "")
     return [(Cell(piece, "muted"),) for piece in wrapped(told, width)]
 
 

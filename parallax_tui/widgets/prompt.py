@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from textual import events
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -29,6 +30,9 @@ class Prompt(TextArea):
     }}
     """
 
+    class Held(Message):
+        """Send was pressed while no question is taken; the text stays."""
+
     class Sent(Message):
         """A question is asked."""
 
@@ -50,14 +54,34 @@ class Prompt(TextArea):
         self._earlier: Sequence[str] = ()
         self._place = 0
         self._draft = ""
+        self.accepts = True
+        """Whether a question is taken now."""
 
     def remember(self, prompts: Sequence[str]) -> None:
         """What the arrows bring back, oldest first."""
         self._earlier, self._place = prompts, len(prompts)
 
+    async def _on_key(self, event: events.Key) -> None:
+        """Run this widget's own actions here, in the order in which the keys came.
+
+        As bindings they would run in the app's queue, before letters that are still in this one: of a line that is
+        typed faster than the screen follows, only the beginning would be sent.
+        """
+        active = self.screen.active_bindings.get(event.key)
+        if active is not None and active.node is self and (active.binding.id or "").startswith("prompt."):
+            event.stop()
+            event.prevent_default()
+            await self.run_action(active.binding.action)
+        else:
+            await super()._on_key(event)
+
     def action_send(self) -> None:
         text = self.text.strip()
-        if text:
+        if not self.accepts:
+            self.post_message(self.Held())
+        elif text:
+            self.text = ""  # at once: what is typed from here on belongs to the next question
+            self.accepts = False  # until whoever asks says otherwise
             self.post_message(self.Sent(text))
 
     def action_new_line(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from textual import events
+
 from tests.fakes.node_api import Answer, FakeNode
 from tests.fakes.swarms import hops, one_node, three_nodes
 from tests.fakes.terminal import at_node
@@ -133,6 +135,17 @@ async def test_ctrl_j_makes_a_new_line_and_an_empty_question_is_not_sent(node: F
         await terminal.press("a", "ctrl+j", "b", "enter")
         await terminal.shows("▌ a", "▌ b", "ok")
     assert [message["content"] for message in node.asked[0]["messages"]] == ["a\nb"]  # type: ignore[attr-defined]
+
+
+async def test_no_letter_is_lost_however_fast_the_keys_come(node: FakeNode) -> None:
+    node.state = one_node()
+    node.answers = [Answer(["ok", asyncio.Event()])]
+    async with at_node(node) as terminal:
+        for character in "What is the capital of France?\rnext\r":
+            key = "enter" if character == "\r" else events.Key(character, character).key
+            terminal.app.post_message(events.Key(key, character))
+        await terminal.shows("ok", "What is the capital of France?", "next")
+        assert terminal.app.screen.query_one("Prompt").text == "next"
 
 
 async def test_a_second_question_waits_until_the_answer_has_ended(node: FakeNode) -> None:
