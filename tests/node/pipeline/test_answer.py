@@ -1,0 +1,68 @@
+"""Tokens to text: stop strings that come in pieces, and times that add up."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.pipeline.answer import AnswerTiming, StopFilter
+from node.pipeline.head import TokenStep
+from node.pipeline.latency import LatencyWindow
+from node.wire.frames import HopTiming
+
+texts = st.text(alphabet="abc", max_size=12)
+
+
+@given(st.lists(texts, max_size=8), st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3))
+def test_the_filter_shows_exactly_what_lies_before_the_first_stop(pieces: list[str], stops: list[str]) -> None:
+    stop_filter = StopFilter(stops)
+    shown = ""
+    for piece in pieces:
+        shown += stop_filter.push(piece)
+        if stop_filter.hit:
+            break
+    shown += stop_filter.finish()
+    whole = "".join(pieces)
+    found = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
+    assert stop_filter.hit == bool(found)
+    if not found:
+        assert shown == whole
+    else:
+        assert not any(stop in shown for stop in stops)
+        assert whole.startswith(shown)
+        assert any(whole[len(shown) :].startswith(stop) for stop in stops)
+
+
+def test_nothing_is_held_back_that_cannot_become_a_stop() -> None:
+    stop_filter = StopFilter(["\n\n"])
+    assert [stop_filter.push(piece) for piece in ("one", "\n", "two", "\n", "\nthree")] == ["one", "", "\ntwo", "", ""]
+    assert stop_filter.hit
+    assert stop_filter.finish() == ""
+
+
+def step(compute_ms: float) -> TokenStep:
+    return TokenStep(1, 5, None, (HopTiming("a", 0, 3, 1.0, 0.5, compute_ms, 0.25),), 2.0)
+
+
+def test_the_first_token_is_prefill_and_stays_out_of_the_means() -> None:
+    timing = AnswerTiming({})
+    timing.add(step(500.0))
+    assert timing.hops()[0].compute_ms == 500.0
+    for compute_ms in (10.0, 20.0, 30.0):
+        timing.add(step(compute_ms))
+    (hop,) = timing.hops()
+    assert (hop.compute_ms, hop.total_ms, timing.return_ms, timing.tokens) == (20.0, 21.75, 2.0, 4)
+    assert timing.ttft_ms > 0
+
+
+def test_latency_is_told_once_there_is_some() -> None:
+    window = LatencyWindow()
+    assert window.summary() is None
+    window.add(2.0)
+    assert window.summary() is not None
+    for _ in range(99):
+        window.add(1.0)
+    summary = window.summary()
+    assert summary is not None
+    assert summary.p50_ms == 1.0
+    assert 1.0 < summary.mean_ms < 1.1
