@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from node.plan.placement import allocate as allocate
     from node.plan.allocation import Allocation as Allocation
+    from node.plan.placement import allocate as allocate
     from node.plan.stages import minimal_stages as minimal_stages
     from node.plan.water import water_fill as water_fill
 

@@ -4,7 +4,8 @@
 
 is the published score of k pipelines that need s* nodes. Here T_comp and r are not one figure for all: a chain's time
 is summed over its own stages and hops, so that Z(k) = k^alpha / mean time, and the k chains of the least total time
-take the place of s*(k). alpha is 0 for one user's latency, 1 for the balanced choice; throughput adds up tokens per second.
+take the place of s*(k). alpha is 0 for one user's latency, 1 for the balanced choice; throughput adds up tokens per
+second.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from node.errors import BadPool
 
@@ -96,6 +97,16 @@ class PoolNode:
         return self.flops_per_s or PRIOR_FLOPS
 
 
+class Located(Protocol):
+    """Anything that links lead to."""
+
+    @property
+    def node_id(self) -> str: ...
+
+    @property
+    def region(self) -> str: ...
+
+
 Pair = tuple[str, str]
 
 
@@ -120,7 +131,7 @@ class Links:
         for (a, b), rate in self.mbps.items():
             checked(f"link {a}–{b}", "mbps", rate)
 
-    def rtt(self, a: PoolNode, b: PoolNode) -> float:
+    def rtt(self, a: Located, b: Located) -> float:
         """Round trip in ms; 0 to itself."""
         if a.node_id == b.node_id:
             return 0.0
@@ -129,21 +140,21 @@ class Links:
             return measured
         return self.near_ms if a.region == b.region else self.far_ms
 
-    def rate_mbps(self, a: PoolNode, b: PoolNode) -> float:
+    def rate_mbps(self, a: Located, b: Located) -> float:
         """Megabits per second."""
         measured = self._between(self.mbps, a, b)
         if measured is not None:
             return measured
         return PRIOR_NEAR_MBPS if a.region == b.region else PRIOR_FAR_MBPS
 
-    def hop_ms(self, a: PoolNode, b: PoolNode, sent_bytes: float) -> float:
+    def hop_ms(self, a: Located, b: Located, sent_bytes: float) -> float:
         """Time from `a` to `b`: trips · RTT + bytes / bandwidth; 0 to itself."""
         if a.node_id == b.node_id:
             return 0.0
         return self.rtt(a, b) * self.trips + sent_bytes * 8 / (self.rate_mbps(a, b) * 1000)
 
     @staticmethod
-    def _between(known: Mapping[Pair, float], a: PoolNode, b: PoolNode) -> float | None:
+    def _between(known: Mapping[Pair, float], a: Located, b: Located) -> float | None:
         if not known:
             return None
         found = known.get((a.node_id, b.node_id))
@@ -154,10 +165,6 @@ class Links:
             if found is None:
                 found = known.get((b.region, a.region))
         return found
-
-    def names_nodes(self, nodes: Mapping[str, PoolNode]) -> bool:
-        """Whether some pair is of nodes rather than regions, so that equal nodes of a region may differ in distance."""
-        return any(a in nodes or b in nodes for a, b in (*self.rtt_ms, *self.mbps))
 
 
 @dataclass(frozen=True, slots=True)
