@@ -82,8 +82,13 @@ names = st.sampled_from(
         "temperature",
         "top_p",
         "top_k",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "logprobs",
+        "logit_bias",
+        "max_completion_tokens",
     ]
-    + ["tools", "tool_choice", "response_format", "logprobs", "logit_bias", "max_completion_tokens"]
 )
 
 
