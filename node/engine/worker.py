@@ -78,10 +78,10 @@ class Worker:
                 continue
             try:
                 reply, data = self._answer(request, body)
+                if reply is not None:
+                    self._send(reply, data)
             except Exception as error:  # the worker's door: whatever went wrong is the caller's to know
-                reply, data = refusal(request.number, error), b""
-            if reply is not None:
-                self._send(reply, data)
+                self._send(refusal(request.number, error))
 
     def _answer(self, request: Request, body: Buffer) -> tuple[Reply | None, Buffer]:
         """The reply, or None where it comes later."""

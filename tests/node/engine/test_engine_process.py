@@ -16,10 +16,9 @@ import trio
 import trio.testing
 
 from node.engine.base import Stage, StageSpec, Step
-from node.engine.messages import BODY_LIMIT_BYTES
 from node.engine.process import EngineProcess, last_sentence, open_engine
 from node.errors import EngineError, LoadFailed, OutOfKV, WorkerDied
-from node.wire.frames import Sampling
+from node.wire.frames import BODY_LIMIT_BYTES, Sampling
 from tests.node.engine.driving import KV_BYTES, generate, generate_here, load_chain, load_here, pack_ids
 
 PROMPT = [5, 6, 7, 8]
@@ -38,7 +37,7 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 def is_gone(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import trio
 
-from node.engine.base import Engine, Stage, StageSpec, Step
+from node.engine.base import Buffer, Engine, Stage, StageSpec, Step
 from node.errors import EngineError, OutOfKV, WorkerDied
 from node.wire.frames import Sampling
 from node.wire.models import Dtype
@@ -29,7 +29,8 @@ async def generate(
     waiting, position = list(PROMPT), 0
     while len(answer) < count:
         part, waiting = waiting[:chunk], waiting[chunk:]
-        data, kind = struct.pack(f"<{len(part)}i", *part), None
+        data: Buffer = struct.pack(f"<{len(part)}i", *part)
+        kind: Dtype | None = None
         result = None
         for stage in stages:
             sampling = Sampling() if stage is stages[-1] and not waiting else None

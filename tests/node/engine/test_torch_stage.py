@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def last(tiny_folder: Path) -> TorchStage:
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
-def chain(tiny_folder: Path, request: pytest.FixtureRequest) -> Iterator[list[TorchStage]]:
+def chain(tiny_folder: Path, request: pytest.FixtureRequest) -> list[TorchStage]:
     return [load_here(tiny_folder, start, end, dtype=request.param) for start, end in [(0, 2), (2, 5), (5, 6)]]
 
 
