@@ -99,5 +99,3 @@ def check_snapshot(path: Path, text: str) -> None:
         path.write_text(text + "\n", encoding="utf-8")
     assert path.is_file(), f"{path} is missing: run with UPDATE_SNAPSHOTS=1 and look at it"
     assert text + "\n" == path.read_text(encoding="utf-8")
-
-
