@@ -29,10 +29,14 @@ class Gap(Exception):
 
 
 class Journal:
-    """Appends events, folds them into `state`, wakes readers. Not thread-safe: one trio loop owns it."""
+    """Appends events, folds them into `state`, wakes readers. Not thread-safe: one trio loop owns it.
+
+    Numbers begin at the wall clock in ms, so that a reader of a node's former life finds a gap, never other events
+    under the numbers that it knows.
+    """
 
     def __init__(self, self_id: NodeId, clock: Callable[[], float] = time.time) -> None:
-        self.state = State(self_id=self_id)
+        self.state = State(self_id=self_id, seq=int(clock() * 1000))
         self._clock = clock
         self._events: deque[Numbered] = deque(maxlen=KEPT_EVENTS)
         self._news = trio.Event()

@@ -71,23 +71,8 @@ anything = st.recursive(
 )
 names = st.sampled_from(
     [
-        "model",
-        "messages",
-        "stream",
-        "stream_options",
-        "n",
-        "stop",
-        "seed",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "tools",
-        "tool_choice",
-        "response_format",
-        "logprobs",
-        "logit_bias",
-        "max_completion_tokens",
+        *("model", "messages", "stream", "stream_options", "n", "stop", "seed", "max_tokens", "max_completion_tokens"),
+        *("temperature", "top_p", "top_k", "tools", "tool_choice", "response_format", "logprobs", "logit_bias"),
     ]
 )
 

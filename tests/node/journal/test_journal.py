@@ -30,6 +30,11 @@ from node.wire.ids import NodeId, RequestId
 from node.wire.records import HeldRange
 from tests.node.plan.test_decide import plan_for, record
 
+
+def journal_from_zero() -> Journal:
+    return Journal(NodeId("a"), lambda: 0.0)
+
+
 ids = st.sampled_from(["a", "b", "c"])
 requests = st.sampled_from([RequestId("r1"), RequestId("r2")])
 events = st.one_of(
@@ -48,7 +53,7 @@ events = st.one_of(
 
 @given(st.lists(events, max_size=40))
 def test_any_sequence_of_events_adds_up_and_survives_the_way_through_json(sequence: list[Event]) -> None:
-    journal = Journal(NodeId("a"))
+    journal = journal_from_zero()
     for event in sequence:
         journal.append(event)
     replayed = State(self_id=NodeId("a"))
@@ -59,8 +64,17 @@ def test_any_sequence_of_events_adds_up_and_survives_the_way_through_json(sequen
     assert msgspec.json.decode(msgspec.json.encode(journal.state), type=State) == replayed == journal.state
 
 
+def test_a_reader_of_a_former_life_finds_a_gap() -> None:
+    former, present = Journal(NodeId("a"), lambda: 1000.0), Journal(NodeId("a"), lambda: 1001.0)
+    for journal in (former, present):
+        for _ in range(5):
+            journal.append(Notice("info", ""))
+    with pytest.raises(Gap):
+        present.after(former.state.seq)
+
+
 def test_lists_in_the_state_are_bounded() -> None:
-    journal = Journal(NodeId("a"))
+    journal = journal_from_zero()
     for index in range(KEPT_REQUESTS + 20):
         journal.append(RequestStarted(RequestId(str(index)), 1, ()))
         journal.append(Notice("info", str(index)))
@@ -70,7 +84,7 @@ def test_lists_in_the_state_are_bounded() -> None:
 
 
 def test_a_reader_that_fell_behind_is_told_to_start_anew() -> None:
-    journal = Journal(NodeId("a"))
+    journal = journal_from_zero()
     for _ in range(KEPT_EVENTS + 10):
         journal.append(Notice("info", ""))
     with pytest.raises(Gap, match="/v1/state"):
@@ -82,7 +96,7 @@ def test_a_reader_that_fell_behind_is_told_to_start_anew() -> None:
 
 def test_a_reader_waits_for_news_and_is_woken_at_once() -> None:
     async def run() -> None:
-        journal = Journal(NodeId("a"))
+        journal = journal_from_zero()
         async with trio.open_nursery() as nursery:
 
             async def later() -> None:
@@ -98,7 +112,7 @@ def test_a_reader_waits_for_news_and_is_woken_at_once() -> None:
 
 
 def test_layers_without_a_ready_node_are_named() -> None:
-    journal = Journal(NodeId("a"))
+    journal = journal_from_zero()
     assert journal.state.uncovered() == ()
     journal.append(PlanAdopted(plan_for("a", "b")))
     assert journal.state.uncovered() == ((0, 30),)
