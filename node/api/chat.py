@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable
-
 import msgspec
-import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from node.api.chat_request import BODY_LIMIT_BYTES, ChatRequest, parse_chat_request
+from node.api.disconnect import until_disconnect
 from node.api.replies import ChunkWriter, completion, error_body, sse
 from node.api.service import Answer, Service
 from node.errors import BadRequest, RequestError
-
-log = logging.getLogger(__name__)
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -61,7 +56,7 @@ class ChatEndpoint:
         except RequestError as error:
             await error_response(error)(scope, receive, send)
             return
-        await _until_disconnect(receive, lambda: self._answer(request, scope, receive, send))
+        await until_disconnect(receive, lambda: self._answer(request, scope, receive, send))
 
     async def _answer(self, request: ChatRequest, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -107,17 +102,3 @@ def _require_json(scope: Scope) -> None:
     kind = Request(scope).headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise BadRequest(None, f"the content type is {kind or 'missing'}, application/json is needed")
-
-
-async def _until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Do `work`, but give it up when the client goes away."""
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
-        await work()
-        nursery.cancel_scope.cancel()

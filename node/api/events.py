@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from node.api.disconnect import until_disconnect
 from node.journal.log import Gap, Journal
+from node.wire.events import Numbered
 
 KEEP_ALIVE_S = 10.0
 """An empty line this often tells the reader that the node is there, and tells us when the reader is not."""
@@ -33,24 +34,18 @@ class EventsEndpoint:
         headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"\n", "more_body": True})
-        async with trio.open_nursery() as nursery:
+        await until_disconnect(receive, lambda: self._follow(since, numbered, send))
 
-            async def watch() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
-            while True:
-                lines = b"".join(msgspec.json.encode(event) + b"\n" for event in numbered) or b"\n"
-                await send({"type": "http.response.body", "body": lines, "more_body": True})
-                since += len(numbered)
-                try:
-                    numbered = await self._journal.next_after(since, KEEP_ALIVE_S)
-                except Gap:
-                    break
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            nursery.cancel_scope.cancel()
+    async def _follow(self, since: int, numbered: list[Numbered], send: Send) -> None:
+        while True:
+            lines = b"".join(msgspec.json.encode(event) + b"\n" for event in numbered) or b"\n"
+            await send({"type": "http.response.body", "body": lines, "more_body": True})
+            since += len(numbered)
+            try:
+                numbered = await self._journal.next_after(since, KEEP_ALIVE_S)
+            except Gap:
+                break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _refuse(status: int, message: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,8 +28,9 @@ from node.wire.records import HeldRange
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 15.0
-"""After a load that failed: long enough to free memory or disk, short enough to notice."""
+RETRY_S, RETRY_MOST_S = 15.0, 600.0
+"""After a load that failed: long enough to free memory or disk, short enough to notice. Doubled while it goes on, since
+each new try moves the others' layers too."""
 
 RESTART_FIRST_S, RESTART_MOST_S = 0.5, 30.0
 """Pause before another worker is started; doubled each time one dies young."""
@@ -75,6 +76,7 @@ class Holder:
         self._wake = trio.Event()
         self._transition = trio.CancelScope()
         self._load_lock = trio.Lock()
+        self._retry_s = RETRY_S
         self.pipeline: Pipeline | None = None
 
     @property
@@ -178,7 +180,8 @@ class Holder:
                     if engine.died.is_set():
                         return
                     await self._tell_failure(error)
-                    await trio.sleep(RETRY_S)
+                    await trio.sleep(self._retry_s)
+                    self._retry_s = min(RETRY_MOST_S, 2 * self._retry_s)
                     self._wake.set()
             self._loading = None
 
@@ -211,6 +214,7 @@ class Holder:
         held = _Held(stage, start, end, plan.epoch)
         self._held.append(held)
         self._loading = None
+        self._retry_s = RETRY_S
         log.info("layers [%d, %d) are ready after %.1f s", start, end, stage.info.load_s)
         return held
 
@@ -267,7 +271,7 @@ class Holder:
         self._emit(Notice("error", str(error)))
         self._emit(ModelProgress(self._plan.model.name if self._plan else "", "failed", text=str(error)))
         await self._swarm.update(held=self.ranges(), state="failed", problem=str(error)[:500])
-        log.error("%s; next try in %.0f s", error, RETRY_S)
+        log.error("%s; next try in %.0f s", error, self._retry_s)
 
 
 def _weight_bytes(facts: ModelFacts, start: int, end: int) -> int:

@@ -47,7 +47,8 @@ class Member:
             self._adopt,
             self.emit,
             min_nodes=settings.min_nodes,
-            knows_peers=remembered.epoch > 0 or bool(settings.join),
+            knows_peers=remembered.epoch > 0,
+            joins=bool(settings.join),
             last_epoch=remembered.epoch,
         )
         self.service = Service(self, self.pipeline.head, self.journal)

@@ -47,11 +47,12 @@ class Planner:
         *,
         min_nodes: int,
         knows_peers: bool,
+        joins: bool,
         last_epoch: int,
     ) -> None:
         self.plan: Plan | None = None
         self._swarm, self._metadata, self._adopt, self._emit = swarm, metadata, adopt, emit
-        self._min_nodes, self._last_epoch = min_nodes, last_epoch
+        self._min_nodes, self._joins, self._last_epoch = min_nodes, joins, last_epoch
         self._not_before_s = trio.current_time() + (REUNION_S if knows_peers else 0.0)
         self._gather_until_s = trio.current_time() + GATHER_S
         self._expected_until_s: dict[NodeId, float] = {}
@@ -127,6 +128,8 @@ class Planner:
     def _must_wait(self, records: dict[NodeId, NodeRecord]) -> bool:
         if self.plan is not None:
             return False
+        if self._joins and len(records) == 1:
+            return True  # it was told to join: its swarm is still to be met, and has a model
         now_s = trio.current_time()
         measured = sum(record.hardware is not None for record in records.values())
         if measured < self._min_nodes or now_s < self._not_before_s:

@@ -91,7 +91,9 @@ class Lab:
     network: FakeNetwork
     nursery: trio.Nursery
 
-    async def join(self, name: str, *, wants: bool = False, min_nodes: int = 1, **record: Any) -> Peer:
+    async def join(
+        self, name: str, *, wants: bool = False, min_nodes: int = 1, joins: bool = False, **record: Any
+    ) -> Peer:
         swarm = self.network.add(name, **{"machine_id": name, **record})
         events: list[Event] = []
         engines: list[FakeEngine] = []
@@ -113,6 +115,7 @@ class Lab:
             events.append,
             min_nodes=min_nodes,
             knows_peers=False,
+            joins=joins,
             last_epoch=0,
         )
         peer = Peer(swarm, planner, holder, pipeline, desk, engines, trio.CancelScope(), events)
@@ -179,6 +182,16 @@ async def test_without_a_named_model_nothing_is_planned(lab: Lab) -> None:
     ada = await lab.join("ada")
     await trio.sleep(60)
     assert ada.planner.plan is None
+
+
+@in_a_lab
+async def test_a_node_that_shall_join_never_plans_before_it_has_met_its_swarm(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True, joins=True)
+    await trio.sleep(60)
+    assert ada.planner.plan is None
+    await lab.join("bob")
+    await trio.sleep(10)
+    assert ada.range is not None
 
 
 @in_a_lab
