@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from node.plan.model_cost import ModelCost
+from node.plan.pool import Pool, PoolNode, Workload
 from node.wire.plans import Assignment
 
 Objective = Literal["latency", "throughput", "balanced"]
@@ -51,7 +53,11 @@ class Standby:
 class Allocation:
     """Phase 1's plan. Equal pools give equal allocations, whatever their order."""
 
-    layers: int
+    model: ModelCost
+    pool: Pool
+    """Nodes by id, and their links."""
+    workload: Workload
+    """What it was made for."""
     objective: Objective
     pipelines: tuple[Pipeline, ...]
     replicas: tuple[Stage, ...]
@@ -65,9 +71,18 @@ class Allocation:
     """What a person should know about the choice, in a sentence."""
 
     @property
+    def layers(self) -> int:
+        """Of the model."""
+        return self.model.layers
+
+    @property
     def gap(self) -> float:
         """How far the score may be from the best possible, as a fraction; 0 is proven optimal."""
         return max(0.0, 1 - self.score / self.bound) if self.bound > 0 else 0.0
+
+    def node(self, node_id: str) -> PoolNode:
+        """The pool's node of that id."""
+        return next(node for node in self.pool.nodes if node.node_id == node_id)
 
     def stages(self) -> Iterator[Stage]:
         """Every held range."""

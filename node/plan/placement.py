@@ -10,7 +10,7 @@ second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from node.errors import BadLayers, BadPool, DoesNotFit
@@ -20,12 +20,15 @@ from node.plan.clusters import good_partition
 from node.plan.model_cost import ModelCost
 from node.plan.partition import MOST_STATES, best_partition, score_of, state_count
 from node.plan.pinned import around_pins
-from node.plan.pool import Links, PoolNode, Workload
+from node.plan.pool import Links, Pool, PoolNode, Workload
 from node.plan.pool_table import PoolTable
 from node.plan.spare import Spares
 
 KEEP = 0.1
 """The plan in force stays while a new one would score at most this much better."""
+REORDER = 0.03
+"""A chain may be this much slower for its nodes to keep the order in which they hold layers now."""
+
 RESERVED: dict[Objective, int] = {"latency": 1, "balanced": 4, "throughput": 4}
 """Sequences that every chain has KV room for, where memory allows."""
 
@@ -66,13 +69,15 @@ def allocate(
     found = realise(table, chains, current)
     kept = _still_good(model, table, nodes, current, score) if current is not None and not pinned else None
     if kept is not None:
-        found, score = list(kept), _score(kept, objective)
+        found, score = list(kept), score_pipelines(kept, objective)
     pipelines += found
     if pinned:
-        score = bound = _score(pipelines, objective)
+        score = bound = score_pipelines(pipelines, objective)
     replicas, standby = _place_spares(model, nodes, links, workload, pipelines, pinned, current)
     return Allocation(
-        model.layers,
+        model,
+        Pool(tuple(sorted(nodes, key=lambda node: node.node_id)), links),
+        workload,
         objective,
         tuple(sorted(pipelines, key=lambda p: (p.token_ms, p.stages[0].node_id))),
         replicas,
@@ -118,7 +123,8 @@ def realise(table: PoolTable, chains: Sequence[Chain], current: Allocation | Non
     held = {stage.node_id: stage for stage in current.stages()} if current is not None else {}
     free = [list(kind.members) for kind in table.classes]
     pipelines = []
-    for chain in chains:
+    for chosen_chain in chains:
+        chain = _as_held(table, chosen_chain, held) if held else chosen_chain
         stages, start = [], 0
         for c, layers in zip(chain.order, chain.counts, strict=True):
             end = start + layers
@@ -128,6 +134,18 @@ def realise(table: PoolTable, chains: Sequence[Chain], current: Allocation | Non
             start = end
         pipelines.append(Pipeline(tuple(stages), chain.token_ms, chain.tokens_per_s, chain.sequences))
     return pipelines
+
+
+def _as_held(table: PoolTable, chain: Chain, held: Mapping[str, Stage]) -> Chain:
+    """The same nodes in the order in which they hold layers now, where that costs little: less is to be loaded."""
+    places = {c: [held[n.node_id].start for n in table.classes[c].members if n.node_id in held] for c in chain.order}
+    if any(not starts for starts in places.values()):
+        known = [start for starts in places.values() for start in starts]
+        if not known:
+            return chain
+    order = sorted(chain.order, key=lambda c: min(places[c], default=table.layers))
+    again = build_chain(table, order)
+    return again if again is not None and again.token_ms <= chain.token_ms * (1 + REORDER) else chain
 
 
 def _overlap(stage: Stage | None, start: int, end: int) -> int:
@@ -144,7 +162,17 @@ def _check(model: ModelCost, nodes: Sequence[PoolNode]) -> None:
             raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", f"the model has {model.layers} layers")
 
 
-def _score(pipelines: Sequence[Pipeline], objective: Objective) -> float:
+def timed_pipeline(plan: Allocation, run: Sequence[tuple[str, int]], held: tuple[Stage, ...], pool: Pool) -> Pipeline:
+    """A pipeline that runs so many layers on each node in turn; `held` is what these hold."""
+    by_id = {node.node_id: node for node in pool.nodes}
+    nodes = [by_id[node_id] for node_id, _ in run]
+    table = PoolTable(plan.model, nodes, pool.links, plan.objective, plan.workload, (0, plan.layers))
+    of_member = {node.node_id: c for c, kind in enumerate(table.classes) for node in kind.members}
+    chain = chain_of_counts(table, [of_member[node_id] for node_id, _ in run], [layers for _, layers in run])
+    return Pipeline(held, chain.token_ms, chain.tokens_per_s, chain.sequences)
+
+
+def score_pipelines(pipelines: Sequence[Pipeline], objective: Objective) -> float:
     chains = [Chain((), (), p.token_ms, p.tokens_per_s, p.sequences) for p in pipelines]
     return score_of(chains, objective)
 
@@ -171,7 +199,7 @@ def _still_good(
         timed.append(
             replace(pipeline, token_ms=chain.token_ms, tokens_per_s=chain.tokens_per_s, sequences=chain.sequences)
         )
-    return tuple(timed) if _score(timed, current.objective) * (1 + KEEP) >= best else None
+    return tuple(timed) if score_pipelines(timed, current.objective) * (1 + KEEP) >= best else None
 
 
 def _timed_as_held(table: PoolTable, chain: Chain, pipeline: Pipeline) -> Chain | None:

@@ -26,7 +26,7 @@ ABSURD = 1e21
 """No rate, size or time of a machine reaches this."""
 
 
-def checked(where: str, key: str, value: object, *, zero: bool = False) -> float:
+def checked(where: str, key: str, value: object, *, zero: bool = False, most: float = ABSURD) -> float:
     """`value` as a finite number above zero (or from zero).
 
     Raises:
@@ -40,7 +40,7 @@ def checked(where: str, key: str, value: object, *, zero: bool = False) -> float
         raise BadPool(where, key, f"{value} is not a finite number")
     if value < 0 or (value == 0 and not zero):
         raise BadPool(where, key, f"{value} is {'negative' if value < 0 else 'zero'}")
-    if value > ABSURD:
+    if value > most:
         raise BadPool(where, key, f"{str(value)[:40]} is beyond any machine")
     return float(value)
 
