@@ -10,14 +10,36 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from node.plan.allocation import Allocation as Allocation
+    from node.plan.change import replan as replan
+    from node.plan.disjoint import route_disjoint as route_disjoint
     from node.plan.placement import allocate as allocate
+    from node.plan.pool_file import read_pool as read_pool
+    from node.plan.prediction import predict as predict
+    from node.plan.routing import route as route
     from node.plan.stages import minimal_stages as minimal_stages
     from node.plan.water import water_fill as water_fill
 
+__all__ = [
+    "Allocation",
+    "allocate",
+    "minimal_stages",
+    "predict",
+    "read_pool",
+    "replan",
+    "route",
+    "route_disjoint",
+    "water_fill",
+]
+
 _HOMES = {
-    "allocate": "placement",
     "Allocation": "allocation",
+    "allocate": "placement",
     "minimal_stages": "stages",
+    "predict": "prediction",
+    "read_pool": "pool_file",
+    "replan": "change",
+    "route": "routing",
+    "route_disjoint": "disjoint",
     "water_fill": "water",
 }
 

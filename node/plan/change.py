@@ -86,7 +86,7 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
         why = f"planned anew: {gain:.0%} better, for {_loaded(anew_steps) / 1e9:.2f} GB to load"
         return Delta(anew, anew_steps, _loaded(anew_steps), True, why)
     steps = _steps(plan, patch, pool)
-    same = not steps and patch.standby == plan.standby and patch.pipelines == plan.pipelines
+    same = not steps and patch.standby == plan.standby and set(patch.stages()) == set(plan.stages())
     why = "nothing changes" if not steps else f"{len({s.node_id for s in steps})} nodes change what they hold"
     return Delta(plan if same else patch, steps, _loaded(steps), False, why)
 

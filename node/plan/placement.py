@@ -26,6 +26,8 @@ from node.plan.spare import Spares
 
 KEEP = 0.1
 """The plan in force stays while a new one would score at most this much better."""
+SLOWER = 3.0
+"""Where latency counts, a further pipeline may take this many times the best one's time."""
 REORDER = 0.03
 """A chain may be this much slower for its nodes to keep the order in which they hold layers now."""
 
@@ -106,8 +108,16 @@ def _with_room_for_users(
         table = PoolTable(model, nodes, links, objective, workload, (0, model.layers), sequences)
         chains, bound = best_chains(table)
         if chains or sequences == 1:
-            return table, chains, bound
+            return table, _worth_waiting_for(chains, objective), bound
         sequences = max(1, sequences // 4)
+
+
+def _worth_waiting_for(chains: list[Chain], objective: Objective) -> list[Chain]:
+    """For one user's latency, not those that take several times the best's time: their nodes do better as replicas."""
+    if objective != "latency" or not chains:
+        return chains
+    best_ms = min(chain.token_ms for chain in chains)
+    return [chain for chain in chains if chain.token_ms <= SLOWER * best_ms]
 
 
 def missing_bytes(model: ModelCost, nodes: Sequence[PoolNode], table: PoolTable) -> int:

@@ -103,12 +103,11 @@ class Spares:
             return 0, layers
         total = np.concatenate([[0.0], np.cumsum(self.rates)])
         choices: list[tuple[float, bool, int, int]] = []
-        if capacity[1] > 0:
-            choices.append((float(total[capacity[1]] / capacity[1]), False, 0, capacity[1]))
-        if capacity[2] > 0:
-            choices.append(
-                (float((total[-1] - total[-1 - capacity[2]]) / capacity[2]), False, layers - capacity[2], layers)
-            )
+        first, last = min(capacity[1], layers - 1), min(capacity[2], layers - 1)
+        if first > 0:
+            choices.append((float(total[first]) / first, False, 0, first))
+        if last > 0:
+            choices.append((float(total[-1] - total[-1 - last]) / last, False, layers - last, layers))
         width = min(capacity[0], layers - 2)
         if width > 0:
             sums = (total[1 + width : layers] - total[1 : layers - width]) / width

@@ -30,9 +30,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("capacities", "speeds", "layers", "counts", "level"), TABLE)
-def test_known_shares(
-    capacities: list[int], speeds: list[float], layers: int, counts: list[int], level: float
-) -> None:
+def test_known_shares(capacities: list[int], speeds: list[float], layers: int, counts: list[int], level: float) -> None:
     assert water_fill(capacities, speeds, layers) == counts
     assert water_level(capacities, speeds, layers) == pytest.approx(level, abs=1e-6)
 
@@ -77,8 +75,8 @@ def test_extreme_speeds_do_no_harm(stages: list[tuple[int, float]], data: st.Dat
 
 @pytest.mark.parametrize(
     ("capacities", "speeds", "layers"),
-    [([3, 3], [1, 1], 7), ([], [], 1), ([3], [0.0], 1), ([3], [math.nan], 1), ([3], [math.inf], 1), ([-1, 5], [1, 1], 2),
-     ([3], [1, 1], 1), ([3], [1], -1)],
+    [([3, 3], [1, 1], 7), ([], [], 1), ([3], [0.0], 1), ([3], [math.nan], 1), ([3], [math.inf], 1),
+     ([-1, 5], [1, 1], 2), ([3], [1, 1], 1), ([3], [1], -1)],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(capacities: list[int], speeds: list[float], layers: int) -> None:
     with pytest.raises(BadLayers):

@@ -1,0 +1,298 @@
+"""Phase 1: exhaustive search agrees, every plan holds what it promises, and the known cases come out right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.errors import BadLayers, BadPool, DoesNotFit
+from node.plan import allocate
+from node.plan.allocation import Allocation, Objective
+from node.plan.chain import Chain, build_chain
+from node.plan.clusters import good_partition, upper_bound
+from node.plan.partition import best_partition, score_of
+from node.plan.pool import Links, PoolNode, Workload
+from node.plan.pool_table import PoolTable
+from tests.fakes.pools import GIB, machine, machines, mixture, small_model
+
+OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "balanced")
+MIB = 1024**2
+
+
+def check(plan: Allocation, nodes: Sequence[PoolNode]) -> None:
+    """Coverage, memory, and every node exactly once."""
+    by_id = {node.node_id: node for node in nodes}
+    assert plan.pipelines
+    for pipeline in plan.pipelines:
+        reached = 0
+        for stage in pipeline.stages:
+            assert stage.start <= reached < stage.end
+            reached = stage.end
+        assert reached == plan.layers
+    named = [stage.node_id for stage in plan.stages()] + [s.node_id for s in plan.standby]
+    assert sorted(named) == sorted(by_id)
+    for stage in plan.stages():
+        assert 0 <= stage.start < stage.end <= plan.layers
+        cache = stage.layers * plan.model.kv_layer_bytes(min(plan.workload.context, plan.model.context_tokens))
+        assert plan.model.range_bytes(stage.start, stage.end) + cache <= by_id[stage.node_id].memory_bytes
+    assert all(standby.reason for standby in plan.standby)
+    assert 0 < plan.score <= plan.bound * (1 + 1e-9)
+
+
+def every_chain(table: PoolTable) -> dict[int, list[Chain]]:
+    """Chains of all ordered choices of nodes, by the set of them (a bit per node; each class is one node)."""
+    n = len(table.classes)
+    found: dict[int, list[Chain]] = {}
+    for size in range(1, n + 1):
+        for order in permutations(range(n), size):
+            chain = build_chain(table, order)
+            if chain is not None:
+                found.setdefault(sum(1 << i for i in order), []).append(chain)
+    return found
+
+
+def exhaustive_score(table: PoolTable) -> float:
+    """The best score over all disjoint chains."""
+    chains = every_chain(table)
+    if table.objective == "latency":
+        return max((1000 / c.token_ms for cs in chains.values() for c in cs), default=0.0)
+    if table.objective == "throughput":
+        rate = {mask: max(c.tokens_per_s for c in cs) for mask, cs in chains.items()}
+
+        @lru_cache(None)
+        def most(free: int) -> float:
+            return max((rate[m] + most(free & ~m) for m in rate if m & free == m), default=0.0)
+
+        return most((1 << len(table.classes)) - 1)
+    time = {mask: min(c.token_ms for c in cs) for mask, cs in chains.items()}
+
+    def picks(free: int, least: int) -> Iterator[tuple[int, float]]:
+        yield 0, 0.0
+        for m in time:
+            if m & free == m and m >= least:
+                for k, total in picks(free & ~m, m):
+                    yield k + 1, total + time[m]
+
+    return max(1000 * k * k / total if k else 0.0 for k, total in picks((1 << len(table.classes)) - 1, 0))
+
+
+figures = st.tuples(
+    st.integers(200, 1400), st.floats(5e9, 2e12), st.floats(1e11, 3e14), st.sampled_from(["eu", "us", "ap"])
+)
+
+
+def pool_of(rows: Sequence[tuple[int, float, float, str]]) -> list[PoolNode]:
+    return [PoolNode(f"n{i}", mib * MIB, b, f, region) for i, (mib, b, f, region) in enumerate(rows)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(figures, min_size=1, max_size=5),
+    st.integers(2, 20),
+    st.sampled_from(OBJECTIVES),
+    st.floats(0, 300),
+    st.floats(0.1, 5000),
+)
+def test_no_choice_of_chains_beats_the_search(
+    rows: list[tuple[int, float, float, str]], layers: int, objective: Objective, rtt: float, mbps: float
+) -> None:
+    links = Links({("eu", "us"): rtt, ("n0", "n1"): rtt / 7}, {("us", "ap"): mbps})
+    model = small_model(layers)
+    # No two nodes are interchangeable here, so that the exhaustive search may name them.
+    nodes = [replace(node, memory_bytes=node.memory_bytes + i) for i, node in enumerate(pool_of(rows))]
+    table = PoolTable(model, nodes, links, objective, Workload(), (0, layers))
+    chains, bound = best_partition(table)
+    best = exhaustive_score(table)
+    score = score_of(chains, objective)
+    assert best <= bound * (1 + 1e-9)
+    assert score == pytest.approx(best, rel=0.02 if objective == "throughput" else 1e-9)
+    assert upper_bound(table) >= best * (1 - 1e-9)
+    large, promise = good_partition(table)
+    assert score_of(large, objective) <= best * (1 + 1e-9)
+    assert promise >= best * (1 - 1e-9)
+    for found in (chains, large):
+        used = [c for chain in found for c in chain.order]
+        assert len(set(used)) == len(used)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(figures, min_size=1, max_size=9), st.integers(1, 24), st.sampled_from(OBJECTIVES), st.randoms())
+def test_plans_keep_their_promises_in_any_order(
+    rows: list[tuple[int, float, float, str]], layers: int, objective: Objective, shuffler: random.Random
+) -> None:
+    nodes = pool_of(rows)
+    model = small_model(layers)
+    try:
+        plan = allocate(model, nodes, Links(), objective)
+    except DoesNotFit:
+        return
+    check(plan, nodes)
+    shuffled = list(nodes)
+    shuffler.shuffle(shuffled)
+    assert allocate(model, shuffled, Links(), objective) == plan
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(13, 90), st.integers(1, 12), st.integers(8, 60), st.sampled_from(OBJECTIVES), st.integers(0, 99))
+def test_larger_pools_keep_their_promises(n: int, kinds: int, layers: int, objective: Objective, seed: int) -> None:
+    chance = random.Random(seed)
+    shapes = [(chance.randint(150, 4000), chance.uniform(1e10, 2e12), chance.uniform(1e12, 3e14)) for _ in range(kinds)]
+    rows = [(*chance.choice(shapes), chance.choice(["eu", "us", "ap"])) for _ in range(n)]
+    nodes = pool_of(rows)
+    try:
+        plan = allocate(small_model(layers), nodes, Links(), objective)
+    except DoesNotFit:
+        return
+    check(plan, nodes)
+    assert allocate(small_model(layers), nodes[::-1], Links(), objective) == plan
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_speed_matters_and_not_memory_alone(objective: Objective) -> None:
+    plan = allocate(mixture(14), machines("ACCDD"), Links(), objective)
+    fastest = plan.pipelines[0]
+    kinds = [stage.node_id[-1] for stage in fastest.stages]
+    assert "A" in kinds
+    assert "C" in kinds
+    assert all(stage.node_id[-1] != "D" for stage in fastest.stages) or objective == "throughput"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_feasible_mixed_pool_never_raises(objective: Objective) -> None:
+    for seed in range(6):
+        kinds = list("ABCD" * 3)
+        random.Random(seed).shuffle(kinds)
+        nodes = machines("".join(kinds))
+        check(allocate(mixture(36), nodes, Links(), objective), nodes)
+
+
+@pytest.mark.parametrize("order", ["ABCAA", "AAABC", "CBAAA", "ACABA"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_large_node_is_used_in_any_order_of_joining(order: str, objective: Objective) -> None:
+    nodes = machines(order)
+    plan = allocate(mixture(24), nodes, Links(), objective)
+    check(plan, nodes)
+    holding = {stage.node_id for stage in plan.stages()}
+    assert {node.node_id for node in nodes if node.node_id.endswith("A")} <= holding
+
+
+@pytest.mark.parametrize(("gigabytes", "layers"), [(62.0, 10), (80.0, 13), (121.8, 20)])
+def test_one_node_that_lacks_room_for_both_ends_is_refused(gigabytes: float, layers: int) -> None:
+    node = PoolNode("only", int(gigabytes * GIB * 0.5), 2e12, 3e14)
+    with pytest.raises(DoesNotFit) as caught:
+        allocate(mixture(layers), [node], Links())
+    assert caught.value.missing_bytes > 0
+
+
+def test_a_model_is_not_split_where_one_node_is_faster() -> None:
+    model = small_model(8)
+    fast = PoolNode("fast", 2 * GIB, 1e12, 1e14, "eu")
+    slow = [PoolNode(f"slow{i}", GIB, 2e10, 1e12, "eu") for i in range(3)]
+    plan = allocate(model, [*slow, fast], Links(), "latency")
+    assert [stage.node_id for stage in plan.pipelines[0].stages] == ["fast"]
+    assert "not split: fast alone" in plan.note
+
+
+def test_far_nodes_do_not_share_a_chain_that_a_region_can_hold() -> None:
+    nodes = machines("AAAAAA", ["eu", "us"])
+    links = Links({("eu", "us"): 120.0})
+    for objective in ("latency", "balanced"):
+        plan = allocate(mixture(24), nodes, links, objective)
+        regions = {node.node_id: node.region for node in nodes}
+        assert len(plan.pipelines) == 2
+        for pipeline in plan.pipelines:
+            assert len({regions[stage.node_id] for stage in pipeline.stages}) == 1
+
+
+def test_a_thin_link_is_avoided() -> None:
+    nodes = [PoolNode(name, GIB, 1e11, 1e13) for name in "abc"]
+    links = Links({}, {("a", "b"): 1.0, ("b", "c"): 1000.0, ("a", "c"): 1.0})
+    plan = allocate(small_model(20), nodes, links, "latency")
+    assert {stage.node_id for stage in plan.pipelines[0].stages} == {"b", "c"}
+
+
+def test_a_node_that_would_slow_the_swarm_stands_by_and_says_why() -> None:
+    nodes = [*machines("AA"), PoolNode("oldtimer", 20 * GIB, 1e9, 1e10)]
+    plan = allocate(mixture(24), nodes, Links(), "latency")
+    assert [standby.node_id for standby in plan.standby] == ["oldtimer"]
+    assert plan.standby[0].reason.startswith("oldtimer would slow the swarm: a token would take")
+    tiny = allocate(mixture(24), [*machines("AA"), PoolNode("tiny", GIB)], Links())
+    assert "one layer with its cache takes" in tiny.standby[0].reason
+
+
+def test_joining_nodes_lie_on_usable_paths() -> None:
+    nodes = machines("AAADDDDDD")
+    plan = allocate(mixture(36), nodes, Links(), "balanced")
+    check(plan, nodes)
+    assert len(plan.replicas) == 6
+    assert not plan.standby
+
+
+def test_what_does_not_fit_says_how_much_is_missing() -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        allocate(mixture(36), machines("AA"), Links())
+    lacking = mixture(36).total_bytes - 2 * machine(0, "A").memory_bytes
+    assert caught.value.missing_bytes >= lacking
+    assert "does not fit" in str(caught.value)
+    with pytest.raises(DoesNotFit) as empty:
+        allocate(mixture(36), [], Links())
+    assert empty.value.missing_bytes >= mixture(36).total_bytes
+
+
+def test_the_plan_in_force_stays_while_little_is_to_be_gained() -> None:
+    nodes = machines("AABBCC")
+    plan = allocate(mixture(20), nodes, Links())
+    slower = [replace(n, bandwidth_bytes_per_s=n.bandwidth * (0.97 if i % 2 else 1.0)) for i, n in enumerate(nodes)]
+    again = allocate(mixture(20), slower, Links(), current=plan)
+    assert {(s.node_id, s.start, s.end) for s in again.stages()} == {(s.node_id, s.start, s.end) for s in plan.stages()}
+
+
+def test_ranges_set_by_hand_stay_and_the_rest_is_filled() -> None:
+    nodes = machines("AAA")
+    nodes[1] = replace(nodes[1], pinned=(5, 15))
+    plan = allocate(mixture(24), nodes, Links())
+    check(plan, nodes)
+    held = plan.range_of(nodes[1].node_id)
+    assert held is not None
+    assert (held.start, held.end) == (5, 15)
+    with pytest.raises(BadLayers, match="the model has 24 layers"):
+        allocate(mixture(24), [replace(nodes[0], pinned=(20, 30))], Links())
+    with pytest.raises(BadLayers, match="GiB"):
+        allocate(mixture(24), [nodes[0], replace(nodes[1], pinned=(0, 24))], Links())
+
+
+def test_excluded_nodes_hold_nothing() -> None:
+    nodes = machines("AAA")
+    nodes[0] = replace(nodes[0], barred="excluded by hand")
+    plan = allocate(mixture(24), nodes, Links())
+    assert plan.standby[0].node_id == nodes[0].node_id
+    assert "excluded by hand" in plan.standby[0].reason
+
+
+def test_two_nodes_of_one_name_are_refused() -> None:
+    with pytest.raises(BadPool, match="two nodes"):
+        allocate(mixture(24), [machine(0, "A"), machine(0, "A")], Links())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, 0.0, True, "80GB"])
+def test_figures_that_cannot_be_are_refused_by_name(bad: object) -> None:
+    with pytest.raises(BadPool) as caught:
+        PoolNode("studio", 8 * GIB, bad)  # type: ignore[arg-type]
+    assert caught.value.key == "bandwidth"
+    with pytest.raises(BadPool):
+        Links({("a", "b"): -1.0})
+
+
+def test_large_pools_come_close_to_what_no_plan_can_exceed() -> None:
+    chance = random.Random(5)
+    nodes = [machine(i, chance.choice("ABCD"), chance.choice(["eu", "us", "ap", "sa"])) for i in range(256)]
+    links = Links({("eu", "us"): 90.0, ("eu", "ap"): 200.0})
+    assert allocate(mixture(36), nodes, links, "latency").gap < 0.05
+    assert allocate(mixture(36), nodes, links, "balanced").gap < 0.2

@@ -1,0 +1,79 @@
+"""What a plan will achieve, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from node.plan import allocate, predict
+from node.plan.pool import Links, PoolNode, Workload
+from node.plan.presets import preset
+from node.plan.report import report_data, report_text
+from tests.fakes.pools import GIB, machines, mixture, small_model
+
+
+def test_figures_of_one_node_follow_the_roofline() -> None:
+    model = small_model(10)
+    node = PoolNode("only", 4 * GIB, 100e9, 10e12)
+    prediction = predict(allocate(model, [node], Links()), Workload(100, 50))
+    read = 10 * model.layer_bytes + model.embedding_bytes
+    assert prediction.tpot_ms == pytest.approx(read / 100e9 / 0.7 * 1000, rel=0.02)
+    assert prediction.tokens_per_s == pytest.approx(1000 / prediction.tpot_ms)
+    assert prediction.ttft_ms > prediction.tpot_ms
+    assert "only limits you" in prediction.bottleneck
+    assert "it runs alone" in prediction.bottleneck
+
+
+def test_more_users_get_more_together_and_less_each() -> None:
+    plan = allocate(mixture(24), machines("AAAA"), Links(), "throughput", workload=Workload(512, 256, 16))
+    one, many = predict(plan, Workload(512, 256, 1)), predict(plan, Workload(512, 256, 16))
+    assert many.users_tokens_per_s > one.users_tokens_per_s
+    assert many.users_tpot_ms > one.users_tpot_ms
+
+
+def test_a_slow_node_is_named_with_the_move_that_helps() -> None:
+    nodes = [PoolNode("studio", 1500 * 1024**2, 30e9, 5e12), PoolNode("attic", 1500 * 1024**2, 30e9, 5e12)]
+    plan = allocate(small_model(24, vocab=1000), nodes, Links(), "balanced")
+    skewed = [PoolNode("studio", 1500 * 1024**2, 10e9, 5e12), nodes[1]]
+    told = predict(plan.__class__(**{**_fields(plan), "pool": plan.pool.__class__(tuple(skewed), plan.pool.links)}))
+    assert told.bottleneck.startswith("studio limits you: ")
+    assert "layers to attic ≈ +" in told.bottleneck
+
+
+def _fields(plan: object) -> dict[str, object]:
+    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def test_a_slow_network_is_named() -> None:
+    nodes = [PoolNode("a", GIB, 1e12, 1e14, "eu"), PoolNode("b", GIB, 1e12, 1e14, "us")]
+    plan = allocate(small_model(20), nodes, Links({("eu", "us"): 200.0}))
+    assert predict(plan).bottleneck.startswith("the network limits you: ")
+
+
+def test_memory_is_accounted_for() -> None:
+    nodes = machines("AAA")
+    plan = allocate(mixture(24), nodes, Links())
+    prediction = predict(plan)
+    assert {m.node_id for m in prediction.memory} == {stage.node_id for stage in plan.stages()}
+    assert all(m.weight_bytes + m.kv_bytes <= m.memory_bytes for m in prediction.memory)
+
+
+def test_which_machines_for_a_known_model_needs_no_download() -> None:
+    model = preset("GLM-4.6")
+    assert model is not None
+    nodes = [PoolNode(f"studio{i}", 400 * GIB, 800e9, 30e12) for i in range(3)]
+    plan = allocate(model, nodes, Links(), "latency")
+    prediction = predict(plan)
+    text = report_text(plan, prediction)
+    assert "glm-4.6: 92 layers" in text
+    assert "studio0" in text
+    assert "█" in text
+    data = report_data(plan, prediction)
+    assert json.loads(json.dumps(data))["prediction"]["tpot_ms"] == pytest.approx(prediction.tpot_ms)
+
+
+def test_the_report_tells_why_a_node_stands_by() -> None:
+    nodes = [*machines("AA"), PoolNode("tiny", GIB)]
+    plan = allocate(mixture(24), nodes, Links())
+    assert "tiny has 1.00 GiB for the model" in report_text(plan, predict(plan))

@@ -1,0 +1,185 @@
+"""Phase 2: known answers, equality with exhaustive search, load, room and ties."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.errors import NoRoute
+from node.plan import route, route_disjoint
+from node.plan.disjoint import most_disjoint
+from node.plan.pool import Links, PoolNode
+from node.plan.routing import LOAD, Host, Request, Route, Router
+
+TABLE = [
+    (6, [("a", 0, 4, 1), ("b", 2, 6, 1)], {("a", "b"): 10}, 16.0),
+    (6, [("a", 0, 4, 5), ("b", 2, 6, 1)], {("a", "b"): 10}, 24.0),
+    (6, [("a", 0, 4, 1), ("b", 2, 6, 5)], {("a", "b"): 10}, 24.0),
+    (6, [("a", 0, 6, 3), ("b", 2, 4, 0.5)], {("a", "b"): 2}, 17.0),
+    (12, [("a", 0, 11, 10), ("b", 11, 12, 1), ("c", 0, 6, 6), ("d", 6, 12, 6)], {}, 67.0),
+]
+
+
+def published(rtt: dict[tuple[str, str], float]) -> Links:
+    """The published formula charges a whole round trip per hop."""
+    return Links(rtt, near_ms=0.0, trips=1.0)
+
+
+@pytest.mark.parametrize(("layers", "rows", "rtt", "cost"), TABLE)
+def test_known_costs(
+    layers: int, rows: list[tuple[str, int, int, float]], rtt: dict[tuple[str, str], float], cost: float
+) -> None:
+    found = route(layers, [Host(*row) for row in rows], published(rtt))
+    assert found.cost_ms == pytest.approx(cost)
+    tiles(found, layers)
+
+
+def test_known_chains() -> None:
+    found = route(6, [Host("a", 0, 6, 3), Host("b", 2, 4, 0.5)], published({("a", "b"): 2}))
+    assert [(s.node_id, s.start, s.end) for s in found.stages] == [("a", 0, 2), ("b", 2, 4), ("a", 4, 6)]
+    rows = TABLE[4][1]
+    found = route(12, [Host(*row) for row in rows], published({}))
+    assert [(s.node_id, s.start, s.end) for s in found.stages] == [("c", 0, 6), ("d", 6, 11), ("b", 11, 12)]
+
+
+def test_uncovered_layers_are_named() -> None:
+    with pytest.raises(NoRoute, match="layers 2–2 of 5"):
+        route(5, [Host("a", 0, 2, 1), Host("b", 3, 5, 1)], published({("a", "b"): 1}))
+    with pytest.raises(NoRoute, match="layers 0–4 of 5"):
+        route(5, [], Links())
+
+
+def tiles(found: Route, layers: int) -> None:
+    assert found.stages[0].start == 0
+    assert found.stages[-1].end == layers
+    assert all(a.end == b.start and a.node_id != b.node_id for a, b in pairwise(found.stages))
+
+
+def exhaustive(layers: int, hosts: Sequence[Host], links: Links, request: Request) -> float:
+    """Every choice of a host for every layer."""
+    choices = [[h for h in hosts if h.start <= layer < h.end] for layer in range(layers)]
+    best = float("inf")
+    for chain in product(*choices):
+        cost = sum(h.layer_ms * (1 + LOAD * h.load) for h in chain)
+        cost += sum(links.hop_ms(a, b, request.hop_bytes) for a, b in pairwise(chain))
+        if request.head is not None:
+            cost += links.hop_ms(request.head, chain[0], 0.0) + links.hop_ms(chain[-1], request.head, 0.0)
+        best = min(best, cost)
+    return best
+
+
+LAYERS = 5
+host = st.builds(
+    lambda start, width, ms, load, region: (start, min(LAYERS, start + width), ms, region, load),
+    st.integers(0, LAYERS - 1),
+    st.integers(1, LAYERS),
+    st.floats(0.01, 20),
+    st.integers(0, 5),
+    st.sampled_from(["eu", "us", ""]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(host, min_size=1, max_size=5),
+    st.dictionaries(st.sampled_from([("n0", "n1"), ("n1", "n2"), ("eu", "us"), ("n3", "n0")]), st.floats(0, 200)),
+    st.integers(0, 10**6),
+    st.sampled_from([None, "n0", "n9"]),
+    st.integers(0, 7),
+)
+def test_equal_to_exhaustive_search(
+    rows: list[tuple[int, int, float, str, int]],
+    rtt: dict[tuple[str, str], float],
+    hop_bytes: int,
+    head: str | None,
+    spread: int,
+) -> None:
+    hosts = [Host(f"n{i}", start, end, ms, region, load) for i, (start, end, ms, region, load) in enumerate(rows)]
+    links = Links(rtt)
+    at = next((h.region for h in hosts if h.node_id == head), "us")
+    request = Request(hop_bytes, 0, PoolNode(head, 0, region=at) if head else None, spread)
+    best = exhaustive(LAYERS, hosts, links, request)
+    if best == float("inf"):
+        with pytest.raises(NoRoute):
+            route(LAYERS, hosts, links, request)
+        return
+    found = route(LAYERS, hosts, links, request)
+    assert found.cost_ms == pytest.approx(best)
+    tiles(found, LAYERS)
+    chain = [next(h for h in hosts if h.node_id == s.node_id) for s in found.stages for _ in range(s.start, s.end)]
+    assert exhaustive(LAYERS, [Host(h.node_id, i, i + 1, h.layer_ms, h.region, h.load) for i, h in enumerate(chain)],
+                      links, request) == pytest.approx(best)  # fmt: skip
+
+
+def test_load_turns_requests_away_at_once_and_they_return_at_once() -> None:
+    def chosen(load: float) -> tuple[str, ...]:
+        hosts = [Host("a", 0, 4, 1.0, load=load), Host("b", 0, 4, 1.2)]
+        return route(4, hosts, Links()).nodes
+
+    assert chosen(0) == ("a",)
+    assert chosen(1) == ("b",)
+    assert chosen(0) == ("a",)
+    assert route(4, [Host("a", 0, 4, 1.0, load=1000.0)], Links()).cost_ms < float("inf")
+
+
+def test_room_in_the_cache_is_a_condition() -> None:
+    hosts = [Host("a", 0, 4, 1.0, kv_free_tokens=100), Host("b", 0, 4, 5.0, kv_free_tokens=1000)]
+    assert route(4, hosts, Links(), Request(kv_tokens=50)).nodes == ("a",)
+    assert route(4, hosts, Links(), Request(kv_tokens=500)).nodes == ("b",)
+    with pytest.raises(NoRoute, match="without KV room for 5000"):
+        route(4, hosts, Links(), Request(kv_tokens=5000))
+
+
+def test_equal_nodes_share_the_requests() -> None:
+    hosts = [Host(f"n{i}", 0, 4, 1.0) for i in range(4)]
+    counts = Counter(route(4, hosts, Links(), Request(spread=i)).nodes[0] for i in range(400))
+    assert set(counts.values()) == {100}
+
+
+def test_unknown_round_trips_leave_every_layer_usable() -> None:
+    hosts = [Host("a", 0, 2, 1.0, "eu"), Host("b", 2, 4, 1.0, "moon")]
+    assert route(4, hosts, Links()).nodes == ("a", "b")
+
+
+def test_one_router_serves_many_requests() -> None:
+    hosts = [Host("a", 0, 4, 1.0, kv_free_tokens=10), Host("b", 0, 4, 5.0)]
+    router = Router(4, hosts, Links())
+    assert router.route(Request(kv_tokens=5)).nodes == ("a",)
+    assert router.route(Request(kv_tokens=50)).nodes == ("b",)
+
+
+def test_disjoint_chains_share_no_node() -> None:
+    hosts = [Host("a", 0, 4, 1.0), Host("b", 4, 8, 1.0), Host("c", 0, 5, 2.0), Host("d", 3, 8, 2.0), Host("e", 0, 2, 9)]
+    chains = route_disjoint(8, hosts, Links(), k=5)
+    assert [c.nodes for c in chains] == [("a", "b"), ("c", "d")]
+    assert most_disjoint(8, hosts) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(host, min_size=1, max_size=9), st.integers(1, 5))
+def test_there_are_as_many_disjoint_chains_as_the_rarest_layer_has_nodes(
+    rows: list[tuple[int, int, float, str, int]], k: int
+) -> None:
+    hosts = [Host(f"n{i}", start, end, ms, region, load) for i, (start, end, ms, region, load) in enumerate(rows)]
+    most = most_disjoint(LAYERS, hosts)
+    if most == 0:
+        with pytest.raises(NoRoute):
+            route_disjoint(LAYERS, hosts, Links(), k=k)
+        return
+    chains = route_disjoint(LAYERS, hosts, Links(), k=k)
+    assert len(chains) == min(k, most)
+    nodes = [node for chain in chains for node in chain.nodes]
+    assert len(set(nodes)) == len(nodes)
+    for chain in chains:
+        tiles(chain, LAYERS)
+
+
+def test_forty_eight_nodes_with_millions_of_paths_are_no_matter() -> None:
+    hosts = [Host(f"n{i:02}", 6 * (i % 6), 6 * (i % 6) + 6, 1.0 + i / 100) for i in range(48)]
+    chains = route_disjoint(36, hosts, Links(), k=8)
+    assert len(chains) == 8
