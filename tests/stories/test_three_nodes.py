@@ -269,7 +269,7 @@ def test_a_killed_node_is_gone_in_three_seconds_its_request_fails_clearly_and_it
     assert reply.status_code == 503
     missing = "{}–{}".format(before["cy"][0], before["cy"][1] - 1)
     assert missing in reply.json()["error"]["message"], "a new request is told which layers are missing"
-    assert open_sessions([ada, bob]) == 0
+    until("its sequences are freed", lambda: open_sessions([ada, bob]) == 0, 5)
     cy.start(*cy.options)
     for node in swarm:
         until(f"{node.name} is whole again", lambda node=node: node.healthy() and node.ranges() == before, 60)
