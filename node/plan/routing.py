@@ -125,11 +125,13 @@ class Router:
     def __init__(self, layers: int, hosts: Sequence[Host], links: Links) -> None:
         self._layers, self._given, self._links = layers, hosts, links
         named = {end for pair in (*links.rtt_ms, *links.mbps) for end in pair}
-        sound = [h for h in hosts if 0 <= h.start < h.end <= layers and 0 <= h.layer_ms < np.inf]
         keyed = sorted(
-            ((h.region, h.node_id if h.node_id in named else "", h.node_id, h.start), i) for i, h in enumerate(sound)
+            ((h.region, h.node_id if h.node_id in named else "", h.node_id, h.start), i)
+            for i, h in enumerate(hosts)
+            if 0 <= h.start < h.end <= layers and 0 <= h.layer_ms < np.inf
         )
-        self.hosts = [sound[i] for _, i in keyed]
+        self._order = [i for _, i in keyed]
+        self.hosts = [hosts[i] for i in self._order]
         """Those that can serve at all."""
         places: dict[tuple[str, str], int] = {}
         self._place = np.array([places.setdefault(key[:2], len(places)) for key, _ in keyed], dtype=np.int64)
@@ -143,6 +145,14 @@ class Router:
         lower, upper = np.array(self._edges[:-1]), np.array(self._edges[1:])
         self._inside = (starts[None, :] <= lower[:, None]) & (ends[None, :] >= upper[:, None])
         self._widths = (upper - lower).astype(np.float64)
+
+    def update(self, hosts: Sequence[Host]) -> None:
+        """Takes new times, loads and room of the same ranges.
+
+        `hosts` are in the order in which they were given when this router was made.
+        """
+        self._given = hosts
+        self.hosts = [hosts[i] for i in self._order]
 
     def route(self, request: Request = PLAIN) -> Route:
         """The fastest chain for `request` now.

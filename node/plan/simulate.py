@@ -1,0 +1,420 @@
+"""A swarm in discrete events: arrivals, hops, batches, joins, leaves, crashes and slow-downs, from 3 nodes to 10,000.
+
+The event loop is a heap of (time, number, what). A node serves one batch at a time: all decode steps that wait, and one
+chunk of a prompt, so that decode never waits behind a long prompt. Nodes and links take the cost model's times; who
+holds what and who serves whom is up to a `Scheduler`: ours (`TwoPhase`), or another to compare with.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from node.errors import DoesNotFit, NoRoute
+from node.plan.allocation import Allocation, Objective, Stage
+from node.plan.change import LOAD_RATE, LOAD_S, replan
+from node.plan.model_cost import ModelCost
+from node.plan.placement import allocate
+from node.plan.pool import Links, Pool, PoolNode, Workload
+from node.plan.routing import Host, Request, Router
+from node.plan.stage_time import decode_cost, fitted_efficiency, prefill_cost
+
+CHUNK_TOKENS = 256
+"""A prompt goes through the chain in chunks of this size."""
+MOST_IN_BATCH = 64
+BATCHES = (1, 16)
+"""A step's time is linear between and beyond these batch sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request."""
+
+    at_ms: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """A change of the pool. `node` is its new self for join and slow-down."""
+
+    at_ms: float
+    kind: Literal["join", "leave", "crash", "slow"]
+    node: PoolNode
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One request that was answered."""
+
+    arrived_ms: float
+    first_token_ms: float
+    """After its arrival."""
+    done_ms: float
+    """Likewise."""
+    tokens: int
+    restarts: int
+    """Chains that it lost to a crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run."""
+
+    served: tuple[Served, ...]
+    unserved: int
+    """Requests that were not answered when the time was over."""
+    span_ms: float
+    """Until the last answer."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all users together."""
+        return 1000 * sum(s.tokens for s in self.served) / self.span_ms if self.span_ms > 0 else 0.0
+
+    @property
+    def mean_ms(self) -> float:
+        """Mean time to answer."""
+        return sum(s.done_ms for s in self.served) / len(self.served) if self.served else float("inf")
+
+    def percentile_ms(self, percent: float) -> float:
+        """Time to answer that so many per cent stay below."""
+        times = sorted(s.done_ms for s in self.served)
+        return times[min(len(times) - 1, int(len(times) * percent / 100))] if times else float("inf")
+
+
+class Scheduler(Protocol):
+    """Places layers and picks chains. Hosts carry what their nodes would report: time, load and KV room."""
+
+    def place(self, pool: Pool) -> Sequence[Stage]:
+        """The layout for the pool as it is now; called at the start and after every change of it."""
+        ...
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        """A chain, or None while there is none. `changed`: other ranges are held than at the last call."""
+        ...
+
+
+class TwoPhase:
+    """Parallax itself: `allocate` and `replan` place, `Router` routes."""
+
+    def __init__(self, model: ModelCost, objective: Objective, workload: Workload) -> None:
+        self._model, self._objective, self._workload = model, objective, workload
+        self._plan: Allocation | None = None
+        self._links = Links()
+        self._router: Router | None = None
+
+    def place(self, pool: Pool) -> Sequence[Stage]:
+        """Phase 1, then the least change."""
+        self._links = pool.links
+        try:
+            if self._plan is None:
+                plan = allocate(self._model, pool.nodes, pool.links, self._objective, workload=self._workload)
+            else:
+                plan = replan(self._plan, pool).plan
+        except DoesNotFit:
+            return ()
+        self._plan = plan
+        return tuple(plan.stages())
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        """Phase 2."""
+        if changed or self._router is None:
+            self._router = Router(self._model.layers, hosts, self._links)
+        else:
+            self._router.update(hosts)
+        try:
+            return self._router.route(request).stages
+        except NoRoute:
+            return None
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    """A request on its way."""
+
+    arrival: Arrival
+    number: int
+    chain: Sequence[Stage] = ()
+    made: int = 0
+    life: int = 0
+    """Counts chains; what an earlier chain still sends is ignored."""
+    first_ms: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One session's visit to one stage."""
+
+    session: _Session
+    life: int
+    stage: int
+    tokens: int
+    """Of a prompt's chunk; 1 for a decode step."""
+    prompt: bool
+    last: bool
+    """Whether a token follows."""
+
+
+@dataclass(slots=True, eq=False)
+class _Machine:
+    """A node as the simulation runs it."""
+
+    node: PoolNode
+    layer_ms: tuple[float, float]
+    """Decode with a batch of each of BATCHES."""
+    head_ms: float
+    prompt_ms: float
+    """Per layer and prompt token."""
+    queue: deque[_Work] = field(default_factory=deque)
+    busy: bool = False
+    load: int = 0
+    """Sessions whose chain leads through it."""
+    kv_used: int = 0
+    """Token-layers in its cache."""
+
+
+class Simulation:
+    """One run: a pool, a trace of requests, and changes of the pool."""
+
+    def __init__(
+        self,
+        model: ModelCost,
+        pool: Pool,
+        scheduler: Scheduler,
+        arrivals: Sequence[Arrival],
+        happenings: Sequence[Happening] = (),
+        context: int = 512,
+    ) -> None:
+        self.model, self.links, self.scheduler = model, pool.links, scheduler
+        self._context = context
+        self.now_ms = 0.0
+        self._events: list[tuple[float, int, object]] = []
+        self._count = 0
+        self._machines = {node.node_id: self._machine(node) for node in pool.nodes}
+        self._ready: dict[tuple[str, int, int], float] = {}
+        """Held ranges, and since when they serve."""
+        self._until: dict[tuple[str, int, int], float] = {}
+        """Ranges that a new one takes the place of, and when."""
+        self._hosts_stale = True
+        self._waiting: deque[_Session] = deque()
+        self._running: set[_Session] = set()
+        self._served: list[Served] = []
+        for number, arrival in enumerate(arrivals):
+            self._at(arrival.at_ms, _Session(arrival, number))
+        for happening in happenings:
+            self._at(happening.at_ms, happening)
+        for stage in scheduler.place(pool):
+            self._ready[stage.node_id, stage.start, stage.end] = 0.0
+
+    def run(self, until_ms: float = float("inf")) -> Outcome:
+        """Plays all events up to `until_ms`."""
+        while self._events and self._events[0][0] <= until_ms:
+            self.now_ms, _, what = heapq.heappop(self._events)
+            if isinstance(what, _Work):
+                self._arrive(what)
+            elif isinstance(what, _Machine):
+                self._start_batch(what)
+            elif isinstance(what, list):
+                self._finish_batch(what)
+            elif isinstance(what, _Session):
+                self._waiting.append(what)
+                self._admit()
+            elif isinstance(what, Happening):
+                self._happen(what)
+            else:
+                self._hosts_stale = True
+                self._admit()
+        span = max((s.arrived_ms + s.done_ms for s in self._served), default=0.0)
+        return Outcome(tuple(self._served), len(self._waiting) + len(self._running), span)
+
+    def _at(self, at_ms: float, what: object) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (at_ms, self._count, what))
+
+    def _machine(self, node: PoolNode) -> _Machine:
+        efficiency = fitted_efficiency(self.model, node)
+        small, large = (decode_cost(self.model, b, self._context).layer_ms(node, efficiency) for b in BATCHES)
+        prompt = prefill_cost(self.model, CHUNK_TOKENS).layer_ms(node, efficiency) / CHUNK_TOKENS
+        head = decode_cost(self.model, 1, self._context).head_ms(node, efficiency)
+        return _Machine(node, (small, large), head, prompt)
+
+    def _room(self, machine: _Machine, layers: int, stage: Stage) -> int:
+        """Tokens of one more session that its cache has room for."""
+        weights = self.model.range_bytes(stage.start, stage.end)
+        free = machine.node.memory_bytes - weights - machine.kv_used * max(1, self.model.kv_token_bytes)
+        return max(0, int(free // (layers * max(1, self.model.kv_token_bytes))))
+
+    def _current_hosts(self) -> list[Host]:
+        hosts = []
+        for (node_id, start, end), since_ms in sorted(self._ready.items()):
+            machine = self._machines.get(node_id)
+            gone = self._until.get((node_id, start, end), float("inf")) <= self.now_ms
+            if machine is not None and since_ms <= self.now_ms and not gone:
+                stage = Stage(node_id, start, end)
+                room = self._room(machine, end - start, stage)
+                time = machine.layer_ms[0]
+                hosts.append(Host(node_id, start, end, time, machine.node.region, machine.load, room))
+        return hosts
+
+    def _admit(self) -> None:
+        """Gives waiting sessions chains, in order, until one finds none."""
+        while self._waiting:
+            session = self._waiting[0]
+            left = session.arrival.output_tokens - session.made
+            prompt = session.arrival.prompt_tokens + session.made
+            request = Request(self.model.hop_bytes(1), prompt + left, None, session.number)
+            chain = self.scheduler.route(self._current_hosts(), self._hosts_stale, request)
+            self._hosts_stale = False
+            if chain is None or any(stage.node_id not in self._machines for stage in chain):
+                return
+            self._waiting.popleft()
+            session.chain, session.life = tuple(chain), session.life + 1
+            self._running.add(session)
+            self._hold(session, 1)
+            for start in range(0, prompt, CHUNK_TOKENS):
+                tokens = min(CHUNK_TOKENS, prompt - start)
+                last = start + tokens == prompt
+                self._at(self.now_ms, _Work(session, session.life, 0, tokens, True, last))
+
+    def _hold(self, session: _Session, sign: int) -> None:
+        """Takes or frees a session's room on its chain."""
+        tokens = session.arrival.prompt_tokens + session.arrival.output_tokens
+        for stage in session.chain:
+            machine = self._machines.get(stage.node_id)
+            if machine is not None:
+                machine.load += sign
+                machine.kv_used += sign * tokens * stage.layers
+
+    def _arrive(self, work: _Work) -> None:
+        if work.life != work.session.life:
+            return
+        machine = self._machines[work.session.chain[work.stage].node_id]
+        machine.queue.append(work)
+        if not machine.busy:
+            machine.busy = True
+            self._at(self.now_ms, machine)
+
+    def _start_batch(self, machine: _Machine) -> None:
+        """All decode steps that wait, and the first chunk of a prompt."""
+        batch: list[_Work] = []
+        rest: deque[_Work] = deque()
+        decodes, layers, prompt_ms, head_ms, chunk = 0, 0, 0.0, 0.0, False
+        while machine.queue:
+            work = machine.queue.popleft()
+            if work.life != work.session.life:
+                continue
+            stage = work.session.chain[work.stage]
+            if (work.prompt and chunk) or (not work.prompt and decodes == MOST_IN_BATCH):
+                rest.append(work)
+                continue
+            if work.prompt:
+                chunk = True
+                prompt_ms = stage.layers * machine.prompt_ms * work.tokens
+            else:
+                decodes += 1
+                layers = max(layers, stage.layers)
+            if work.last and stage.end == self.model.layers:
+                head_ms = machine.head_ms
+            batch.append(work)
+        machine.queue = rest
+        if not batch or machine.node.node_id not in self._machines:
+            machine.busy = False
+            return
+        small, large = machine.layer_ms
+        step_ms = small + (large - small) * (decodes - 1) / (BATCHES[1] - BATCHES[0]) if decodes else 0.0
+        self._at(self.now_ms + layers * step_ms + prompt_ms + head_ms, [machine, batch])
+
+    def _finish_batch(self, done: list[object]) -> None:
+        machine, batch = done
+        assert isinstance(machine, _Machine)
+        assert isinstance(batch, list)
+        if self._machines.get(machine.node.node_id) is not machine:
+            return
+        for work in batch:
+            if work.life == work.session.life:
+                self._pass_on(work, machine.node)
+        self._at(self.now_ms, machine)
+
+    def _pass_on(self, work: _Work, node: PoolNode) -> None:
+        session = work.session
+        if work.stage + 1 < len(session.chain):
+            following = self._machines.get(session.chain[work.stage + 1].node_id)
+            if following is not None:
+                hop = self.links.hop_ms(node, following.node, self.model.hop_bytes(work.tokens))
+                self._at(self.now_ms + hop, replace(work, stage=work.stage + 1))
+            return
+        if not work.last:
+            return
+        session.made += 1
+        if session.first_ms is None:
+            session.first_ms = self.now_ms - session.arrival.at_ms
+        if session.made >= session.arrival.output_tokens:
+            self._complete(session)
+            return
+        first = self._machines.get(session.chain[0].node_id)
+        if first is not None:
+            hop = self.links.hop_ms(node, first.node, 0.0)
+            self._at(self.now_ms + hop, _Work(session, session.life, 0, 1, False, True))
+
+    def _complete(self, session: _Session) -> None:
+        self._hold(session, -1)
+        self._running.discard(session)
+        arrived = session.arrival.at_ms
+        first_ms = session.first_ms or 0.0
+        tokens = session.arrival.output_tokens
+        self._served.append(Served(arrived, first_ms, self.now_ms - arrived, tokens, session.life - 1))
+        session.life += 1
+        self._admit()
+
+    def _happen(self, happening: Happening) -> None:
+        node_id = happening.node.node_id
+        if happening.kind in ("leave", "crash"):
+            self._lose(node_id)
+        elif happening.kind == "slow" and node_id in self._machines:
+            fresh = self._machine(happening.node)
+            machine = self._machines[node_id]
+            machine.node, machine.layer_ms = fresh.node, fresh.layer_ms
+            machine.head_ms, machine.prompt_ms = fresh.head_ms, fresh.prompt_ms
+        elif happening.kind == "join":
+            self._machines[node_id] = self._machine(happening.node)
+        self._place_again()
+        self._admit()
+
+    def _lose(self, node_id: str) -> None:
+        """Sessions on the lost node start again elsewhere with what they have."""
+        lost = [s for s in self._running if any(stage.node_id == node_id for stage in s.chain)]
+        for session in sorted(lost, key=lambda s: -s.number):
+            self._hold(session, -1)
+            self._running.discard(session)
+            session.life += 1
+            self._waiting.appendleft(session)
+        self._machines.pop(node_id, None)
+        self._ready = {held: since for held, since in self._ready.items() if held[0] != node_id}
+        self._hosts_stale = True
+
+    def _place_again(self) -> None:
+        """A new layout: what is new serves once it is loaded, what was there goes on until then."""
+        nodes = tuple(machine.node for machine in self._machines.values())
+        layout = self.scheduler.place(Pool(nodes, self.links))
+        before = {
+            held: since for held, since in self._ready.items() if self._until.get(held, self.now_ms + 1) > self.now_ms
+        }
+        self._ready, self._until = {}, {}
+        for stage in layout:
+            held = [(s, e, since) for (n, s, e), since in before.items() if n == stage.node_id]
+            old = next((since for s, e, since in held if s <= stage.start and stage.end <= e), None)
+            if old is None:
+                kept = max((max(0, min(e, stage.end) - max(s, stage.start)) for s, e, _ in held), default=0)
+                size = (stage.layers - kept) * self.model.layer_bytes
+                old = self.now_ms + 1000 * (LOAD_S + size / LOAD_RATE)
+                self._at(old, "loaded")
+                for s, e, since in held:  # its old range serves until the new one does
+                    self._ready[stage.node_id, s, e] = since
+                    self._until[stage.node_id, s, e] = old
+            self._ready[stage.node_id, stage.start, stage.end] = old
+        self._hosts_stale = True
