@@ -66,7 +66,7 @@ class Allocation:
     score: float
     """Latency: 1000 / best token_ms. Throughput: tokens per second. Balanced: Z(k), 1000 · k / mean token_ms."""
     bound: float
-    """No choice of disjoint pipelines scores higher; equal to the score where the search was exhaustive."""
+    """No disjoint pipelines with KV room for as many users score higher; equal to the score where that is proven."""
     note: str
     """What a person should know about the choice, in a sentence."""
 

@@ -13,6 +13,9 @@ from itertools import pairwise
 from node.plan.pool_table import LARGE_BATCH, PoolTable
 from node.plan.water import water_fill
 
+BUBBLE = 0.06
+"""Loss per further stage of a busy chain, as the simulator shows it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -70,6 +73,11 @@ def chain_of_counts(table: PoolTable, order: Sequence[int], counts: Sequence[int
     return Chain(tuple(order), tuple(counts), token_ms(table, order, counts), rate, sequences)
 
 
+def overlap(stages: int) -> float:
+    """How well so many stages keep one another busy: steps gather in batches and leave bubbles behind them."""
+    return 1 / (1 + BUBBLE * (stages - 1))
+
+
 def _fastest_first(table: PoolTable, order: Sequence[int], room: Sequence[int]) -> list[int]:
     counts = [1] * len(order)
     left = table.layers - len(order)
@@ -115,12 +123,16 @@ def _sequences(table: PoolTable, order: Sequence[int], counts: Sequence[int]) ->
 
 
 def _rate(table: PoolTable, order: Sequence[int], counts: Sequence[int], sequences: int) -> float:
-    """Tokens per second with one micro-batch of m sequences per stage: min(sequences / T(m), m / slowest stage(m)).
+    """Tokens per second with one micro-batch of m sequences per stage: min(sequences / T(m), m / slowest stage(m)),
+    less what stages lose to one another.
 
-    Sequences are bounded by the KV room; more than LARGE_BATCH per stage are not counted on.
+    Sequences are bounded by the KV room, and by the chain's share of the users: its part of the pool's room. More than
+    LARGE_BATCH per stage are not counted on.
     """
     stages = len(order)
-    batch = max(1, min(LARGE_BATCH, sequences // stages))
+    share = table.users * sum(table.classes[c].capacity[0] for c in order) / max(1, table.room)
+    running = max(1.0, min(float(sequences), share, float(LARGE_BATCH * stages)))
+    batch = max(1.0, running / stages)
     part = (batch - 1) / (LARGE_BATCH - 1)
     around, slowest = hops_ms(table, order), 0.0
     for i, (c, layers) in enumerate(zip(order, counts, strict=True)):
@@ -129,5 +141,4 @@ def _rate(table: PoolTable, order: Sequence[int], counts: Sequence[int], sequenc
         if i == stages - 1 and table.has_last:
             busy += node.head_ms + (node.large_head_ms - node.head_ms) * part
         around, slowest = around + busy, max(slowest, busy)
-    running = min(sequences, LARGE_BATCH * stages)
-    return 1000 * min(running / around, batch / slowest)
+    return 1000 * min(running / around, batch / slowest) * overlap(stages)

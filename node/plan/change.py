@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from node.errors import DoesNotFit
 from node.plan.allocation import Allocation, Stage, Standby
 from node.plan.disjoint import most_disjoint, route_disjoint
-from node.plan.placement import allocate, score_pipelines, timed_pipeline
+from node.plan.placement import allocate, best_of, score_pipelines, timed_pipeline
 from node.plan.pool import Pool, PoolNode
 from node.plan.pool_table import PoolTable
 from node.plan.records import pool_of_records
@@ -201,7 +201,9 @@ def _judge(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> Allocation:
             if used.isdisjoint(found.nodes) and len(set(found.nodes)) == len(found.nodes):
                 pipelines.append(timed_pipeline(plan, run, tuple(held[n] for n in found.nodes), pool))
                 used.update(found.nodes)
-    replicas = [stage for stage in loose if stage.node_id not in used]
+    pipelines = best_of(pipelines, plan.objective)
+    used = {stage.node_id for pipeline in pipelines for stage in pipeline.stages}
+    replicas = [stage for stage in stages if stage.node_id not in used]
     best_ms = min((p.token_ms for p in pipelines), default=0.0)
     spares = Spares(plan.model, list(stages), pool.nodes, pool.links, plan.workload, best_ms)
     standby: list[Standby] = []

@@ -23,6 +23,8 @@ RINGS_MS = (3.0, 12.0, 40.0, 90.0, 250.0, float("inf"))
 """Round trips at which clusters grow."""
 GENEROUS = (1.0, 1.25, 1.6)
 """Times the bare layers that a chain gathers room for: what is left over holds more users' KV cache (throughput)."""
+LARGER_IS_BETTER = 1.15
+"""Larger chains must do this much more: smaller ones leave nodes over, which serve as replicas."""
 PICKY_STATES = 1024
 """States of the exhaustive search for the fastest chain among a large pool's most promising nodes."""
 
@@ -32,10 +34,11 @@ def good_partition(table: PoolTable) -> tuple[list[Chain], float]:
     builder = _Builder(table)
     best: list[Chain] = []
     generous = GENEROUS if table.objective == "throughput" else (1.0,)
-    for fastest_first, spare in product((False, True), generous):
+    for spare, fastest_first in product(generous, (False, True)):
         chains = builder.all_chains(fastest_first, spare)
         picked = best_prefix(chains, table.objective)
-        if score_of(picked, table.objective) > score_of(best, table.objective) * (1 + 1e-12):
+        better = LARGER_IS_BETTER if spare > 1 else 1 + 1e-12
+        if score_of(picked, table.objective) > score_of(best, table.objective) * better:
             best = picked
     if table.objective == "latency":
         best = _with_fastest(table, builder, best)

@@ -16,22 +16,24 @@ from dataclasses import replace
 from node.errors import BadLayers, BadPool, DoesNotFit
 from node.plan.allocation import Allocation, Objective, Pipeline, Stage, Standby
 from node.plan.chain import Chain, build_chain, capacities, chain_of_counts
-from node.plan.clusters import good_partition
+from node.plan.clusters import good_partition, upper_bound
 from node.plan.model_cost import ModelCost
 from node.plan.partition import MOST_STATES, best_partition, score_of, state_count
 from node.plan.pinned import around_pins
 from node.plan.pool import Links, Pool, PoolNode, Workload
 from node.plan.pool_table import PoolTable
-from node.plan.spare import Spares
+from node.plan.spare import TOO_SLOW, Spares
 
 KEEP = 0.1
 """The plan in force stays while a new one would score at most this much better."""
 SLOWER = 3.0
 """Where latency counts, a further pipeline may take this many times the best one's time."""
+ROOM_WORTH = 1.15
+"""A plan with KV room for fewer users must score this much better to be preferred."""
 REORDER = 0.03
 """A chain may be this much slower for its nodes to keep the order in which they hold layers now."""
 
-RESERVED: dict[Objective, int] = {"latency": 1, "balanced": 4, "throughput": 4}
+RESERVED: dict[Objective, int] = {"latency": 4, "balanced": 16, "throughput": 32}
 """Sequences that every chain has KV room for, where memory allows."""
 
 DEFAULT_WORKLOAD = Workload()
@@ -75,7 +77,9 @@ def allocate(
     pipelines += found
     if pinned:
         score = bound = score_pipelines(pipelines, objective)
-    replicas, standby = _place_spares(model, nodes, links, workload, pipelines, pinned, current)
+    used = {stage.node_id for pipeline in pipelines for stage in pipeline.stages}
+    beside = _overflow(table, [node for node in free if node.node_id not in used], pipelines, current)
+    replicas, standby = _place_spares(model, nodes, links, workload, pipelines, pinned, beside, current)
     return Allocation(
         model,
         Pool(tuple(sorted(nodes, key=lambda node: node.node_id)), links),
@@ -102,14 +106,25 @@ def best_chains(table: PoolTable) -> tuple[list[Chain], float]:
 def _with_room_for_users(
     model: ModelCost, nodes: Sequence[PoolNode], links: Links, objective: Objective, workload: Workload
 ) -> tuple[PoolTable, list[Chain], float]:
-    """Chains with KV room for several users each; for fewer where memory is short, for one in the end."""
+    """Chains with KV room for several users each; for fewer where that makes much better chains, or the only ones."""
+
+    def table_for(sequences: int) -> PoolTable:
+        return PoolTable(model, nodes, links, objective, workload, (0, model.layers), sequences)
+
+    bare = table_for(1)
+    enough = upper_bound(bare) / ROOM_WORTH if bare.classes else 0.0
     sequences = max(RESERVED[objective], workload.users if objective != "throughput" else 1)
-    while True:
-        table = PoolTable(model, nodes, links, objective, workload, (0, model.layers), sequences)
+    best: tuple[PoolTable, list[Chain], float] = (bare, [], 0.0)
+    while enough > 0:
+        table = bare if sequences == 1 else table_for(sequences)
         chains, bound = best_chains(table)
-        if chains or sequences == 1:
-            return table, _worth_waiting_for(chains, objective), bound
+        score = score_of(chains, objective)
+        if score > score_of(best[1], objective) * ROOM_WORTH:
+            best = table, _worth_waiting_for(chains, objective), bound
+        if sequences == 1 or score >= enough:
+            break
         sequences = max(1, sequences // 4)
+    return best
 
 
 def _worth_waiting_for(chains: list[Chain], objective: Objective) -> list[Chain]:
@@ -118,6 +133,27 @@ def _worth_waiting_for(chains: list[Chain], objective: Objective) -> list[Chain]
         return chains
     best_ms = min(chain.token_ms for chain in chains)
     return [chain for chain in chains if chain.token_ms <= SLOWER * best_ms]
+
+
+def _overflow(
+    table: PoolTable, left: Sequence[PoolNode], pipelines: Sequence[Pipeline], current: Allocation | None
+) -> list[Stage]:
+    """Whole chains of nodes that the score has no use for: slower ones, that serve when the better are busy."""
+    if not pipelines or sum(node.memory_bytes for node in left) < table.model.total_bytes:
+        return []
+    rest = PoolTable(table.model, left, table.links, table.objective, table.workload, (0, table.layers), 1)
+    best_ms = min(pipeline.token_ms for pipeline in pipelines)
+    chains = [chain for chain in good_partition(rest)[0] if chain.token_ms <= TOO_SLOW * best_ms]
+    return [stage for pipeline in realise(rest, chains, current) for stage in pipeline.stages]
+
+
+def best_of(pipelines: Sequence[Pipeline], objective: Objective) -> list[Pipeline]:
+    """For balanced: as many of the fastest as score best together. Else all."""
+    ordered = sorted(pipelines, key=lambda p: (p.token_ms, p.stages[0].node_id))
+    if objective != "balanced" or not ordered:
+        return ordered
+    most = max(range(1, len(ordered) + 1), key=lambda k: (score_pipelines(ordered[:k], objective), -k))
+    return ordered[:most]
 
 
 def missing_bytes(model: ModelCost, nodes: Sequence[PoolNode], table: PoolTable) -> int:
@@ -228,12 +264,14 @@ def _place_spares(
     workload: Workload,
     pipelines: Sequence[Pipeline],
     pinned: Sequence[PoolNode],
+    beside: Sequence[Stage],
     current: Allocation | None,
 ) -> tuple[tuple[Stage, ...], tuple[Standby, ...]]:
     used = {stage.node_id for pipeline in pipelines for stage in pipeline.stages}
     replicas = [
         Stage(node.node_id, *node.pinned) for node in pinned if node.pinned is not None and node.node_id not in used
     ]
+    replicas += beside
     used |= {stage.node_id for stage in replicas}
     held = [stage for pipeline in pipelines for stage in pipeline.stages] + replicas
     best_ms = min((pipeline.token_ms for pipeline in pipelines), default=0.0)

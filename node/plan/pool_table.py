@@ -18,6 +18,8 @@ from node.plan.model_cost import ModelCost
 from node.plan.pool import Links, PoolNode, Workload
 from node.plan.stage_time import decode_cost, fitted_efficiency, layer_capacity, prefill_cost
 
+USERS_PER_NODE = 4
+"""Users whom throughput reckons with where the workload does not name more."""
 LARGE_BATCH = 16
 """Sequences of the larger of the two steps between which a step's time is interpolated."""
 
@@ -68,6 +70,10 @@ class PoolTable:
         self._many = decode_cost(model, LARGE_BATCH, self.context)
         self._prompt = prefill_cost(model, workload.prompt_tokens)
         self.classes = tuple(self._class(members) for members in interchangeable(nodes, links))
+        self.room = sum(len(c.members) * c.capacity[0] for c in self.classes)
+        """Layers that all nodes together could hold."""
+        self.users = max(workload.users, USERS_PER_NODE * len(nodes))
+        """Users whom throughput is made for."""
         self._hops: dict[tuple[int, int], float] = {}
         self._returns: dict[tuple[int, int], float] = {}
 

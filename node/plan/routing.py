@@ -2,10 +2,12 @@
 
     cost = Σ stages τ·(1 + LOAD·load)·layers + Σ hops (RTT·trips + bytes / bandwidth) + head → first + tail → head
 
-Any part of a held range may be used, and a node may come twice. Between two hosts of the same layers it never pays to
-change in the middle of a segment that begins and ends where some range does, for the cost is linear in the layer. So
-the states are (segment, host); from one segment to the next the best host of each place (a region, or a node that links
-name) is enough, since all nodes of a place are equally far. That is O(segments · (replicas + places²)).
+Any part of a held range may be used, and a node may come twice. The states are (segment, host); from one segment to the
+next the best host of each place (a region, or a node that links name) is enough, since all nodes of a place are equally
+far. That is O(segments · (replicas + places²)). Where round trips obey the triangle inequality it never pays to change
+between two edges of held ranges, for the cost is linear in the layer, so that a segment may reach from edge to edge.
+Measured round trips do not always: a node in between can be a short cut, and so a segment is one layer, but in models
+of more than DEEP layers.
 
 `Router` keeps what does not depend on the request; make a new one when ranges or links change, not per request.
 """
@@ -25,6 +27,8 @@ from node.plan.pool import Links, Located
 
 LOAD = 0.5
 """One more request on a node makes its layers this much slower for the next: half of them wait for its step."""
+DEEP = 128
+"""Layers of the deepest model whose every layer is a segment of its own."""
 FEW_PLACES = 16
 """Below this, looking only at places that are reached costs more than it saves."""
 TIE = 1e-9
@@ -141,7 +145,8 @@ class Router:
         self._single = np.array([h.node_id in named for h in shown], dtype=bool)
         starts = np.array([h.start for h in self.hosts], dtype=np.int64)
         ends = np.array([h.end for h in self.hosts], dtype=np.int64)
-        self._edges: list[int] = sorted({0, layers, *starts.tolist(), *ends.tolist()})
+        edges = {0, layers, *starts.tolist(), *ends.tolist()}
+        self._edges: list[int] = list(range(layers + 1)) if layers <= DEEP else sorted(edges)
         lower, upper = np.array(self._edges[:-1]), np.array(self._edges[1:])
         self._inside = (starts[None, :] <= lower[:, None]) & (ends[None, :] >= upper[:, None])
         self._widths = (upper - lower).astype(np.float64)

@@ -2,8 +2,8 @@
 
 A layer's service rate is the sum over its hosts of 1 / (layers held · time per layer): how many steps per second the
 hosts could give it. A left-over node takes the window of layers whose rates are lowest in sum, aligned with a stage's
-edge where that costs nothing, so that every further node works against the current bottleneck. It stands by when a step
-through it would take more than twice as long as the best pipeline's without it: routing would never choose it.
+edge where that costs nothing, so that every further node works against the current bottleneck. It stands by when a
+token through it would take TOO_SLOW times what the best pipeline takes without it: routing would hardly ever choose it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from node.plan.pool import Links, PoolNode, Workload
 from node.plan.pool_table import PoolTable
 
 GIB = 1024**3
-TOO_SLOW = 2.0
-"""A step through a replica may take this many times the best pipeline's."""
+TOO_SLOW = 12.0
+"""A token through a replica may take this many times the best pipeline's: as long as it would wait there under load."""
 
 
 class Spares:

@@ -23,7 +23,7 @@ from node.plan.stage_time import decode_cost, layer_capacity
 from node.plan.water import water_fill
 
 CONTEXT = 768
-SEQUENCES = 4
+SEQUENCES = 16
 
 
 def capacity(model: ModelCost, node: PoolNode, *, first: bool = False, last: bool = False) -> int:
@@ -257,10 +257,11 @@ class Helix:
                     arcs[f"{node.node_id} out"]["sink"] = 1e12
         for a in nodes:
             for b in nodes:
-                if a is not b and a.node_id in windows and b.node_id in windows:
-                    if windows[b.node_id][0] <= windows[a.node_id][1] < windows[b.node_id][1]:
-                        rate = links.rate_mbps(a, b) * 1e6 / 8 / self.model.hop_bytes(1)
-                        arcs[f"{a.node_id} out"][f"{b.node_id} in"] = rate
+                if a is b or a.node_id not in windows or b.node_id not in windows:
+                    continue
+                if windows[b.node_id][0] <= windows[a.node_id][1] < windows[b.node_id][1]:
+                    rate = links.rate_mbps(a, b) * 1e6 / 8 / self.model.hop_bytes(1)
+                    arcs[f"{a.node_id} out"][f"{b.node_id} in"] = rate
         return max_flow(arcs)
 
     def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:

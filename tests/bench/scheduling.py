@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from node.plan import allocate
 from node.plan.allocation import Objective
@@ -52,19 +53,24 @@ def speed() -> None:
     """Phase 1 and phase 2 by pool size."""
     print(f"{'':34}{'target':>10}{'measured':>12}")
     for n, layers, first_ms, second_ms in ((12, 36, None, None), (256, 36, 10.0, 1.0), (1000, 61, 100.0, 5.0)):
-        model, nodes = mixture(layers), mixed(n)
-        for objective in OURS:
-            took = best_ms(lambda m=model, ns=nodes, o=objective: allocate(m, ns, WIDE, o), 5)  # type: ignore[misc]
-            line(f"phase 1, {n} nodes, {objective}", first_ms, took)
-        plan = allocate(model, nodes, WIDE)
-        by_id = {node.node_id: node for node in nodes}
-        hosts = [Host(s.node_id, s.start, s.end, 0.2, by_id[s.node_id].region) for s in plan.stages()]
-        request = Request(model.hop_bytes(1), 512, nodes[0])
-        router = Router(layers, hosts, WIDE)
-        line(f"phase 2, {n} nodes, from scratch", second_ms, best_ms(lambda: route(layers, hosts, WIDE, request)))
-        line(f"phase 2, {n} nodes, per request", second_ms, best_ms(lambda: router.route(request), 30))
+        speed_of(n, mixture(layers), first_ms, second_ms)
     capacities = [13, 6, 5, 4] * 64
     line("s*(k) for every k, 256 nodes", None, best_ms(lambda: minimal_stages(capacities, 36), 1))
+
+
+def speed_of(n: int, model: ModelCost, first_ms: float | None, second_ms: float | None) -> None:
+    """Rows of one pool size."""
+    nodes = mixed(n)
+    for objective in OURS:
+        took = best_ms(partial(allocate, model, nodes, WIDE, objective), 5)
+        line(f"phase 1, {n} nodes, {objective}", first_ms, took)
+    plan = allocate(model, nodes, WIDE)
+    by_id = {node.node_id: node for node in nodes}
+    hosts = [Host(s.node_id, s.start, s.end, 0.2, by_id[s.node_id].region) for s in plan.stages()]
+    request = Request(model.hop_bytes(1), 512, nodes[0])
+    router = Router(model.layers, hosts, WIDE)
+    line(f"phase 2, {n} nodes, from scratch", second_ms, best_ms(lambda: route(model.layers, hosts, WIDE, request)))
+    line(f"phase 2, {n} nodes, per request", second_ms, best_ms(lambda: router.route(request), 30))
 
 
 def line(what: str, target: float | None, took: float) -> None:

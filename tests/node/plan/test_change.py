@@ -108,8 +108,8 @@ def test_a_drain_goes_on_until_the_others_have_loaded() -> None:
 
 
 def test_a_slight_slow_down_moves_nothing_and_a_great_one_does() -> None:
-    nodes = machines("AAAA")
-    plan = allocate(mixture(20), nodes, LINKS)
+    nodes = machines("AAA")
+    plan = allocate(mixture(24), nodes, LINKS)
     slow = plan.pipelines[0].stages[0].node_id
 
     def slowed(factor: float) -> list[PoolNode]:
