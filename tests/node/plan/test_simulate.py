@@ -1,0 +1,93 @@
+"""The simulator: it agrees with the prediction, survives every kind of change, and repeats itself exactly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from node.plan import allocate, predict
+from node.plan.allocation import Stage
+from node.plan.pool import Links, Pool, PoolNode, Workload
+from node.plan.routing import Host, Request
+from node.plan.simulate import Arrival, Happening, Outcome, Simulation, TwoPhase
+from tests.fakes.pools import machine, machines, mixture
+
+WORK = Workload(128, 32)
+LINKS = Links({("eu", "us"): 60.0})
+
+
+def run(nodes: Sequence[PoolNode], arrivals: Sequence[Arrival], happenings: Sequence[Happening] = ()) -> Outcome:
+    model = mixture(24)
+    scheduler = TwoPhase(model, "balanced", WORK)
+    return Simulation(model, Pool(tuple(nodes), LINKS), scheduler, arrivals, happenings, context=144).run(3_600_000)
+
+
+def test_one_user_gets_what_is_predicted() -> None:
+    nodes = machines("AAA")
+    outcome = run(nodes, [Arrival(0.0, 128, 32)])
+    prediction = predict(allocate(mixture(24), nodes, LINKS, workload=WORK))
+    served = outcome.served[0]
+    per_token_ms = (served.done_ms - served.first_token_ms) / 31
+    assert per_token_ms == pytest.approx(prediction.tpot_ms, rel=0.05)
+    assert served.first_token_ms == pytest.approx(prediction.ttft_ms, rel=0.5)
+
+
+def test_users_wait_for_one_another_but_all_are_served() -> None:
+    few, many = (run(machines("AAA"), [Arrival(i * 1.0, 128, 32) for i in range(n)]) for n in (2, 40))
+    assert len(many.served) == 40
+    assert many.unserved == 0
+    assert many.tokens_per_s > few.tokens_per_s
+    assert many.mean_ms > few.mean_ms
+    assert many.percentile_ms(99) >= many.mean_ms
+
+
+def test_a_crash_restarts_its_requests_elsewhere() -> None:
+    nodes = machines("AAAA")
+    arrivals = [Arrival(i * 10.0, 128, 32) for i in range(20)]
+    outcome = run(nodes, arrivals, [Happening(100.0, "crash", nodes[0])])
+    assert len(outcome.served) == 20
+    assert any(served.restarts for served in outcome.served)
+
+
+def test_every_kind_of_change_at_once() -> None:
+    nodes = machines("AABACD", ["eu", "us"])
+    slow = replace(nodes[1], bandwidth_bytes_per_s=nodes[1].bandwidth / 10)
+    happenings = [
+        Happening(50.0, "leave", nodes[4]),
+        Happening(90.0, "slow", slow),
+        Happening(120.0, "join", machine(9, "A", "eu")),
+        Happening(150.0, "crash", nodes[0]),
+    ]
+    arrivals = [Arrival(i * 10.0, 64 + i, 16) for i in range(30)]
+    first, again = run(nodes, arrivals, happenings), run(nodes, arrivals, happenings)
+    assert first == again
+    assert len(first.served) + first.unserved == 30
+
+
+def test_nothing_is_served_by_nobody() -> None:
+    outcome = run(machines("A"), [Arrival(0.0, 10, 10)])
+    assert outcome.unserved == 1
+    assert outcome.tokens_per_s == 0.0
+
+
+def test_any_scheduler_can_be_played() -> None:
+    class Alone:
+        def place(self, pool: Pool) -> Sequence[Stage]:
+            return [Stage(pool.nodes[0].node_id, 0, 4)]
+
+        def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+            return [Stage(hosts[0].node_id, 0, 4)]
+
+    pool = Pool((machine(0, "A"),), LINKS)
+    outcome = Simulation(mixture(4), pool, Alone(), [Arrival(0.0, 300, 5)]).run()
+    assert outcome.served[0].tokens == 5
+
+
+def test_ten_thousand_nodes() -> None:
+    chance = random.Random(3)
+    nodes = [machine(i, chance.choice("ABCD"), chance.choice(["eu", "us"])) for i in range(10_000)]
+    outcome = run(nodes, [Arrival(i * 5.0, 64, 4) for i in range(5)])
+    assert len(outcome.served) == 5
