@@ -68,7 +68,7 @@ class Service:
         if request.model and request.model != plan.model.name:
             raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {request.model!r}")
         prompt = await trio.to_thread.run_sync(chat_model.render, request.messages)
-        generation = self._generation(request, prompt, chat_model)
+        generation = self._generation(request, prompt, chat_model, plan.weights)
         chain = walk(plan.facts.layers, self.here.records())
         names = {NodeId(hop.node_id): self.journal.state.name_of(NodeId(hop.node_id)) for hop in chain}
         request_id = RequestId(f"chatcmpl-{secrets.token_hex(12)}")
@@ -87,7 +87,7 @@ class Service:
             if view is not None and view.status == "running":
                 self._finished(request_id, "cancelled", timing)
 
-    def _generation(self, request: ChatRequest, prompt: list[int], chat_model: ChatModel) -> Generation:
+    def _generation(self, request: ChatRequest, prompt: list[int], chat_model: ChatModel, weights: str) -> Generation:
         room = chat_model.context_tokens - len(prompt)
         if room < 1:
             raise BadRequest(
@@ -96,7 +96,7 @@ class Service:
         max_new = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
         recommended = chat_model.recommended
         sampling = request.sampling(recommended.temperature, recommended.top_p, recommended.top_k)
-        return Generation(tuple(prompt), max_new, chat_model.stop_tokens, sampling)
+        return Generation(tuple(prompt), max_new, chat_model.stop_tokens, sampling, weights)
 
     async def _pieces(
         self,

@@ -9,7 +9,7 @@ import secrets
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import trio
@@ -37,6 +37,8 @@ class Generation:
     max_new_tokens: int
     stop_tokens: tuple[int, ...]
     sampling: Sampling
+    weights: str = ""
+    """Digest and dtype of the model's weights, as in the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,14 @@ class TokenStep:
 class TokenStream:
     """The tokens of one request, as an async iterator that ends after the one with `finish` set."""
 
-    def __init__(self, chain: tuple[Hop, ...], events: trio.MemoryReceiveChannel[TokenStep | RequestError]) -> None:
+    def __init__(
+        self,
+        chain: tuple[Hop, ...],
+        events: trio.MemoryReceiveChannel[TokenStep | RequestError],
+        heard_s: Callable[[], float],
+    ) -> None:
         self.chain = chain
-        self._events = events
+        self._events, self._heard_s = events, heard_s
         self._ended = False
 
     def __aiter__(self) -> AsyncIterator[TokenStep]:
@@ -70,13 +77,14 @@ class TokenStream:
         """
         if self._ended:
             raise StopAsyncIteration
-        with trio.move_on_after(ANSWER_LIMIT_S):
-            event = await self._events.receive()
-            if isinstance(event, RequestError):
-                raise event
-            self._ended = event.finish is not None
-            return event
-        raise NoRoute(f"no answer from the chain within {ANSWER_LIMIT_S:.0f} s; see `parallax status`")
+        while (silent_at_s := self._heard_s() + ANSWER_LIMIT_S) > trio.current_time():
+            with trio.move_on_at(silent_at_s):
+                event = await self._events.receive()
+                if isinstance(event, RequestError):
+                    raise event
+                self._ended = event.finish is not None
+                return event
+        raise NoRoute(f"not a word from the chain for {ANSWER_LIMIT_S:.0f} s; see `parallax status`")
 
 
 @dataclass(slots=True)
@@ -94,6 +102,9 @@ class _Open:
     """Prompt tokens known to be through the tail."""
     due: int = 0
     """Position of the next sampled token."""
+    finished: bool = False
+    heard_s: float = field(default_factory=trio.current_time)
+    """When the chain last gave a sign of life."""
 
 
 class Head:
@@ -123,6 +134,7 @@ class Head:
             head=self._self_id,
             chain=chain,
             hop=0,
+            weights=generation.weights,
             max_tokens=len(generation.prompt) + generation.max_new_tokens,
             max_new_tokens=generation.max_new_tokens,
             stop_tokens=generation.stop_tokens,
@@ -134,7 +146,7 @@ class Head:
         try:
             self._post(NodeId(chain[0].node_id), opened)
             self._feed(request)
-            yield TokenStream(chain, receive)
+            yield TokenStream(chain, receive, lambda: request.heard_s)
         finally:
             if self._open.pop(opened.session, None) is not None:
                 self._close(opened, "done")
@@ -148,20 +160,24 @@ class Head:
         request = self._open.get(frame.session)
         if request is None or frame.epoch != request.opened.epoch:
             return
-        chain = request.opened.chain
+        opened = request.opened
+        chain = opened.chain
         if isinstance(frame, Failed):
             if any(hop.node_id == arrival.peer for hop in chain):
                 self._end(request, self._error(request, arrival.peer, frame))
             return
         if arrival.peer != chain[-1].node_id:
             return
+        request.heard_s = trio.current_time()
         if isinstance(frame, Progress):
             request.done = max(request.done, min(frame.position, request.sent))
             self._feed(request)
-        elif frame.position == request.due:
+        elif frame.position == request.due and not request.finished:
             request.due += 1
-            step = TokenStep(frame.token, frame.position, frame.finish, frame.timings, arrival.wire_ms)
-            request.events.send_nowait(step)
+            full = request.due >= opened.max_tokens  # whatever the tail says: there is no room for more
+            finish = frame.finish or ("length" if full else None)
+            request.finished = finish is not None
+            request.events.send_nowait(TokenStep(frame.token, frame.position, finish, frame.timings, arrival.wire_ms))
 
     def lost(self, peer: NodeId, reason: str) -> None:
         """A member is gone: end every request whose chain needs it."""
@@ -169,6 +185,11 @@ class Head:
             hop = next((hop for hop in request.opened.chain if hop.node_id == peer), None)
             if hop is not None:
                 self._end(request, HopLost(request.names[peer], _layers(hop), reason))
+
+    def fail_session(self, session: str, reason: str) -> None:
+        """A request cannot go on at this node."""
+        if (request := self._open.get(session)) is not None:
+            self._end(request, RequestError(reason))
 
     def _error(self, request: _Open, peer: NodeId, frame: Failed) -> RequestError:
         hop = next(hop for hop in request.opened.chain if hop.node_id == peer)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 from msgspec.structs import replace
 
-from node.errors import LinkClosed
+from node.errors import BadWireData, LinkClosed
 from node.swarm.base import Arrival, Buffer, Swarm
 from node.wire.frames import Activations, Frame, Sampled, Tokens
 from node.wire.ids import NodeId
@@ -37,20 +37,35 @@ class _Outgoing:
 class Outbox:
     """Sends frames to members. `run` owns the sender tasks; `post` never waits."""
 
-    def __init__(self, swarm: Swarm, deliver: Callable[[Arrival], None], lost: Callable[[NodeId, str], None]) -> None:
-        self._swarm, self._deliver, self._lost = swarm, deliver, lost
+    def __init__(
+        self,
+        swarm: Swarm,
+        deliver: Callable[[Arrival], None],
+        lost: Callable[[NodeId, str], None],
+        unsendable: Callable[[Frame, str], None],
+    ) -> None:
+        self._swarm, self._deliver, self._lost, self._unsendable = swarm, deliver, lost, unsendable
         self._queues: dict[NodeId, trio.MemorySendChannel[_Outgoing]] = {}
         self._nursery: trio.Nursery | None = None
+        self._ended = False
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._ended = True
 
     def post(self, peer: NodeId, frame: Frame, body: Buffer = b"") -> None:
-        """Queue one frame; frames to one peer leave in order. A peer whose queue is full counts as lost."""
+        """Queue one frame; frames to one peer leave in order. A peer whose queue is full counts as lost.
+
+        Once `run` has ended, this node is leaving: its goodbye says all that these frames could.
+        """
+        if self._ended:
+            return
         if peer == self._swarm.node_id:
             self._deliver(Arrival(peer, frame, body, perf_counter(), 0.0))
             return
@@ -91,7 +106,10 @@ class Outbox:
                     frame = outgoing.frame
                     if isinstance(frame, Stamped):
                         frame = replace(frame, sent_s=perf_counter())
-                    await link.send(frame, outgoing.body)
+                    try:
+                        await link.send(frame, outgoing.body)
+                    except BadWireData as error:
+                        self._unsendable(frame, str(error))
         except LinkClosed as error:
             if self._queues.get(peer) is queue:
                 del self._queues[peer]

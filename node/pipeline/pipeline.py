@@ -13,7 +13,7 @@ from node.pipeline.head import Head
 from node.pipeline.outbox import Outbox
 from node.pipeline.stage import StageLookup, StageRunner
 from node.swarm.base import Arrival, Swarm
-from node.wire.frames import Activations, Close, Failed, Open, Progress, Sampled, Tokens
+from node.wire.frames import Activations, Close, Failed, Frame, Open, Progress, Sampled, Tokens
 from node.wire.ids import NodeId
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Pipeline:
         self._swarm = swarm
         self.head = Head(swarm.node_id, self._name_of)
         self.stage = StageRunner(swarm.node_id, lookup, worker_failed, lambda node_id: node_id in swarm.members())
-        self._outbox = Outbox(swarm, self._deliver, self.lost)
+        self._outbox = Outbox(swarm, self._deliver, self.lost, self._unsendable)
         self.head.attach(self._outbox)
         self.stage.attach(self._outbox)
 
@@ -64,6 +64,11 @@ class Pipeline:
                 self.head.handle(arrival)
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _unsendable(self, frame: Frame, reason: str) -> None:
+        log.warning("a frame cannot be sent: %s", reason)
+        self.head.fail_session(frame.session, reason)
+        self.stage.fail_session(frame.session, reason)
 
     def _name_of(self, node_id: NodeId) -> str:
         record = self._swarm.members().get(node_id)

@@ -6,21 +6,21 @@ streams; prompts come in chunks for the same reason. `handle` never waits: it ch
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 import trio
 from msgspec.structs import replace
 
 from node.engine.base import Stage, Step, StepResult
-from node.errors import EngineError, OutOfKV, WorkerDied
+from node.errors import EngineError, OutOfKV, ParallaxError, WorkerDied
 from node.pipeline.latency import LatencyWindow
+from node.pipeline.openings import Openings
 from node.pipeline.outbox import Outbox
 from node.pipeline.stage_session import StageSession, timing
+from node.pipeline.work_queue import WorkQueue
 from node.swarm.base import Arrival, Buffer
 from node.wire.frames import Activations, Close, Failed, Frame, Hop, Open, Progress, Sampled, Tokens
 from node.wire.ids import NodeId
@@ -33,18 +33,16 @@ MAX_SESSIONS = 256
 IDLE_LIMIT_S = 600.0
 """A sequence without a frame for this long is freed: its head lost its way to us without dying."""
 
-StageLookup = Callable[[int, int], Awaitable[Stage | None]]
-"""The ready stage for layers [start, end), or None where this node does not hold them."""
+StageLookup = Callable[[int, int, str], Awaitable[Stage | None]]
+"""The ready stage for layers [start, end) of these weights, or None where this node does not hold them."""
 
 
-@dataclass(order=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Work:
-    priority: int
-    """0: a decode step; 1: anything about a prompt."""
-    number: int
-    """Arrival order within a priority."""
-    session: StageSession | None = field(compare=False)
-    arrival: Arrival = field(compare=False)
+    """A step that waits for the engine."""
+
+    session: StageSession
+    arrival: Arrival
 
 
 class StageRunner:
@@ -60,12 +58,11 @@ class StageRunner:
         self.latency = LatencyWindow()
         self._self_id, self._lookup, self._worker_failed, self._is_member = self_id, lookup, failed, is_member
         self._sessions: dict[tuple[str, int], StageSession] = {}
-        self._opening: dict[tuple[str, int], list[Arrival]] = {}
-        self._work: list[_Work] = []
-        self._numbers = itertools.count()
-        self._arrived = trio.Event()
+        self._openings = Openings()
+        self._work: WorkQueue[_Work] = WorkQueue()
         self._to_free: list[StageSession] = []
         self._outbox: Outbox | None = None
+        self._nursery: trio.Nursery | None = None
 
     def attach(self, outbox: Outbox) -> None:
         """Tell where results go; before `run`."""
@@ -97,29 +94,34 @@ class StageRunner:
         frame = arrival.frame
         match frame:
             case Open():
-                self._open(arrival, frame)
+                self._open(arrival.peer, frame)
             case Tokens():
-                self._step(arrival, frame, (frame.session, 0), priority=1)
+                self._step(arrival, frame, (frame.session, 0), decode=False)
             case Activations():
-                key = (frame.session, frame.hop)
-                self._step(arrival, frame, key, priority=0 if frame.count == 1 and frame.position else 1)
+                self._step(arrival, frame, (frame.session, frame.hop), decode=frame.count == 1 and frame.position > 0)
             case Sampled():
-                self._step(arrival, frame, (frame.session, 0), priority=0)
+                self._step(arrival, frame, (frame.session, 0), decode=True)
             case Close():
+                self._openings.close(frame.session, arrival.peer)
                 for session in self._of(frame.session):
                     if arrival.peer == session.head:
                         self._drop(session)
             case _:
                 log.debug("a %s frame is nothing for a stage", type(frame).__name__)
 
+    def fail_session(self, session_id: str, reason: str) -> None:
+        """A sequence cannot go on at this node."""
+        for session in self._of(session_id):
+            self._fail(session, reason)
+
     def drop_all_with(self, peer: NodeId, reason: str) -> None:
-        """A member is gone: free every sequence that needs it, and tell the heads that still live."""
+        """A member is gone: free every sequence that needs it, and tell the heads.
+
+        Heads that are gone themselves are told too: it may be that only we cannot reach a node that others still see.
+        """
         for session in list(self._sessions.values()):
             if peer in session.needs():
-                if session.head not in (peer, self._self_id):
-                    self._fail(session, f"lost the link to node {peer[-8:]}: {reason}")
-                else:
-                    self._drop(session)
+                self._fail(session, f"lost the link to node {peer[-8:]}: {reason}")
 
     def drop_all_on(self, stage: Stage, reason: str) -> None:
         """A stage is gone: every sequence on it ends with `reason`."""
@@ -136,17 +138,17 @@ class StageRunner:
     def _of(self, session_id: str) -> list[StageSession]:
         return [session for (name, _), session in self._sessions.items() if name == session_id]
 
-    def _open(self, arrival: Arrival, frame: Open) -> None:
+    def _open(self, peer: NodeId, frame: Open) -> None:
         key = (frame.session, frame.hop)
-        if key in self._sessions or key in self._opening:
+        if key in self._sessions or key in self._openings:
             return  # repeated
-        problem = self._problem_with(arrival.peer, frame)
+        problem = self._problem_with(peer, frame)
         if problem:
-            log.info("refused a sequence from %s: %s", arrival.peer, problem)
+            log.info("refused a sequence from %s: %s", peer, problem)
             self._post(NodeId(frame.head), Failed(frame.session, frame.epoch, problem, "refused"))
-            return
-        self._opening[key] = []
-        self._push(1, None, arrival)
+        elif self._nursery is not None and self._openings.begin(frame):
+            # In a task of its own: finding the stage may mean loading one, and the engine's loop must not wait for it.
+            self._nursery.start_soon(self._run_open, frame)
 
     def _problem_with(self, peer: NodeId, frame: Open) -> str:
         """Why an `Open` cannot be taken; empty where it can."""
@@ -156,47 +158,47 @@ class StageRunner:
             return "it did not come from the hop before"
         if not _tiles(frame.chain):
             return "its chain leaves out or repeats layers"
-        if len(self._sessions) + len(self._opening) >= MAX_SESSIONS:
+        if len(self._sessions) + len(self._openings) >= MAX_SESSIONS:
             return f"{MAX_SESSIONS} sequences are open already"
         return ""
 
     def _step(
-        self, arrival: Arrival, frame: Tokens | Activations | Sampled, key: tuple[str, int], *, priority: int
+        self, arrival: Arrival, frame: Tokens | Activations | Sampled, key: tuple[str, int], *, decode: bool
     ) -> None:
-        if key in self._opening:
-            self._opening[key].append(arrival)  # its `Open` still waits for the engine
+        if key in self._openings:
+            if not self._openings.hold_back(key, arrival, frame):
+                opened = self._openings.give_up(key)
+                assert opened is not None
+                self._post(NodeId(opened.head), Failed(opened.session, opened.epoch, "a frame out of turn", "refused"))
             return
         session = self._sessions.get(key)
         if session is None:
             return  # closed meanwhile, or never ours
-        session.last_active_s = trio.current_time()
-        match session.judge(arrival.peer, frame):
+        match session.judge(arrival.peer, frame, len(arrival.body)):
             case "run":
-                self._push(priority, session, arrival)
+                session.last_active_s = trio.current_time()
+                self._work.push(_Work(session, arrival), decode=decode)
             case "refuse":
                 self._fail(session, f"a frame at position {frame.position} where {session.due} was due", "refused")
-            case "repeat":
-                log.debug("a repeated frame at position %d", frame.position)
-
-    def _push(self, priority: int, session: StageSession | None, arrival: Arrival) -> None:
-        heapq.heappush(self._work, _Work(priority, next(self._numbers), session, arrival))
-        self._arrived.set()
+            case "ignore":
+                log.debug("ignored a frame at position %d", frame.position)
 
     # --- the engine's loop ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run queued work until cancelled."""
-        while True:
-            await self._free_dropped()
-            if not self._work:
-                self._arrived = trio.Event()
-                await self._arrived.wait()
-                continue
-            work = heapq.heappop(self._work)
-            if work.session is None:
-                await self._run_open(work.arrival)
-            elif work.session.key in self._sessions and self._sessions[work.session.key] is work.session:
-                await self._run_step(work.session, work.arrival)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                while True:
+                    await self._free_dropped()
+                    work = self._work.pop()
+                    if work is None:
+                        await self._work.wait()
+                    elif self._sessions.get(work.session.key) is work.session:
+                        await self._run_step(work.session, work.arrival)
+            finally:
+                self._nursery = None
 
     async def _free_dropped(self) -> None:
         while self._to_free:
@@ -206,13 +208,12 @@ class StageRunner:
             except WorkerDied as error:
                 self._worker_failed(error)
 
-    async def _run_open(self, arrival: Arrival) -> None:
-        frame = arrival.frame
-        assert isinstance(frame, Open)
+    async def _run_open(self, frame: Open) -> None:
         key, hop = (frame.session, frame.hop), frame.chain[frame.hop]
         failure: Failed | None = None
+        session: StageSession | None = None
         try:
-            stage = await self._lookup(hop.start, hop.end)
+            stage = await self._lookup(hop.start, hop.end, frame.weights)
             if stage is None:
                 reason = f"layers {hop.start}–{hop.end - 1} are not ready on this node"
                 failure = Failed(frame.session, frame.epoch, reason, "refused")
@@ -221,13 +222,18 @@ class StageRunner:
                 await stage.reserve(_engine_key(session), frame.max_tokens)
         except OutOfKV as error:
             failure = Failed(frame.session, frame.epoch, str(error), "overloaded")
-        except EngineError as error:
-            failure = Failed(frame.session, frame.epoch, str(error))
+        except (ParallaxError, OSError) as error:  # a part of a range is loaded: files may be gone by now
+            failure = Failed(frame.session, frame.epoch, str(error)[:1000])
             if isinstance(error, WorkerDied):
                 self._worker_failed(error)
-        waiting = self._opening.pop(key)
+        held_back = self._openings.finish(key)
         if failure is not None:
             self._post(NodeId(frame.head), failure)
+            return
+        assert session is not None
+        if held_back is None:  # closed while it was being opened
+            self._to_free.append(session)
+            self._work.wake()
             return
         self._sessions[key] = session
         gone = next((node for node in session.needs() if not self._is_member(node)), None)
@@ -236,8 +242,8 @@ class StageRunner:
             return
         if session.downstream is not None:
             self._post(session.downstream, replace(frame, hop=frame.hop + 1))
-        for held_back in waiting:
-            self.handle(held_back)
+        for arrival in held_back:
+            self.handle(arrival)
 
     async def _run_step(self, session: StageSession, arrival: Arrival) -> None:
         started_s = perf_counter()
@@ -315,7 +321,7 @@ class StageRunner:
     def _drop(self, session: StageSession) -> None:
         if self._sessions.pop(session.key, None) is not None:
             self._to_free.append(session)
-            self._arrived.set()
+            self._work.wake()
 
     def _post(self, peer: NodeId, frame: Frame, body: Buffer = b"") -> None:
         assert self._outbox is not None

@@ -8,8 +8,11 @@ from typing import Literal
 from node.engine.base import Stage
 from node.wire.frames import Activations, HopTiming, Open, Sampled, Tokens
 from node.wire.ids import NodeId
+from node.wire.models import Dtype
 
-Verdict = Literal["run", "repeat", "refuse"]
+Verdict = Literal["run", "ignore", "refuse"]
+
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(slots=True)
@@ -33,12 +36,6 @@ class StageSession:
         return NodeId(self.opened.head)
 
     @property
-    def upstream(self) -> NodeId:
-        """Whose activations (for the first stage: whose prompt) are accepted."""
-        hop = self.opened.hop
-        return self.head if hop == 0 else NodeId(self.opened.chain[hop - 1].node_id)
-
-    @property
     def downstream(self) -> NodeId | None:
         """The next stage; None for the tail."""
         hop = self.opened.hop
@@ -49,10 +46,6 @@ class StageSession:
         return NodeId(self.opened.chain[0].node_id)
 
     @property
-    def tail(self) -> NodeId:
-        return NodeId(self.opened.chain[-1].node_id)
-
-    @property
     def is_tail(self) -> bool:
         return self.opened.hop == len(self.opened.chain) - 1
 
@@ -60,21 +53,29 @@ class StageSession:
         """The nodes without which the sequence cannot go on."""
         return {self.head, *(NodeId(hop.node_id) for hop in self.opened.chain)}
 
-    def judge(self, peer: NodeId, frame: Tokens | Activations | Sampled) -> Verdict:
+    def judge(self, peer: NodeId, frame: Tokens | Activations | Sampled, body_bytes: int) -> Verdict:
         """Whether a frame is the one that is due, a repetition of an earlier one, or out of order.
 
-        A frame from anyone but the hop it should come from is refused, whatever it says.
+        A frame from anyone but the hop it should come from is ignored, whatever it says, and so is a repetition.
         """
-        sender = self.tail if isinstance(frame, Sampled) else self.upstream
-        if peer != sender or frame.epoch != self.opened.epoch:
+        if peer != sender_of(self.opened, frame) or frame.epoch != self.opened.epoch:
+            return "ignore"
+        if body_bytes != expected_body_bytes(frame) or not self._fits(frame):
             return "refuse"
         if frame.position < self.due:
-            return "repeat"
+            return "ignore"
         count = 1 if isinstance(frame, Sampled) else frame.count
         if frame.position > self.due or self.due + count > self.opened.max_tokens:
             return "refuse"
         self.due += count
         return "run"
+
+    def _fits(self, frame: Tokens | Activations | Sampled) -> bool:
+        """Whether activations have the model's width, and one stamp of each hop before us."""
+        if not isinstance(frame, Activations):
+            return True
+        before = [hop.node_id for hop in self.opened.chain[: self.opened.hop]]
+        return frame.width == self.stage.info.hidden_size and [t.node_id for t in frame.timings] == before
 
     def finish_after(self, token: int) -> Literal["stop", "length"] | None:
         """Whether the sequence ends with the token just sampled. Tail only; counts it."""
@@ -82,6 +83,24 @@ class StageSession:
         if token in self.opened.stop_tokens:
             return "stop"
         return "length" if self.generated >= self.opened.max_new_tokens else None
+
+
+def sender_of(opened: Open, frame: Tokens | Activations | Sampled) -> NodeId:
+    """Who alone may send this frame to the hop that was opened."""
+    if isinstance(frame, Sampled):
+        return NodeId(opened.chain[-1].node_id)
+    return NodeId(opened.head if opened.hop == 0 else opened.chain[opened.hop - 1].node_id)
+
+
+def expected_body_bytes(frame: Tokens | Activations | Sampled) -> int:
+    """What the header says that the body is."""
+    match frame:
+        case Tokens():
+            return 4 * frame.count
+        case Activations():
+            return ITEM_BYTES[frame.dtype] * frame.count * frame.width
+        case Sampled():
+            return 0
 
 
 def timing(

@@ -72,6 +72,8 @@ class Open(Struct, frozen=True, tag="open"):
     head: Id
     chain: Annotated[tuple[Hop, ...], Meta(min_length=1, max_length=1024)]
     hop: HopIndex
+    weights: Annotated[str, Meta(max_length=1024)]
+    """Digest and dtype of the model's weights: a range of another model is not taken for this one's."""
     max_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
     """Prompt and answer together: the KV to reserve."""
     max_new_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]

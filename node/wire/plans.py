@@ -41,6 +41,11 @@ class Plan(Struct, frozen=True):
     standby: Annotated[tuple[Id, ...], Meta(max_length=4096)] = ()
     """Members that were counted and hold nothing."""
 
+    @property
+    def weights(self) -> str:
+        """Equal for plans whose ranges may be mixed: the same model in the same arithmetic."""
+        return f"{self.model.digest}/{self.dtype}"
+
     def range_of(self, node_id: NodeId) -> Assignment | None:
         """What `node_id` shall hold, or None."""
         return next((a for a in self.assignments if a.node_id == node_id), None)

@@ -74,7 +74,7 @@ async def _peer(nursery: trio.Nursery, swarm: FakeSwarm, start: int, end: int, s
         (start, end): await engine.load(StageSpec("toy", start, end, "float32", kv_bytes))
     }
 
-    async def lookup(a: int, b: int) -> Stage | None:
+    async def lookup(a: int, b: int, weights: str) -> Stage | None:
         return stages.get((a, b))
 
     def worker_failed(error: WorkerDied) -> None:
@@ -306,7 +306,7 @@ async def test_a_member_outside_the_chain_can_neither_feed_nor_close_nor_steer_a
             for peer in here.peers:
                 link = await stranger.link(peer.swarm.node_id)
                 await link.send(Close(session, 1, "mine now"))
-                await link.send(Open(session, 1, stranger.node_id, chain, 0, 50, 50, (), Sampling()))
+                await link.send(Open(session, 1, stranger.node_id, chain, 0, "", 50, 50, (), Sampling()))
             seen += [step async for step in tokens]
             assert tokens_of(seen) == expected_tokens([8], LAYERS, 10)
 
@@ -386,7 +386,7 @@ async def test_the_hops_times_add_up_to_the_time_of_a_token() -> None:
 async def test_a_silent_chain_is_given_up() -> None:
     async with lab(0, 3, 6) as here:
         here.peers[1].engine.step_s = 1e6
-        with pytest.raises(NoRoute, match="no answer"):
+        with pytest.raises(NoRoute, match="not a word"):
             await collect(here.peers[0], asked([1]), here.chain(0, 3, 6))
         await here.quiet()
         assert here.peers[0].engine.live_sessions == 0
@@ -397,7 +397,7 @@ async def test_a_sequence_that_nobody_touches_is_freed() -> None:
     async with lab(0, 3, 6) as here:
         link = await here.peers[1].swarm.link(here.peers[0].swarm.node_id)
         head = here.peers[1].swarm.node_id
-        await link.send(Open("a" * 32, 1, head, here.chain(0, 3, 6), 0, 50, 50, (), Sampling()))
+        await link.send(Open("a" * 32, 1, head, here.chain(0, 3, 6), 0, "", 50, 50, (), Sampling()))
         await trio.sleep(1)
         assert here.live_sessions() == [1, 1]
         await trio.sleep(700)
