@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from node.errors import ModelError
+from node.errors import ParallaxError
 from node.models import ChatModel, Phase, identify_in_child, prepare_in_child, read_facts
 from node.wire.events import Event, ModelProgress
 from node.wire.models import Dtype, ModelFacts, ModelRef
@@ -73,6 +73,6 @@ class ModelDesk:
 
         try:
             return await prepare_in_child(ref, self._models, layers, report)
-        except ModelError as error:
+        except ParallaxError as error:
             self._emit(ModelProgress(ref.name, "failed", text=str(error)))
             raise

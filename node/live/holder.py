@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ import trio
 from msgspec.structs import replace
 
 from node.engine.base import Engine, Stage, StageSpec
-from node.errors import EngineError, ModelError, ParallaxError, WorkerDied
+from node.errors import EngineError, ParallaxError, WorkerDied
 from node.live.desk import ModelDesk
 from node.pipeline.pipeline import Pipeline
 from node.plan.decide import memory_for_model, siblings_of
@@ -37,6 +37,9 @@ RESTART_FIRST_S, RESTART_MOST_S = 0.5, 30.0
 
 MIN_KV_BYTES = 64 * 1024 * 1024
 
+MAX_PARTS = 4
+"""Parts of a range that routes may ask for; each gets that share of the KV memory."""
+
 
 class MortalEngine(Engine, Protocol):
     """An engine whose end can be awaited."""
@@ -55,10 +58,15 @@ class _Held:
     stage: Stage
     start: int
     end: int
+    weights: str
+    """Which model in which arithmetic; a plan for another one cannot use it."""
     epoch: int
     state: Literal["ready", "draining"] = "ready"
     part: bool = False
     """Made for a route that uses only a part of a wider range; shares its tensors, and goes when that goes."""
+
+    def covers(self, start: int, end: int) -> bool:
+        return self.start <= start and end <= self.end
 
 
 class Holder:
@@ -92,21 +100,29 @@ class Holder:
         self._plan = plan
         self._wake.set()
 
-    async def lookup(self, start: int, end: int) -> Stage | None:
-        """The stage for exactly [start, end): a held one, or a part of it that shares its tensors."""
-        for held in self._held:
-            if (held.start, held.end) == (start, end):
-                return held.stage
-        wider = next((held for held in self._held if held.start <= start and end <= held.end), None)
-        if wider is None or self._engine is None or self._plan is None:
-            return None
-        async with self._load_lock:
-            for held in self._held:
-                if (held.start, held.end) == (start, end):
-                    return held.stage
-            part = await self._engine.load(await self._spec(self._plan, start, end, share=4))
-        self._held.append(_Held(part, start, end, wider.epoch, part=True))
-        return part
+    async def lookup(self, start: int, end: int, weights: str) -> Stage | None:
+        """The stage for exactly [start, end): a held one, or a part of it that shares its tensors.
+
+        Raises:
+            ParallaxError: such a part cannot be loaded.
+        """
+        async with self._load_lock if self._exact(start, end, weights) is None else nullcontext():
+            if (exact := self._exact(start, end, weights)) is not None:
+                return exact
+            wider = next((h for h in self._held if h.covers(start, end) and h.weights == weights and not h.part), None)
+            engine, plan = self._engine, self._plan
+            parts = sum(held.part for held in self._held)
+            if wider is None or engine is None or plan is None or plan.weights != weights or parts >= MAX_PARTS:
+                return None
+            stage = await engine.load(await self._spec(engine, plan, start, end, share=MAX_PARTS))
+            if wider not in self._held or self._engine is not engine:
+                await stage.close()
+                return None
+            self._held.append(_Held(stage, start, end, weights, wider.epoch, part=True))
+            return stage
+
+    def _exact(self, start: int, end: int, weights: str) -> Stage | None:
+        return next((h.stage for h in self._held if (h.start, h.end, h.weights) == (start, end, weights)), None)
 
     def ranges(self) -> tuple[HeldRange, ...]:
         """What the record says; parts of a wider range are nobody else's business."""
@@ -132,10 +148,17 @@ class Holder:
     async def run(self) -> None:
         """Keep an engine alive and the plan's range on it, until cancelled."""
         pause_s = RESTART_FIRST_S
+        first = True
         while True:
             started_s = trio.current_time()
-            async with self._worker() as engine:
-                await self._serve(engine)
+            try:
+                async with self._worker() as engine:
+                    await self._serve(engine)
+            except (EngineError, OSError) as error:  # it did not even start
+                if first:
+                    raise
+                log.error("%s", error)
+            first = False
             if trio.current_time() - started_s > 60:
                 pause_s = RESTART_FIRST_S
             self._emit(Notice("error", f"the engine worker died; another is started in {pause_s:.1f} s"))
@@ -176,7 +199,7 @@ class Holder:
             with trio.CancelScope() as self._transition:
                 try:
                     await self._move_to(engine, self._plan)
-                except (ModelError, EngineError) as error:
+                except (ParallaxError, OSError) as error:
                     if engine.died.is_set():
                         return
                     await self._tell_failure(error)
@@ -192,6 +215,8 @@ class Holder:
                 held.state = "draining"
             await self._swarm.update(held=self.ranges(), plan_epoch=plan.epoch, state="standby", problem="")
             return
+        if any(held.weights != plan.weights for held in self._held):
+            await self._drop_held("the swarm serves another model now")
         same = next((h for h in self._held if not h.part and (h.start, h.end) == (target.start, target.end)), None)
         if same is None:
             same = await self._load(engine, plan, target.start, target.end)
@@ -205,55 +230,62 @@ class Holder:
     async def _load(self, engine: MortalEngine, plan: Plan, start: int, end: int) -> _Held:
         self._loading = (start, end)
         await self._swarm.update(held=self.ranges(), plan_epoch=plan.epoch)
-        if not self._both_fit(plan.facts, start, end):
-            await self._drop_all_held()
-        spec = await self._spec(plan, start, end)
+        if not self._both_fit(engine, plan.facts, start, end):
+            await self._drop_held("its layers make room for the new plan's")
+        spec = await self._spec(engine, plan, start, end)
         self._emit(ModelProgress(plan.model.name, "load", text=f"layers {start}–{end - 1}"))
         async with self._load_lock:
             stage = await engine.load(spec)
-        held = _Held(stage, start, end, plan.epoch)
+        held = _Held(stage, start, end, plan.weights, plan.epoch)
         self._held.append(held)
         self._loading = None
         self._retry_s = RETRY_S
         log.info("layers [%d, %d) are ready after %.1f s", start, end, stage.info.load_s)
         return held
 
-    async def _spec(self, plan: Plan, start: int, end: int, share: int = 1) -> StageSpec:
+    async def _spec(self, engine: Engine, plan: Plan, start: int, end: int, share: int = 1) -> StageSpec:
         """What to load; `share` divides the KV memory."""
         folder = await self._desk.weights(plan.model, start, end)
-        kv_bytes = max(MIN_KV_BYTES, (self._budget_bytes() - _weight_bytes(plan.facts, start, end)) // share)
+        kv_bytes = max(MIN_KV_BYTES, (self._budget_bytes(engine) - _weight_bytes(plan.facts, start, end)) // share)
         return StageSpec(str(folder), start, end, plan.dtype, kv_bytes)
 
-    def _budget_bytes(self) -> int:
-        assert self._engine is not None
+    def _budget_bytes(self, engine: Engine) -> int:
         records = self._swarm.members()
-        own = replace(records[self._swarm.node_id], hardware=self._engine.hardware)  # may not be published yet
+        own = replace(records[self._swarm.node_id], hardware=engine.hardware)  # may not be published yet
         return memory_for_model(own, siblings_of(records)[own.machine_id])
 
-    def _both_fit(self, facts: ModelFacts, start: int, end: int) -> bool:
+    def _both_fit(self, engine: Engine, facts: ModelFacts, start: int, end: int) -> bool:
         """Whether old and new range fit side by side; layers in both are held once."""
         covered = {layer for held in self._held for layer in range(held.start, held.end)} | set(range(start, end))
         ends = facts.embedding_bytes + facts.head_bytes
-        return len(covered) * facts.layer_bytes + ends + MIN_KV_BYTES <= self._budget_bytes()
+        return len(covered) * facts.layer_bytes + ends + MIN_KV_BYTES <= self._budget_bytes(engine)
 
-    async def _drop_all_held(self) -> None:
-        for held in self._held:
-            if self.pipeline is not None:
-                self.pipeline.stage.drop_all_on(held.stage, "its layers make room for the new plan's")
-            await held.stage.close()
-        self._held.clear()
+    async def _drop_held(self, reason: str) -> None:
+        """Drop every range. Whatever interrupts it, nothing stays listed that has been closed."""
+        while self._held:
+            await self._close(self._held.pop(), reason)
         await self._swarm.update(held=self.ranges())
+
+    async def _close(self, held: _Held, reason: str) -> None:
+        """End the sequences on a range that is no longer listed, and free its weights."""
+        if self.pipeline is not None:
+            self.pipeline.stage.drop_all_on(held.stage, reason)
+        with trio.CancelScope(shield=True):  # waits for the engine's present step at most
+            await held.stage.close()
 
     async def _retire(self) -> None:
         """Drop ranges of older plans once the new plan's layers are all ready and no sequence runs on the old ones."""
         while True:
             await trio.sleep(0.5)
-            for held in list(self._held):
-                in_use = self.pipeline is not None and self.pipeline.stage.uses(held.stage)
-                if not in_use and (self._widow(held) if held.part else self._outdated(held)):
-                    self._held.remove(held)
-                    await held.stage.close()
-                    await self._swarm.update(held=self.ranges())
+            done = next((held for held in self._held if self._is_done(held)), None)
+            if done is not None:
+                self._held.remove(done)
+                await self._close(done, "its layers went to other nodes")
+                await self._swarm.update(held=self.ranges())
+
+    def _is_done(self, held: _Held) -> bool:
+        in_use = self.pipeline is not None and self.pipeline.stage.uses(held.stage)
+        return not in_use and (self._widow(held) if held.part else self._outdated(held))
 
     def _outdated(self, held: _Held) -> bool:
         if held.state != "draining" or self._plan is None:
@@ -264,9 +296,9 @@ class Holder:
 
     def _widow(self, part: _Held) -> bool:
         """Whether the range that the part was made from is gone."""
-        return not any(not h.part and h.start <= part.start and part.end <= h.end for h in self._held)
+        return not any(not h.part and h.covers(part.start, part.end) for h in self._held)
 
-    async def _tell_failure(self, error: ParallaxError) -> None:
+    async def _tell_failure(self, error: ParallaxError | OSError) -> None:
         self._loading = None
         self._emit(Notice("error", str(error)))
         self._emit(ModelProgress(self._plan.model.name if self._plan else "", "failed", text=str(error)))

@@ -10,7 +10,7 @@ import trio
 from node.api.service import Service
 from node.config import Settings
 from node.engine.process import open_engine
-from node.errors import ModelError
+from node.errors import ParallaxError
 from node.home import Home
 from node.journal.log import Journal
 from node.live.desk import ModelDesk
@@ -142,7 +142,7 @@ class Member:
         while self.planner.plan is not None and self.planner.plan.model == model and self.desk.known(model) is None:
             try:
                 await self.desk.metadata(model)
-            except ModelError as error:
+            except (ParallaxError, OSError) as error:
                 log.error("%s", error)
                 self.emit(Notice("error", str(error)))
                 await trio.sleep(15)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from node.errors import ModelError
+from node.errors import ParallaxError
 from node.live.desk import Metadata
 from node.plan.decide import Problem, decide, planner_of
 from node.swarm.base import MemberGone, Swarm
@@ -30,6 +30,9 @@ GATHER_S = 10.0
 
 REUNION_S = 4.0
 """A node that knows peers from before gives them this long to answer before it plans without them."""
+
+EPOCH_LEAP = 1_000_000
+"""A plan so far ahead is none that planning has led to, and would leave no room for another after it."""
 
 SETTLE_S = 0.5
 """Members that come or go together lead to one plan."""
@@ -63,6 +66,9 @@ class Planner:
         """Judge a plan; adopt it when it outranks ours. True if it was adopted."""
         if not plan.outranks(self.plan):
             return False
+        if plan.epoch > self._last_epoch + EPOCH_LEAP:
+            log.warning("ignored a plan with epoch %d: ours is %d", plan.epoch, self._last_epoch)
+            return False
         self.plan = plan
         self._last_epoch = max(self._last_epoch, plan.epoch)
         self._say("")
@@ -92,7 +98,7 @@ class Planner:
             self._changed = trio.Event()
             try:
                 await self._plan_if_due()
-            except ModelError as error:
+            except (ParallaxError, OSError) as error:
                 self._say(str(error))
                 await trio.sleep(5.0)
 

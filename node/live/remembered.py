@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -13,6 +14,9 @@ from node.wire.models import ModelRef
 from node.wire.plans import Plan
 
 log = logging.getLogger(__name__)
+
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**52)]
+"""Leaves room for the epochs that follow."""
 
 
 class Remembered:
@@ -25,12 +29,17 @@ class Remembered:
         try:
             fields = json.loads(path.read_bytes())
             self.model = msgspec.convert(fields["model"], ModelRef)
-            self.epoch = int(fields["epoch"])
+            self.epoch = msgspec.convert(fields["epoch"], Epoch)
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:  # msgspec's ValidationError is a ValueError
             log.warning("%s cannot be read (%s); starting without it", path, error)
 
     def remember(self, plan: Plan) -> None:
+        """Note the plan in force; a disk that does not take it is no reason to stop serving."""
         self.model, self.epoch = plan.model, plan.epoch
-        write_private(self._path, json.dumps({"model": msgspec.to_builtins(plan.model), "epoch": plan.epoch}).encode())
+        fields = {"model": msgspec.to_builtins(plan.model), "epoch": plan.epoch}
+        try:
+            write_private(self._path, json.dumps(fields).encode())
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._path, error)

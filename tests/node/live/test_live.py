@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from node.engine.base import StageSpec
-from node.errors import FetchFailed, LoadFailed
+from node.errors import FetchFailed, LoadFailed, WorkerDied
 from node.live.holder import RETRY_S, Holder
 from node.live.planner import RETURN_GRACE_S, Planner
+from node.live.remembered import Remembered
 from node.pipeline.head import Generation
 from node.pipeline.pipeline import Pipeline
 from node.plan.walk import walk
@@ -24,7 +26,7 @@ from node.wire.events import Event, ModelProgress, Notice, PlanImpossible
 from node.wire.frames import Sampling
 from node.wire.ids import NodeId
 from node.wire.models import Dtype, ModelFacts, ModelRef
-from node.wire.plans import Plan
+from node.wire.plans import Assignment, Plan
 from tests.fakes.engine import FakeEngine, FakeStage, expected_tokens
 from tests.fakes.swarm import FakeNetwork, FakeSwarm, fake_node_id, open_fake_network
 
@@ -71,6 +73,7 @@ class Peer:
     desk: ToyDesk
     engines: list[FakeEngine]
     scope: trio.CancelScope
+    failing_starts: int = 0
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -81,7 +84,7 @@ class Peer:
     async def ask(self, count: int = 5) -> list[int]:
         assert self.planner.plan is not None
         chain = walk(LAYERS, self.swarm.members().values())
-        generation = Generation((1, 2, 3), count, (), Sampling())
+        generation = Generation((1, 2, 3), count, (), Sampling(), self.planner.plan.weights)
         async with self.pipeline.head.generate(generation, chain, self.planner.plan.epoch) as tokens:
             return [step.token async for step in tokens]
 
@@ -102,6 +105,9 @@ class Lab:
         @asynccontextmanager
         async def open_engine(threads: int) -> AsyncIterator[FakeEngine]:
             await trio.sleep(0.5)
+            if peer.failing_starts:
+                peer.failing_starts -= 1
+                raise WorkerDied(1, "no memory")
             engines.append(SlowEngine(LAYERS, memory_bytes=64 * 1024 * MIB, step_s=0.001))
             yield engines[-1]
 
@@ -118,7 +124,7 @@ class Lab:
             joins=joins,
             last_epoch=0,
         )
-        peer = Peer(swarm, planner, holder, pipeline, desk, engines, trio.CancelScope(), events)
+        peer = Peer(swarm, planner, holder, pipeline, desk, engines, trio.CancelScope(), events=events)
         if wants:
             await swarm.update(wanted_model=MODEL)
         self.nursery.start_soon(self._run, peer)
@@ -374,3 +380,69 @@ def test_an_equal_epoch_is_settled_by_the_author() -> None:
     theirs = Plan(3, NodeId("a"), MODEL, "float32", FACTS, ())
     assert theirs.outranks(mine)
     assert not mine.outranks(theirs)
+
+
+@in_a_lab
+async def test_ranges_of_another_model_are_dropped_before_the_new_ones_serve(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True)
+    await trio.sleep(5)
+    assert ada.planner.plan is not None
+    other = msgspec.structs.replace(ada.planner.plan, epoch=9, dtype="bfloat16", author="a smaller one")
+    assert ada.planner.heard(other)
+    await trio.sleep(0.5)
+    assert ada.range is None, "what was loaded for the former plan serves no longer"
+    await trio.sleep(5)
+    assert [spec.dtype for spec in ada.engines[0].loads] == ["float32", "bfloat16"]
+    assert [stage.spec.dtype for stage in ada.engines[0].stages] == ["bfloat16"]
+    assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
+
+
+@in_a_lab
+async def test_a_plan_that_changes_while_room_is_made_leaves_no_closed_range_behind(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True, memory_cap_bytes=20 * MIB)  # room for one range at a time
+    await trio.sleep(5)
+    before = ada.planner.plan
+    assert before is not None
+    half = msgspec.structs.replace(before, epoch=5, assignments=(Assignment(ada.swarm.node_id, 0, 3),))
+    back = msgspec.structs.replace(before, epoch=6)
+    for delay_s in (0.0, 0.3):
+        ada.planner.heard(half)
+        await trio.sleep(delay_s)
+        ada.planner.heard(back)
+        await trio.sleep(5)
+        assert ada.range == (0, 6)
+        assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
+        half, back = (msgspec.structs.replace(plan, epoch=plan.epoch + 10) for plan in (half, back))
+
+
+@in_a_lab
+async def test_a_worker_that_cannot_start_again_is_tried_again(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True)
+    await trio.sleep(5)
+    ada.failing_starts = 2
+    ada.engines[0].die()
+    await trio.sleep(20)
+    assert ada.failing_starts == 0
+    assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
+
+
+@in_a_lab
+async def test_an_epoch_from_nowhere_is_ignored(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True)
+    await trio.sleep(5)
+    assert ada.planner.plan is not None
+    assert not ada.planner.heard(msgspec.structs.replace(ada.planner.plan, epoch=2**52))
+    assert ada.planner.heard(msgspec.structs.replace(ada.planner.plan, epoch=2))
+
+
+def test_what_is_remembered_survives_a_damaged_file_and_a_full_disk(tmp_path: Path) -> None:
+    file = tmp_path / "model.json"
+    plan = Plan(7, NodeId("b"), MODEL, "float32", FACTS, ())
+    Remembered(file).remember(plan)
+    assert (Remembered(file).model, Remembered(file).epoch) == (MODEL, 7)
+    for damage in (b"", b"{", b"[]", b'{"model": 1, "epoch": 2}', b'{"epoch": 99999999999999999999}'):
+        file.write_bytes(damage)
+        assert Remembered(file).epoch == 0
+    blocked = tmp_path / "file"
+    blocked.write_bytes(b"")
+    Remembered(blocked / "model.json").remember(plan)  # its folder cannot be made: told in the log, no more
