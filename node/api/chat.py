@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -20,12 +21,22 @@ STREAM_HEADERS = [
 ]
 
 
+BODY_S = 30.0
+"""For a whole body, from a client on this machine or its network; one that stalls must not keep its connection."""
+
+
 async def read_body(receive: Receive) -> bytes:
     """The request's body.
 
     Raises:
-        BadRequest: larger than `BODY_LIMIT_BYTES`.
+        BadRequest: larger than `BODY_LIMIT_BYTES`, or not there within `BODY_S`.
     """
+    with trio.move_on_after(BODY_S):
+        return await _whole_body(receive)
+    raise BadRequest(None, f"the body did not arrive within {BODY_S:.0f} s")
+
+
+async def _whole_body(receive: Receive) -> bytes:
     body = bytearray()
     while True:
         message = await receive()

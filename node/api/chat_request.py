@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +66,7 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     """
     try:
         fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors, as is invalid UTF-8
         raise BadRequest(None, f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BadRequest(None, "the body is not a JSON object")
@@ -118,7 +117,7 @@ def _number(fields: dict[str, Any], name: str, low: float, high: float, *, above
     value = fields.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRequest(name, "must be a number")
     if not low <= value <= high or (above and value == low):
         raise BadRequest(

@@ -46,7 +46,7 @@ class Guard:
             if _host_name(headers.get("host", "")) not in LOOPBACK_NAMES:
                 return 403, "this port answers requests for localhost only"
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).hostname not in LOOPBACK_NAMES:
+            if origin is not None and _host_name(origin.partition("://")[2]) not in LOOPBACK_NAMES:
                 return 403, "requests from web pages of other hosts are refused"
         return None
 

@@ -25,6 +25,9 @@ from node.wire.records import NodeRecord
 
 PROGRESS_EVERY_S = 0.25
 
+MOST_CHARACTERS_PER_TOKEN = 32
+"""Prose has four; beyond this a text is not worth counting exactly."""
+
 
 class Here(Protocol):
     """What the service must know of the node around it."""
@@ -67,6 +70,12 @@ class Service:
             raise NoRoute(self.here.waiting_for())
         if request.model and request.model != plan.model.name:
             raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {request.model!r}")
+        characters = sum(len(message["content"]) for message in request.messages)
+        if characters > chat_model.context_tokens * MOST_CHARACTERS_PER_TOKEN:
+            raise BadRequest(
+                "messages",
+                f"{characters} characters do not fit the model's context of {chat_model.context_tokens} tokens",
+            )
         prompt = await trio.to_thread.run_sync(chat_model.render, request.messages)
         generation = self._generation(request, prompt, chat_model, plan.weights)
         chain = walk(plan.facts.layers, self.here.records())
