@@ -76,7 +76,8 @@ class Member:
         if state.plan_problem:
             return state.plan_problem
         if state.plan is None:
-            return "no plan yet: the nodes are measuring themselves, or none has named a model; try again in a moment"
+            waiting = self.planner.waiting or "the nodes measure themselves, or none has named a model"
+            return f"no plan yet: {waiting}; try again in a moment"
         if state.model.phase in ("fetch", "convert", "load", "failed"):
             return f"model {state.plan.model.name}: {state.model.phase} {state.model.text}".strip()
         gaps = ", ".join(f"{start}–{end - 1}" for start, end in state.uncovered())

@@ -59,6 +59,8 @@ class Planner:
         self._not_before_s = trio.current_time() + (REUNION_S if knows_peers else 0.0)
         self._gather_until_s = trio.current_time() + GATHER_S
         self._expected_until_s: dict[NodeId, float] = {}
+        self.waiting = ""
+        """What the first plan waits for, in words; empty where it waits for nothing that is known here."""
         self._problem = ""
         self._changed = trio.Event()
 
@@ -104,7 +106,8 @@ class Planner:
 
     async def _plan_if_due(self) -> None:
         records = self._swarm.members()
-        if planner_of(records) != self._swarm.node_id or self._must_wait(records):
+        self.waiting = self._waiting_for(records)
+        if planner_of(records) != self._swarm.node_id or self.waiting:
             return
         wanted = self._wanted(records)
         if wanted is None:
@@ -131,16 +134,20 @@ class Planner:
             log.info("plan %d: %s", outcome.epoch, _in_words(outcome, self._swarm.members()))
             await self._swarm.publish_plan(outcome)
 
-    def _must_wait(self, records: dict[NodeId, NodeRecord]) -> bool:
+    def _waiting_for(self, records: dict[NodeId, NodeRecord]) -> str:
         if self.plan is not None:
-            return False
+            return ""
         if self._joins and len(records) == 1:
-            return True  # it was told to join: its swarm is still to be met, and has a model
+            return "none of the swarm's members has been reached yet"  # it has a model, so we plan nothing of our own
         now_s = trio.current_time()
         measured = sum(record.hardware is not None for record in records.values())
-        if measured < self._min_nodes or now_s < self._not_before_s:
-            return True
-        return measured < len(records) and now_s < self._gather_until_s
+        if measured < self._min_nodes:
+            return f"{measured} of at least {self._min_nodes} nodes are here and measured"
+        if now_s < self._not_before_s:
+            return "members from before may still answer"
+        if measured < len(records) and now_s < self._gather_until_s:
+            return f"{measured} of {len(records)} nodes have measured themselves"
+        return ""
 
     def _wanted(self, records: dict[NodeId, NodeRecord]) -> tuple[ModelRef, tuple[Dtype, ...]] | None:
         """The swarm's model and the dtypes to try, best first."""
