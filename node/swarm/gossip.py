@@ -25,6 +25,10 @@ from node.wire.records import RECORD_LIMIT_BYTES, Envelope, NodeRecord
 
 log = logging.getLogger(__name__)
 
+CLOCK_AHEAD_LIMIT_MS = 86_400_000
+"""How far a former life's clock may have been ahead of ours. A number beyond that is a lie of whoever tells it, and one
+near the largest that a record takes would leave us none to go on with."""
+
 
 @dataclass(slots=True)
 class Heard:
@@ -43,6 +47,7 @@ class Gossip:
         self.plan: Plan | None = None
         """The highest plan heard or published."""
         self._identity = identity
+        self._published_unix_ms = 0
         self._membership = Membership(identity.node_id)
         self._statements: dict[NodeId, Envelope] = {}
         self._plan_envelope: Envelope | None = None
@@ -68,7 +73,7 @@ class Gossip:
             BadWireData: a change that others would refuse.
             TypeError: a field that records do not have.
         """
-        before = self.record
+        before, self._published_unix_ms = self.record, unix_ms
         seq = max(unix_ms, before.seq + 1)
         draft: NodeRecord = msgspec.structs.replace(before, **changes, seq=seq)
         payload = encode(draft)
@@ -80,9 +85,10 @@ class Gossip:
     def outdo(self, seq: int) -> bool:
         """Have our next record outdo `seq`, which a former life of ours reached; True if it would not have.
 
-        A clock that was set back between two lives would otherwise make us old news until it has caught up.
+        A clock that was set back between two lives would otherwise make us old news until it has caught up. One that
+        was ahead by more than `CLOCK_AHEAD_LIMIT_MS` does: the others forget that life within `membership.MEMORY_S`.
         """
-        if seq < self.record.seq:
+        if seq < self.record.seq or seq > self._published_unix_ms + CLOCK_AHEAD_LIMIT_MS:
             return False
         self.record = msgspec.structs.replace(self.record, seq=seq)
         return True

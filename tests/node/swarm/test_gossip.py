@@ -10,7 +10,7 @@ import pytest
 
 from node.errors import BadWireData
 from node.swarm.base import MemberGone, MemberSeen, PlanHeard
-from node.swarm.gossip import Gossip
+from node.swarm.gossip import CLOCK_AHEAD_LIMIT_MS, Gossip
 from node.swarm.identity import Identity
 from node.wire.codec import encode
 from node.wire.control import Leave
@@ -120,6 +120,20 @@ def test_a_former_life_with_a_clock_ahead_is_outdone(gossip: Gossip, ada: Identi
     assert not gossip.outdo(9_000)
     gossip.publish({}, unix_ms=1002)
     assert gossip.record.seq == 9_002
+
+
+@pytest.mark.parametrize("seq", [1000 + CLOCK_AHEAD_LIMIT_MS + 1, 2**53 - 1, 2**53])
+def test_a_number_that_no_clock_could_have_led_to_is_not_outdone(
+    gossip: Gossip, ada: Identity, record_of: Make, seq: int
+) -> None:
+    gossip.publish({}, unix_ms=1000)
+    assert not gossip.outdo(seq)
+    gossip.hear(signed(ada, record_of(ada.node_id, seq)), NodeId("far"), 0.0)
+    gossip.publish({}, unix_ms=1001)
+    assert gossip.record.seq == 1001
+    assert gossip.outdo(1001 + CLOCK_AHEAD_LIMIT_MS)
+    gossip.publish({}, unix_ms=1002)
+    assert gossip.record.seq == 1002 + CLOCK_AHEAD_LIMIT_MS
 
 
 def test_the_highest_plan_wins_in_any_order_and_is_part_of_the_welcome(
