@@ -71,11 +71,12 @@ class AddressBook:
         return address.peer
 
     def save(self) -> None:
-        """Write it down. Blocks for the disk; raises OSError."""
+        """Write it down. Blocks for the disk, so it may run in a thread while more is learned; raises OSError."""
         self.dirty = False
+        entries = list(self._entries.items())  # in one step: a dict that changes while it is read raises
         peers = {
             peer: {"addresses": [str(a) for a in entry.addresses], "seen_s": round(entry.seen_s)}
-            for peer, entry in self._entries.items()
+            for peer, entry in entries
         }
         write_private(self._path, json.dumps({"swarm": self._mark, "peers": peers}, indent=1).encode())
 

@@ -34,7 +34,7 @@ from node.swarm.quiet import Seldom, hush_libp2p
 from node.swarm.secret import settle_secret
 from node.swarm.socket_stream import SocketStream
 from node.swarm.upgrade import Upgrader, peer_of
-from node.wire.ids import NodeId
+from node.wire.ids import NodeId, short_id
 from node.wire.records import NodeRecord
 
 log = logging.getLogger(__name__)
@@ -189,6 +189,9 @@ class _Host:
             await connection.serve(trio.current_time() + ADMISSION_S, outcome.known.set)
         except NotAdmitted as error:
             outcome.error = error
+        except Exception as error:  # a door as in `_admit`: whatever a peer provokes costs its connection alone
+            log.warning("the connection with %s broke: %r", short_id(connection.peer), error)
+            outcome.error = NotAdmitted(connection.peer, "its connection broke")
         finally:
             outcome.known.set()
 

@@ -44,6 +44,13 @@ STALL_S = 1.0
 
 GOODBYE_S = 0.5
 LINK_WAIT_S = 3.0
+ROUND_TRIPS = 600
+"""How many peers' round trips our record tells: with the longest ids 42 KiB of the 64 that it may have. Who knows the
+secret can come with any number of identities."""
+
+LONGEST_ROUND_TRIP_MS = 1e9
+"""As a record takes; a process that was stopped for weeks would measure more."""
+
 LINKS_PER_CONNECTION = 4
 """Inbound; an honest neighbour has one, and for a moment two when it had to open it again."""
 
@@ -265,6 +272,9 @@ class Neighbourhood:
             rtt_ms = connection.clock.rtt_ms
             if rtt_ms is None:
                 continue
+            if len(found) == ROUND_TRIPS:
+                break
+            rtt_ms = min(rtt_ms, LONGEST_ROUND_TRIP_MS)
             before = told.get(connection.peer)
             steady = before is not None and abs(rtt_ms - before) <= max(0.5, 0.25 * before)
             found[connection.peer] = before if before is not None and steady else round(rtt_ms, 2)

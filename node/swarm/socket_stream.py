@@ -8,6 +8,7 @@ and refuses more than a Noise message at once.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 import trio
 from libp2p.io.abc import ReadWriteCloser
@@ -88,7 +89,11 @@ def remote_address(stream: trio.SocketStream) -> tuple[str, int] | None:
 
 
 def set_patience(stream: trio.SocketStream) -> None:
-    """Have the kernel give up on a connection that nothing comes through, where it can."""
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    """Have the kernel give up on a connection that nothing comes through, where it can.
+
+    macOS refuses to change a socket whose peer has hung up already; the first read tells of that soon enough.
+    """
+    with suppress(OSError):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)

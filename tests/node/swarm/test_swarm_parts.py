@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +26,7 @@ from node.swarm.outbox import BATCH_BYTES, Outbox
 from node.swarm.ports import PORTS_FILE, recall_ports, remember_ports
 from node.swarm.quiet import EVERY_S, PER_MINUTE, Seldom
 from node.swarm.secret import SwarmSecret
+from node.swarm.socket_stream import SocketStream
 from node.wire.ids import NodeId
 from node.wire.records import Envelope
 
@@ -84,6 +88,46 @@ def test_the_address_book_is_bounded_and_keeps_the_latest(make_home: MakeHome) -
         book.learn(NodeId(f"peer{number}"), [HERE], float(number + 1))
     assert len(book.peers()) == PEER_LIMIT
     assert NodeId("peer0") not in book.peers()
+
+
+def test_the_address_book_can_be_saved_while_peers_are_learned(make_home: MakeHome) -> None:
+    book = AddressBook(make_home(), "swarm", OWN, 0.0)
+    failures: list[Exception] = []
+
+    def save() -> None:
+        try:
+            for _ in range(100):
+                book.save()
+        except Exception as error:
+            failures.append(error)
+
+    saving = threading.Thread(target=save)
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        saving.start()
+        number = 0
+        while saving.is_alive():
+            number += 1
+            book.learn(NodeId(f"peer{number}"), [HERE], float(number))
+    finally:
+        sys.setswitchinterval(interval_s)
+        saving.join()
+    assert failures == []
+
+
+def test_a_connection_that_is_broken_already_is_taken_like_any_other() -> None:
+    """Some systems refuse to change a socket whose peer has hung up; that must not end the door that it came by."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        stream.socket.close()
+        SocketStream(stream)
+        await trio.lowlevel.checkpoint()
+
+    trio.run(main)
 
 
 def test_ports_are_remembered_and_a_damaged_memory_is_none(make_home: MakeHome) -> None:

@@ -1,0 +1,105 @@
+"""What becomes of members, links and our own record as connections come and go; no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from node.home import Home
+from node.swarm.address_book import AddressBook
+from node.swarm.base import MemberGone, MemberSeen, SwarmNews
+from node.swarm.connection import Connection
+from node.swarm.heartbeat import PeerClock
+from node.swarm.identity import Identity
+from node.swarm.neighbourhood import Neighbourhood
+from node.swarm.outbox import Outbox
+from node.swarm.secret import SwarmSecret
+from node.wire.codec import encode
+from node.wire.control import Pong, Told
+from node.wire.ids import NodeId
+from node.wire.records import NodeRecord
+
+Make = Callable[..., NodeRecord]
+
+
+class Wire:
+    """What a neighbourhood knows of a connection, without one."""
+
+    def __init__(self, peer: NodeId, *, dialed: bool = True, life: bytes = b"1", rtt_s: float = 0.01) -> None:
+        self.peer, self.dialed, self.life = peer, dialed, life
+        self.admitted_s = self.heard_s = trio.current_time()
+        self.links = 0
+        self.why, self.reason = "disconnected", ""
+        self.is_ending = False
+        self.clock, self.outbox = PeerClock(), Outbox()
+        self.clock.pong(Pong(self.clock.ping(0.0), 0.0, 0.0), rtt_s)
+
+    def end(self, why: str, reason: str) -> None:
+        self.why, self.reason, self.is_ending = why, reason, True
+
+    def real(self) -> Connection:
+        return cast(Connection, self)
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def news_of(swarm: Neighbourhood) -> list[SwarmNews]:
+    found = []
+    while True:
+        try:
+            found.append(swarm.news.receive_nowait())
+        except trio.WouldBlock:
+            return found
+
+
+@pytest.fixture
+def open_neighbourhood(ada: Identity, make_home: Callable[..., Home], record_of: Make) -> Callable[..., Any]:
+    """To be called within trio."""
+
+    @contextmanager
+    def make(**fields: Any) -> Iterator[Neighbourhood]:
+        book = AddressBook(make_home(), "swarm", ada.node_id, 0.0)
+        yield Neighbourhood(ada, SwarmSecret(b"s" * 32), record_of(ada.node_id, 0, **fields), book)
+
+    return make
+
+
+def test_whatever_neighbours_there_are_our_record_is_published(open_neighbourhood: Any) -> None:
+    """A member gone bad may come with any number of identities, and a process that stood still has odd round trips."""
+
+    async def main() -> None:
+        with open_neighbourhood(problem="€" * 512) as swarm:
+            for number in range(2000):
+                swarm.joined(Wire(NodeId(f"12D3KooW{number:044}"), rtt_s=1e9).real())
+            with trio.move_on_after(1.5):
+                await swarm.publish(lambda: ())
+            (news,) = news_of(swarm)
+            assert isinstance(news, MemberSeen)
+            assert len(news.record.rtt_ms) >= 500
+
+    run(main)
+
+
+def test_no_number_that_a_neighbour_names_ends_the_publisher(open_neighbourhood: Any, bob: Identity) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            connection = Wire(bob.node_id).real()
+            swarm.joined(connection)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(swarm.publish, lambda: ())
+                await trio.sleep(0.1)
+                swarm.told(connection, Told((), True, 2**53))
+                await trio.sleep(2)
+                await swarm.update(sessions=1)
+                await trio.sleep(2)
+                nursery.cancel_scope.cancel()
+            assert swarm.members()[swarm.node_id].sessions == 1
+
+    run(main)
