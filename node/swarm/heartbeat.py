@@ -6,6 +6,7 @@ seconds waited least in queues, so its offset is the best.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -62,15 +63,15 @@ class PeerClock:
         return self._next
 
     def pong(self, pong: Pong, now: float) -> None:
-        """An answer came. One that nobody asked for counts nothing; nor does one that claims to have taken no time."""
+        """An answer came. One that nobody asked for or that cannot be counts nothing."""
         sent_s = self._sent_s.pop(pong.number, None)
         if sent_s is None:
             return
         there_s = max(0.0, pong.sent_s - pong.received_s)
         rtt_s = now - sent_s - there_s
-        if rtt_s < 0:
-            return
         offset_s = ((pong.received_s - sent_s) + (pong.sent_s - now)) / 2
+        if rtt_s < 0 or not math.isfinite(offset_s):  # two stamps that are finite may have a sum that is not
+            return
         self._samples.append(_Sample(rtt_s, offset_s))
 
     @property

@@ -21,6 +21,9 @@ from node.wire.ids import NodeId, short_id
 
 LENGTHS_BYTES = 8
 
+LONGEST_WIRE_MS = 1e6
+"""A link that takes longer has failed long before; a stamp that says so is wrong, and is not passed on as it is."""
+
 
 class StreamLink:
     """Our sending half; implements `node.swarm.base.Link`. Lives in the nursery of its connection."""
@@ -136,9 +139,12 @@ async def receive_frames(
 
 
 def _wire_ms(connection: Connection, frame: Frame, received_s: float) -> float:
-    """How long a stamped frame was under way, by the offset that heartbeats measured; 0 where that is not known."""
+    """How long a stamped frame was under way, by the offset that heartbeats measured; 0 where that is not known.
+
+    Finite and 0 to `LONGEST_WIRE_MS`, whatever stamps the neighbour sends: it becomes part of frames and events of ours.
+    """
     sent_s = getattr(frame, "sent_s", None)
     if sent_s is None or not math.isfinite(sent_s):
         return 0.0
     ours_s = connection.clock.to_ours(sent_s)
-    return 0.0 if ours_s is None else max(0.0, (received_s - ours_s) * 1000)
+    return 0.0 if ours_s is None else min(LONGEST_WIRE_MS, max(0.0, (received_s - ours_s) * 1000))
