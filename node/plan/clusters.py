@@ -21,11 +21,11 @@ from node.plan.pool_table import LARGE_BATCH, PoolTable
 
 RINGS_MS = (3.0, 12.0, 40.0, 90.0, 250.0, float("inf"))
 """Round trips at which clusters grow."""
-GENEROUS = (1.0, 1.25, 1.6)
+GENEROUS = (1.0, 1.3)
 """Times the bare layers that a chain gathers room for: what is left over holds more users' KV cache (throughput)."""
 LARGER_IS_BETTER = 1.15
 """Larger chains must do this much more: smaller ones leave nodes over, which serve as replicas."""
-PICKY_STATES = 1024
+PICKY_STATES = 192
 """States of the exhaustive search for the fastest chain among a large pool's most promising nodes."""
 
 

@@ -26,7 +26,7 @@ MOST_STATES = 4096
 """2^12: twelve nodes that all differ."""
 WAYS_TRIED = 4
 """Orders of a state's nodes that throughput tries at least; all of them in pools of up to eight nodes."""
-CHAINS_TRIED = 8000
+CHAINS_TRIED = 4000
 """Chains that throughput tries in all, about."""
 WORTH = 1.01
 """A chain's bound must exceed its parts' best by this factor to be looked at (throughput)."""

@@ -33,7 +33,7 @@ ROOM_WORTH = 1.15
 REORDER = 0.03
 """A chain may be this much slower for its nodes to keep the order in which they hold layers now."""
 
-RESERVED: dict[Objective, int] = {"latency": 4, "balanced": 16, "throughput": 32}
+RESERVED: dict[Objective, int] = {"latency": 4, "balanced": 16, "throughput": 16}
 """Sequences that every chain has KV room for, where memory allows."""
 
 DEFAULT_WORKLOAD = Workload()
@@ -112,16 +112,18 @@ def _with_room_for_users(
         return PoolTable(model, nodes, links, objective, workload, (0, model.layers), sequences)
 
     bare = table_for(1)
-    enough = upper_bound(bare) / ROOM_WORTH if bare.classes else 0.0
+    most = upper_bound(bare) if bare.classes else 0.0
     sequences = max(RESERVED[objective], workload.users if objective != "throughput" else 1)
     best: tuple[PoolTable, list[Chain], float] = (bare, [], 0.0)
-    while enough > 0:
+    while most > 0:
         table = bare if sequences == 1 else table_for(sequences)
         chains, bound = best_chains(table)
         score = score_of(chains, objective)
         if score > score_of(best[1], objective) * ROOM_WORTH:
             best = table, _worth_waiting_for(chains, objective), bound
-        if sequences == 1 or score >= enough:
+        # Throughput counts users already. In a large pool some nodes always have the room that others lack.
+        enough = objective == "throughput" or state_count(table) > MOST_STATES
+        if sequences == 1 or score * ROOM_WORTH >= most or (chains and enough):
             break
         sequences = max(1, sequences // 4)
     return best
@@ -174,7 +176,9 @@ def realise(table: PoolTable, chains: Sequence[Chain], current: Allocation | Non
         stages, start = [], 0
         for c, layers in zip(chain.order, chain.counts, strict=True):
             end = start + layers
-            chosen = min(free[c], key=lambda node: (-_overlap(held.get(node.node_id), start, end), node.node_id))
+            chosen = free[c][0]
+            if held and len(free[c]) > 1:
+                chosen = min(free[c], key=lambda node: (-_overlap(held.get(node.node_id), start, end), node.node_id))
             free[c].remove(chosen)
             stages.append(Stage(chosen.node_id, start, end))
             start = end

@@ -15,7 +15,7 @@ of more than DEEP layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ DEEP = 128
 """Layers of the deepest model whose every layer is a segment of its own."""
 FEW_PLACES = 16
 """Below this, looking only at places that are reached costs more than it saves."""
+PATIENCE = 3.0
+"""A request waits for room rather than take a chain that costs this many times what the full one does."""
 TIE = 1e-9
 """Costs that differ by less than this fraction are equal."""
 
@@ -93,6 +95,19 @@ def route(layers: int, hosts: Sequence[Host], links: Links, request: Request = P
         NoRoute: layers that no host with room holds; names them.
     """
     return Router(layers, hosts, links).route(request)
+
+
+def route_or_wait(router: Router, request: Request) -> Route | None:
+    """The fastest chain with room, or None when it is better to wait for room on a much faster one.
+
+    Raises:
+        NoRoute: some layers have no host with room.
+    """
+    found = router.route(request)
+    if not request.kv_tokens:
+        return found
+    roomy = router.route(replace(request, kv_tokens=0))
+    return found if found.cost_ms <= PATIENCE * roomy.cost_ms else None
 
 
 def usable(layers: int, hosts: Sequence[Host], request: Request) -> list[Host]:

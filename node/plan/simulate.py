@@ -19,7 +19,7 @@ from node.plan.change import LOAD_RATE, LOAD_S, replan
 from node.plan.model_cost import ModelCost
 from node.plan.placement import allocate
 from node.plan.pool import Links, Pool, PoolNode, Workload
-from node.plan.routing import Host, Request, Router
+from node.plan.routing import Host, Request, Router, route_or_wait
 from node.plan.stage_time import decode_cost, fitted_efficiency, prefill_cost
 
 CHUNK_TOKENS = 256
@@ -128,9 +128,10 @@ class TwoPhase:
         else:
             self._router.update(hosts)
         try:
-            return self._router.route(request).stages
+            found = route_or_wait(self._router, request)
         except NoRoute:
             return None
+        return found.stages if found is not None else None
 
 
 @dataclass(slots=True, eq=False)

@@ -8,6 +8,7 @@ token through it would take TOO_SLOW times what the best pipeline takes without 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,9 +43,14 @@ class Spares:
         self.rates: NDArray[np.float64] = np.zeros(model.layers)
         self._fastest_ms = np.full(model.layers, np.inf)
         self._edges = {0, model.layers}
-        self._hosts = list(held)
+        self._named = {end for pair in (*links.rtt_ms, *links.mbps) for end in pair}
+        self._hosts: dict[tuple[int, int, str, str], PoolNode] = {}
+        """One host of each range and place: all of them are equally far."""
+        alike = Counter((stage.start, stage.end, self._layer_ms(stage)) for stage in held)
+        for (start, end, layer_ms), number in alike.items():
+            self._count(start, end, layer_ms, number)
         for stage in held:
-            self._count(stage)
+            self._show(stage)
 
     def place(self, node: PoolNode, held: Stage | None = None) -> Stage | Standby:
         """A replica of the worst served layers that `node` can hold, or why it stands by.
@@ -71,8 +77,8 @@ class Spares:
                 f"and takes {self.step_ms:.3g} ms without it",
             )
         stage = Stage(node.node_id, start, end)
-        self._hosts.append(stage)
-        self._count(stage)
+        self._count(start, end, kind.layer_ms, 1)
+        self._show(stage)
         return stage
 
     def _kept(self, capacity: tuple[int, int, int, int], held: Stage | None) -> tuple[int, int] | None:
@@ -89,12 +95,20 @@ class Spares:
             self._tables[key] = PoolTable(self.model, [node], self.links, "latency", self.workload, whole)
         return self._tables[key]
 
-    def _count(self, stage: Stage) -> None:
-        layer_ms = self._table(self._nodes[stage.node_id]).classes[0].layer_ms
-        self.rates[stage.start : stage.end] += 1000 / (layer_ms * stage.layers)
-        held = self._fastest_ms[stage.start : stage.end]
+    def _layer_ms(self, stage: Stage) -> float:
+        return self._table(self._nodes[stage.node_id]).classes[0].layer_ms
+
+    def _count(self, start: int, end: int, layer_ms: float, number: int) -> None:
+        """Adds what `number` hosts give these layers."""
+        self.rates[start:end] += 1000 * number / (layer_ms * (end - start))
+        held = self._fastest_ms[start:end]
         np.minimum(held, layer_ms, out=held)
-        self._edges.update((stage.start, stage.end))
+        self._edges.update((start, end))
+
+    def _show(self, stage: Stage) -> None:
+        node = self._nodes[stage.node_id]
+        own = node.node_id if node.node_id in self._named else ""
+        self._hosts.setdefault((stage.start, stage.end, node.region, own), node)
 
     def _window(self, capacity: tuple[int, int, int, int]) -> tuple[int, int] | None:
         """The worst served layers, as many as fit there; None when not one does."""
@@ -121,12 +135,11 @@ class Spares:
 
     def _through_ms(self, node: PoolNode, layer_ms: float, start: int, end: int) -> float:
         """One user's time per token through `node`, its neighbours being the nearest hosts of the layers around."""
-        beside = [stage for stage in self._hosts if stage.node_id != node.node_id]
         fastest = self._fastest_ms[start:end]
         saved = float(fastest[np.isfinite(fastest)].sum())
         sent = self.model.hop_bytes(1) + self.model.hop_bytes(self.workload.prompt_tokens) / self.workload.output_tokens
-        before = [self._nodes[s.node_id] for s in beside if s.start < start <= s.end]
-        after = [self._nodes[s.node_id] for s in beside if s.start <= end < s.end]
+        before = [host for (s, e, _, _), host in self._hosts.items() if s < start <= e]
+        after = [host for (s, e, _, _), host in self._hosts.items() if s <= end < e]
         hops = min((self.links.hop_ms(other, node, sent) for other in before), default=0.0)
         hops += min((self.links.hop_ms(node, other, sent) for other in after), default=0.0)
         return self.step_ms - saved + layer_ms * (end - start) + hops

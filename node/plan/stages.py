@@ -98,16 +98,22 @@ class _Search:
 
     def _greedy(self, left: list[int], pipelines: int) -> bool:
         """The largest capacity, others while even the largest does not complete, then the smallest that does."""
-        for _ in range(pipelines):
+        while pipelines > 0:
             need = self._layers
+            used: Counter[int] = Counter()
             while need > 0:
-                present = [i for i, number in enumerate(left) if number]
+                present = [i for i, number in enumerate(left) if number > used[i]]
                 if not present:
                     return False
                 enough = [i for i in present if self._values[i] >= need]
                 chosen = enough[-1] if enough else present[0]
-                left[chosen] -= 1
+                used[chosen] += 1
                 need -= self._values[chosen]
+            # While all of its capacities are there, the next group is the same one.
+            alike = max(1, min(pipelines, *(left[i] // number for i, number in used.items())))
+            for i, number in used.items():
+                left[i] -= alike * number
+            pipelines -= alike
         return True
 
     def _deal(self, left: list[int], pipelines: int, waste: int, failed: set[tuple[int, ...]]) -> bool:
