@@ -30,6 +30,7 @@ class Link(Protocol):
 
         Raises:
             LinkClosed: the neighbour is gone; nothing more can be sent on this link.
+            BadWireData: the frame is larger than the wire allows. Nothing was sent, and the link stays as it is.
         """
 
 
@@ -63,13 +64,25 @@ class MemberGone:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkLost:
+    """A link with a member broke, in either direction, while the member stays.
+
+    Frames that were under way may be lost and never come again, so whoever waits for one must not wait any longer. Both
+    ends are told, each when it notices. `Swarm.link` opens a new link.
+    """
+
+    node_id: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlanHeard:
     """A validly signed plan by a member, not yet judged against ours."""
 
     plan: Plan
 
 
-SwarmNews = MemberSeen | MemberGone | PlanHeard
+SwarmNews = MemberSeen | MemberGone | LinkLost | PlanHeard
 
 
 class Swarm(Protocol):

@@ -141,7 +141,7 @@ async def receive_frames(
 def _wire_ms(connection: Connection, frame: Frame, received_s: float) -> float:
     """How long a stamped frame was under way, by the offset that heartbeats measured; 0 where that is not known.
 
-    Finite and 0 to `LONGEST_WIRE_MS`, whatever stamps the neighbour sends: it becomes part of frames and events of ours.
+    Finite and 0 to `LONGEST_WIRE_MS`, whatever stamps the neighbour sends: frames and events of ours tell it on.
     """
     sent_s = getattr(frame, "sent_s", None)
     if sent_s is None or not math.isfinite(sent_s):

@@ -24,7 +24,7 @@ import msgspec
 import trio
 
 from node.errors import LinkClosed
-from node.swarm.base import Arrival, Buffer, MemberGone, MemberSeen, PlanHeard, SwarmNews
+from node.swarm.base import Arrival, Buffer, LinkLost, MemberGone, MemberSeen, PlanHeard, SwarmNews
 from node.wire.codec import decode, encode
 from node.wire.frames import BODY_LIMIT_BYTES, HEADER_LIMIT_BYTES, Frame
 from node.wire.ids import NodeId
@@ -133,6 +133,11 @@ class FakeSwarm:
         if record := self._view.pop(node_id, None):
             self._tell(MemberGone(node_id, record.name, why))
 
+    def _lose_link(self, node_id: NodeId, reason: str) -> None:
+        if link := self._links.pop(node_id, None):
+            link.close(reason)
+        self._tell(LinkLost(node_id, reason))
+
     def _hear_plan(self, plan: Plan) -> None:
         if plan.outranks(self.latest_plan):
             self.latest_plan = plan
@@ -194,6 +199,12 @@ class FakeNetwork:
     def leave(self, swarm: FakeSwarm) -> None:
         """A graceful goodbye."""
         self._remove(swarm, "left")
+
+    def break_link(self, one: FakeSwarm, other: FakeSwarm) -> None:
+        """The links between the two break: frames under way are lost, both are told, and new links can be opened."""
+        if self._connected(one, other):
+            one._lose_link(other.node_id, "the connection broke")
+            other._lose_link(one.node_id, "the connection broke")
 
     def partition(self, one: FakeSwarm, other: FakeSwarm) -> None:
         """The two no longer reach each other; everyone else reaches both."""

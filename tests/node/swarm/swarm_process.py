@@ -20,7 +20,7 @@ import trio
 
 from node.errors import LinkClosed, ParallaxError
 from node.home import Home
-from node.swarm.base import MemberGone, MemberSeen, PlanHeard
+from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard
 from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.neighbourhood import Neighbourhood
 from node.wire.frames import Progress, Tokens
@@ -39,6 +39,8 @@ async def report_news(swarm: Neighbourhood) -> None:
                 say(news="seen", id=record.node_id, name=record.name, sessions=record.sessions)
             case MemberGone(node_id, name, why):
                 say(news="gone", id=node_id, name=name, why=why)
+            case LinkLost(node_id, reason):
+                say(news="link lost", id=node_id, reason=reason)
             case PlanHeard(plan):
                 say(news="plan", epoch=plan.epoch, author=plan.author)
 

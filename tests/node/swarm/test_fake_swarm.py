@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from node.errors import LinkClosed
-from node.swarm.base import MemberGone, MemberSeen, Swarm
+from node.swarm.base import LinkLost, MemberGone, MemberSeen, Swarm
 from node.wire.frames import Close, Progress, Tokens
 from tests.fakes.swarm import open_fake_network
 
@@ -71,6 +71,25 @@ def test_a_partition_parts_two_and_heals() -> None:
             assert ada.members()[bob.node_id].state == "serving"
             await (await ada.link(bob.node_id)).send(Close(SESSION, 0, "test"))
             assert (await bob.arrivals.receive()).peer == ada.node_id
+
+    run(main)
+
+
+def test_a_broken_link_loses_what_is_under_way_is_told_to_both_and_can_be_opened_again() -> None:
+    async def main() -> None:
+        async with open_fake_network("ada", "bob", delay_s=0.5) as network:
+            ada, bob = network.swarms
+            link = await ada.link(bob.node_id)
+            await link.send(Close(SESSION, 0, "lost"))
+            network.break_link(ada, bob)
+            with pytest.raises(LinkClosed):
+                await link.send(Close(SESSION, 0, "too late"))
+            await (await ada.link(bob.node_id)).send(Close(SESSION, 0, "again"))
+            assert (await bob.arrivals.receive()).frame == Close(SESSION, 0, "again")
+            for one, other in ((ada, bob), (bob, ada)):
+                news = [await one.news.receive() for _ in range(3)]
+                assert news[-1] == LinkLost(other.node_id, "the connection broke")
+                assert set(one.members()) == {ada.node_id, bob.node_id}
 
     run(main)
 

@@ -12,14 +12,13 @@ from trio.testing import MockClock
 
 from node.home import Home
 from node.swarm.address_book import AddressBook
-from node.swarm.base import MemberGone, MemberSeen, SwarmNews
+from node.swarm.base import MemberSeen, SwarmNews
 from node.swarm.connection import Connection
 from node.swarm.heartbeat import PeerClock
 from node.swarm.identity import Identity
 from node.swarm.neighbourhood import Neighbourhood
 from node.swarm.outbox import Outbox
 from node.swarm.secret import SwarmSecret
-from node.wire.codec import encode
 from node.wire.control import Pong, Told
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
