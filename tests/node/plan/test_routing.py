@@ -14,7 +14,7 @@ from node.errors import NoRoute
 from node.plan import route, route_disjoint
 from node.plan.disjoint import most_disjoint
 from node.plan.pool import Links, PoolNode
-from node.plan.routing import LOAD, Host, Request, Route, Router
+from node.plan.routing import LOAD, Host, Request, Route, Router, route_or_wait
 
 TABLE = [
     (6, [("a", 0, 4, 1), ("b", 2, 6, 1)], {("a", "b"): 10}, 16.0),
@@ -183,3 +183,14 @@ def test_forty_eight_nodes_with_millions_of_paths_are_no_matter() -> None:
     hosts = [Host(f"n{i:02}", 6 * (i % 6), 6 * (i % 6) + 6, 1.0 + i / 100) for i in range(48)]
     chains = route_disjoint(36, hosts, Links(), k=8)
     assert len(chains) == 8
+
+
+def test_a_request_waits_for_room_on_a_much_faster_chain() -> None:
+    def answer(slow_ms: float) -> Route | None:
+        hosts = [Host("fast", 0, 4, 1.0, kv_free_tokens=10), Host("slow", 0, 4, slow_ms)]
+        return route_or_wait(Router(4, hosts, Links()), Request(kv_tokens=50))
+
+    assert answer(50.0) is None
+    found = answer(2.0)
+    assert found is not None
+    assert found.nodes == ("slow",)
