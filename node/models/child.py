@@ -31,7 +31,7 @@ from node.models.fetching import (
     Task,
 )
 from node.models.progress import Phase, ignore_progress
-from node.models.python_child import module_command, module_environment
+from node.python_child import module_command, module_environment
 from node.wire.models import ModelRef
 
 if TYPE_CHECKING:

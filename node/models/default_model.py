@@ -18,8 +18,8 @@ from pathlib import Path
 from node.errors import DamagedModel, FetchFailed, WrongHash
 from node.models.disk import CHUNK_BYTES, FreeBytes, free_bytes, require_room
 from node.models.progress import POLL_S, Report
-from node.models.python_child import module_command, module_environment
 from node.models.sampling import RecommendedSampling
+from node.python_child import module_command, module_environment
 from node.wire.models import ModelRef
 
 INSTEAD = "or bring a model along with `parallax models import FILE.gguf`"

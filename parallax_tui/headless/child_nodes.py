@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import tomli_w
+
 from node.errors import ParallaxError
-from node.home import Home, private_folder
+from node.home import Home, private_folder, write_private
+from node.python_child import module_command, module_environment
 from parallax_tui.headless.node_connection import answers, read_invitation
 
 STOP_S = 10.0
@@ -69,11 +71,11 @@ def child_node(home: Home, options: Sequence[str], environment: dict[str, str] |
     log = home.data / "node.log"
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log_file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "node", *options],
+            module_command("node", *options),
             stdin=subprocess.PIPE,  # closes when we end, in whatever way; the node watches it
             stdout=log_file,
             stderr=log_file,
-            env={**os.environ, **(environment or {}), "PARALLAX_STOP_WITH_PARENT": "1"},
+            env=module_environment(**(environment or {}), PARALLAX_STOP_WITH_PARENT="1"),
             start_new_session=True,  # ctrl-c is ours to handle: we stop the node in order
         )
     child = ChildNode(home, process, log)
@@ -83,19 +85,45 @@ def child_node(home: Home, options: Sequence[str], environment: dict[str, str] |
         _stop(process)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _ask_to_stop(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         process.stdin.close()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    _ask_to_stop(process)
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        pass  # it is killed below
+    finally:  # also when ctrl-c or a signal cuts the wait short: the folder that it uses may be removed next
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNodes:
+    """Nodes on this machine that form a swarm of their own."""
+
+    nodes: tuple[ChildNode, ...]
+
+    @property
+    def home(self) -> Home:
+        """Of the first one, which is asked."""
+        return self.nodes[0].home
+
+    def problem(self) -> str | None:
+        """Name and last words of the first one that has ended; None while all run."""
+        for node in self.nodes:
+            if (words := node.problem()) is not None:
+                return f"{node.home.data.name} ended: {words}"
+        return None
 
 
 @contextmanager
-def local_nodes(count: int, models: Path, options: Sequence[str]) -> Iterator[ChildNode]:
-    """`count` nodes on this machine in a swarm of their own, which leaves nothing behind. Yields the first.
+def local_nodes(count: int, models: Path, options: Sequence[str]) -> Iterator[LocalNodes]:
+    """`count` nodes on this machine in a swarm of their own, which leaves nothing behind.
 
     They share the weights in `models`, and each holds its share of the layers.
     """
@@ -105,18 +133,24 @@ def local_nodes(count: int, models: Path, options: Sequence[str]) -> Iterator[Ch
             shared = ["--api", "off", "--no-discover", "--listen", "127.0.0.1:0", *options]
             first = stack.enter_context(_local_node(root, 1, models, [*shared, "--min-nodes", str(count)]))
             first.wait_until_it_answers()
-            token = read_invitation(first.home)
-            for number in range(2, count + 1):
-                stack.enter_context(_local_node(root, number, models, [*shared, "--join", token]))
-            yield first
+            token = read_invitation(first.home) if count > 1 else ""
+            others = [
+                stack.enter_context(_local_node(root, number, models, shared, token)) for number in range(2, count + 1)
+            ]
+            for node in (first, *others):
+                stack.callback(_ask_to_stop, node.process)  # all at once, before each is waited for
+            yield LocalNodes((first, *others))
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
 @contextmanager
-def _local_node(root: Path, number: int, models: Path, options: Sequence[str]) -> Iterator[ChildNode]:
+def _local_node(root: Path, number: int, models: Path, options: Sequence[str], token: str = "") -> Iterator[ChildNode]:
     folder = root / f"local-{number}"
     environment = {"PARALLAX_HOME": str(folder), "PARALLAX_MODELS": str(models)}
     home = Home(folder, folder / "run", models)
+    if token:
+        # not on its command line, which every user of this machine can read
+        write_private(home.config, tomli_w.dumps({"join": [token]}).encode())
     with child_node(home, ["--name", f"local-{number}", *options], environment) as child:
         yield child
