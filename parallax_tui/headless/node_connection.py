@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import httpx
 import msgspec
 
+from node import __version__
 from node.errors import NoNode, ParallaxError
 from node.home import Control, Home
 from node.journal.state import State
@@ -14,6 +17,34 @@ class RefusedByNode(ParallaxError):
     """The node answered with an error; the message is the node's own."""
 
     exit_code = 8
+
+
+class OtherVersion(ParallaxError):
+    """The node answered in a way that this version of the program does not know."""
+
+    def __init__(self, where: str, its_version: str, reason: str) -> None:
+        self.where, self.its_version, self.reason = where, its_version, reason
+        super().__init__(
+            f"the node at {where} is of another version ({its_version or 'unknown'}, this program is {__version__}) "
+            f"and cannot be understood: {reason}; stop it and start it again with this version"
+        )
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether the swarm can answer now."""
+
+    status: str
+    version: str = ""
+    """Of the node."""
+    reason: str = ""
+    """Why it cannot, in a sentence."""
+
+
+class _Invitation(msgspec.Struct):
+    token: str
+
+
+T = TypeVar("T")
 
 
 def open_client(control: Control, timeout_s: float | None = 10.0) -> httpx.Client:
@@ -34,13 +65,19 @@ def read_state(home: Home) -> State:
     Raises:
         NoNode: none answers for this home.
         RefusedByNode: it answered with an error.
+        OtherVersion: its answer cannot be understood.
     """
-    return msgspec.json.decode(_request(home, "GET", "/v1/state"), type=State)
+    return _read(home, "GET", "/v1/state", State)
+
+
+def read_health(home: Home) -> Health:
+    """Whether this home's node can answer a question now; errors as in `read_state`."""
+    return _read(home, "GET", "/health", Health)
 
 
 def read_invitation(home: Home) -> str:
     """A token that admits its bearer to this node's swarm; errors as in `read_state`."""
-    return str(msgspec.json.decode(_request(home, "POST", "/v1/invitation"))["token"])
+    return _read(home, "POST", "/v1/invitation", _Invitation).token
 
 
 def answers(home: Home) -> bool:
@@ -50,6 +87,15 @@ def answers(home: Home) -> bool:
     except ParallaxError:
         return False
     return True
+
+
+def _read(home: Home, method: str, path: str, kind: type[T]) -> T:
+    body = _request(home, method, path)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        version = "" if kind is Health else read_health(home).version
+        raise OtherVersion(home.read_control().where, version, str(error)) from error
 
 
 def _request(home: Home, method: str, path: str) -> bytes:

@@ -14,7 +14,13 @@ import msgspec
 from node.errors import NoNode, ParallaxError
 from node.home import Home
 from node.journal.state import ModelStatus
-from parallax_tui.headless.node_connection import RefusedByNode, error_message, open_client, read_state
+from parallax_tui.headless.node_connection import (
+    RefusedByNode,
+    error_message,
+    open_client,
+    read_health,
+    read_state,
+)
 
 READY_S = 1800.0
 """A first start fetches and converts a model; a slow line needs a while, and the progress is shown."""
@@ -96,22 +102,26 @@ def _write_answer(response: httpx.Response, as_json: bool, out: TextIO) -> None:
 
 
 def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
+    """Health decides: a node that holds no layers, or failed to load its own, can still have the others answer."""
     deadline = time.monotonic() + READY_S
     troubled_s: float | None = None
     with _ProgressLine(sys.stderr) as progress:
         while True:
+            if (said := problem()) is not None:
+                raise ParallaxError(said)
             try:
+                health = read_health(home)
+                if health.status == "ok":
+                    return
                 state = read_state(home)
             except NoNode:
                 raise ParallaxError(_last_words(problem, home)) from None
-            if state.plan is not None and not state.uncovered() and state.model.phase == "ready":
-                return
             trouble = state.plan_problem or (state.model.text if state.model.phase == "failed" else "")
             troubled_s = (troubled_s or time.monotonic()) if trouble else None
             if troubled_s is not None and time.monotonic() - troubled_s > PATIENCE_S:
                 raise ParallaxError(trouble)
             if time.monotonic() > deadline:
-                raise ParallaxError(f"nothing is served after {READY_S / 60:.0f} minutes; see `parallax status`")
+                raise ParallaxError(f"nothing is served after {READY_S / 60:.0f} minutes: {health.reason}")
             progress.show(state.model)
             time.sleep(0.1)
 

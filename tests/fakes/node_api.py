@@ -55,6 +55,9 @@ class FakeNode:
     oldest_kept: int = 0
     """Events up to here are gone."""
     state_reads: int = 0
+    health: dict[str, str] = field(default_factory=lambda: {"status": "ok", "version": "0.0.1", "reason": ""})
+    raw_state: bytes | None = None
+    """Told instead of `state`: what a node of another version might say."""
     token: str | None = None
     """Serve loopback TCP with this token instead of the socket."""
 
@@ -138,7 +141,9 @@ class FakeNode:
             await _reply(writer, 401, b'{"error": {"message": "no valid token"}}')
         elif url.path == "/v1/state":
             self.state_reads += 1
-            await _reply(writer, 200, msgspec.json.encode(self.state))
+            await _reply(writer, 200, self.raw_state or msgspec.json.encode(self.state))
+        elif url.path == "/health":
+            await _reply(writer, 200, json.dumps(self.health).encode())
         elif url.path == "/v1/models":
             await _reply(writer, 200, b'{"object": "list", "data": [{"id": "toy", "object": "model"}]}')
         elif url.path == "/v1/events":
@@ -175,7 +180,7 @@ class FakeNode:
             for step in answer.steps:
                 if isinstance(step, str):
                     pieces += 1
-                    await _chunk(writer, {"choices": [{"index": 0, "delta": {"content": step}}]})
+                    await _chunk(writer, {"choices": [{"index": 0, "delta": {"content": step}, "finish_reason": None}]})
                 elif isinstance(step, dict):
                     await _chunk(writer, step)
                 elif isinstance(step, asyncio.Event):
@@ -199,6 +204,7 @@ class FakeNode:
 
 def _last_chunk(answer: Answer) -> dict[str, object]:
     return {
+        "model": "toy",
         "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
         "parallax": {
             "request_id": "chatcmpl-1",
