@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +16,8 @@ Problem = Callable[[], str | None]
 
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 a wrong option, setting or token, or the model does not fit; 3 a node already runs
-here; 4 no node runs here; 5 model files; 6 engine; 7 swarm; 8 the request was refused or lost a node; 130 interrupted
+here; 4 no node runs here; 5 model files; 6 engine; 7 swarm; 8 the request was refused or lost a node; 129 the terminal
+was closed; 130 ctrl-c; 143 SIGTERM
 
 folders: PARALLAX_HOME moves keys, settings and sockets; PARALLAX_MODELS moves the weights alone
 """
@@ -149,11 +149,10 @@ def _run_status(options: argparse.Namespace) -> int:
         state = read_state(home)
         print(as_json(state) if options.json else as_text(state))
         return 0
-    while True:  # a terminal: keep showing it until ctrl-c
-        report = as_text(read_state(home))
-        sys.stdout.write(f"\x1b[H\x1b[2J{report}\n\nctrl-c to leave\n")
-        sys.stdout.flush()
-        time.sleep(1.0)
+    from parallax_tui.headless.status_watch import watch
+
+    watch(lambda: as_text(read_state(home)), sys.stdout)
+    return 0
 
 
 def _run_models(options: argparse.Namespace) -> int:
@@ -176,7 +175,6 @@ def _app_or_question(options: argparse.Namespace) -> int:
 
 def _run_question(options: argparse.Namespace) -> int:
     from parallax_tui.headless.one_question import Question, ask
-
     prompt = _with_stdin(options.prompt)
     temperature = options.temperature or 0.0  # a command gives the same answer each time, unless asked not to
     question = Question(prompt, options.max_tokens, temperature, options.seed, options.json)
@@ -208,8 +206,8 @@ def _serving(options: argparse.Namespace, extra: list[str], *, wait: bool = True
     home = Home.from_environment()
     node_options = _node_options(options)
     if options.local_nodes is not None:
-        with local_nodes(options.local_nodes, home.models, node_options) as first:
-            yield first.home, first.problem
+        with local_nodes(options.local_nodes, home.models, node_options) as local:
+            yield local.home, local.problem
     elif answers(home):
         if node_options:
             raise UsageError(f"a node already runs here; {node_options[0]} is for a node that this command starts")
