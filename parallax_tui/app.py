@@ -5,6 +5,7 @@ Whoever starts a node for it (the command line) hands in `child_problem`, which 
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
@@ -84,6 +85,8 @@ class ParallaxApp(App[None], inherit_bindings=False):
         self._was_ready = False
         self._last_words = ""
         self._chat: ChatScreen | None = None
+        self._event_loop: AbstractEventLoop | None = None
+        self._end_code: int | None = None
         self._set_up_themes(theme)
         self.add_mode("starting", _starting)
         self.add_mode("chat", self._open_chat)
@@ -120,7 +123,20 @@ class ParallaxApp(App[None], inherit_bindings=False):
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return theming.FALLBACK_VARIABLES
 
+    def end(self, code: int) -> None:
+        """Leave with this exit code, the terminal restored. For signal handlers; also before the app runs."""
+        self._end_code = code
+        if self._event_loop is not None and not self._event_loop.is_closed():
+            # a handler runs between any two steps, and only this wakes the loop from its wait
+            self._event_loop.call_soon_threadsafe(self._exit_if_asked)
+
+    def _exit_if_asked(self) -> None:
+        if self._end_code is not None:
+            self.exit(return_code=self._end_code)
+
     def on_mount(self) -> None:
+        self._event_loop = get_running_loop()
+        self._exit_if_asked()
         if self.slow_link:
             self.animation_level = "none"
         self._remembered = self.theme

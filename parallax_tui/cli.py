@@ -175,10 +175,12 @@ def _app_or_question(options: argparse.Namespace) -> int:
 
 def _run_question(options: argparse.Namespace) -> int:
     from parallax_tui.headless.one_question import Question, ask
+    from parallax_tui.headless.orderly_end import ending_in_order
+
     prompt = _with_stdin(options.prompt)
     temperature = options.temperature or 0.0  # a command gives the same answer each time, unless asked not to
     question = Question(prompt, options.max_tokens, temperature, options.seed, options.json)
-    with _serving(options, ["--api", "off"]) as (home, problem):
+    with ending_in_order(), _serving(options, ["--api", "off"]) as (home, problem):
         ask(home, question, problem, sys.stdout)
     return 0
 
@@ -189,12 +191,15 @@ def _run_app(options: argparse.Namespace) -> int:
     if options.slow_link:
         # Textual reads these when it is imported: fewer paints and colours, no animation.
         os.environ |= {"TEXTUAL_FPS": "4", "TEXTUAL_COLOR_SYSTEM": "standard", "TEXTUAL_ANIMATIONS": "none"}
-    with _serving(options, [], wait=False) as (home, problem):
+    from parallax_tui.headless.orderly_end import ending_in_order
+
+    with ending_in_order() as ending, _serving(options, [], wait=False) as (home, problem):
         from parallax_tui.app import ParallaxApp
 
         app = ParallaxApp(home, child_problem=problem, theme=options.theme, slow_link=options.slow_link)
+        ending.act = app.end
         app.run()
-        return app.return_code or 0
+        return ending.code or app.return_code or 0
 
 
 @contextmanager
