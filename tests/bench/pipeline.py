@@ -1,10 +1,11 @@
 """Decode speed and time to first token of 1, 2 and 3 local nodes, as ratios to transformers' `generate`.
 
-    python -m tests.bench.pipeline [--tokens 48] [--rounds 5] [--prompt-tokens 128]
+    python -m tests.bench.pipeline [--tokens 48] [--rounds 5] [--prompt-words 90]
 
 Everything is measured in one run, in turns (baseline, 1 node, 2 nodes, 3 nodes, again), with the same weights in fp32
 and as many threads in all as the machine has cores; medians are printed. The floor of a decode step is its bytes over
-the memory bandwidth that the node itself measured. Nothing is asserted: machines are shared and noisy.
+the memory bandwidth (GB/s) that the first node itself measured for that very run; `generate` borrows that of one node.
+Nothing is asserted: machines are shared and noisy.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import httpx
 from node.home import Home
 from node.models import DEFAULT_REF, prepare
 from node.models.progress import ignore_progress
-from parallax_tui.headless.child_nodes import ChildNode, local_nodes
-from parallax_tui.headless.node_connection import open_client, read_state
+from parallax_tui.headless.child_nodes import LocalNodes, local_nodes
+from parallax_tui.headless.node_connection import open_client, read_health, read_state
 
 BASELINE = """
 import json, sys, time
@@ -65,6 +66,8 @@ class Samples:
 
     ttft_s: list[float] = field(default_factory=list)
     tpot_s: list[float] = field(default_factory=list)
+    bandwidth_bytes_per_s: list[float] = field(default_factory=list)
+    """As the first node measured it for this round; none for `generate`."""
 
     def add(self, ttft_s: float, tpot_s: float) -> None:
         self.ttft_s.append(ttft_s)
@@ -115,12 +118,9 @@ def ask_nodes(client: httpx.Client, prompt: str, tokens: int) -> tuple[float, fl
     return stamps[0] - start, account["tpot_ms"] / 1e3, account
 
 
-def wait_until_whole(node: ChildNode) -> None:
-    while True:
-        state = read_state(node.home)
-        if state.plan is not None and not state.uncovered() and state.model.phase == "ready":
-            return
-        if (problem := node.problem()) is not None:
+def wait_until_whole(nodes: LocalNodes) -> None:
+    while read_health(nodes.home).status != "ok":
+        if (problem := nodes.problem()) is not None:
             raise SystemExit(problem)
         time.sleep(0.2)
 
@@ -147,13 +147,16 @@ def main() -> None:
         for count in (1, 2, 3):
             name = f"{count} node{'s' if count > 1 else ''}"
             with ExitStack() as stack:
-                node = stack.enter_context(local_nodes(count, models, ["--dtype", "fp32"]))
-                wait_until_whole(node)
-                client = stack.enter_context(open_client(node.home.read_control(), timeout_s=None))
+                nodes = stack.enter_context(local_nodes(count, models, ["--dtype", "fp32"]))
+                wait_until_whole(nodes)
+                client = stack.enter_context(open_client(nodes.home.read_control(), timeout_s=None))
                 ask_nodes(client, prompt, 4)
                 ttft_s, tpot_s, accounts[name] = ask_nodes(client, prompt, options.tokens)
                 samples[name].add(ttft_s, tpot_s)
-                state = read_state(node.home)
+                state = read_state(nodes.home)
+                own = state.nodes[state.self_id].record.hardware
+                assert own is not None
+                samples[name].bandwidth_bytes_per_s.append(own.bandwidth_bytes_per_s)
     report(samples, accounts, len(ids), threads, state)
 
 
@@ -163,19 +166,23 @@ def report(
     hardware = state.nodes[state.self_id].record.hardware
     facts = state.plan.facts
     weight_bytes = facts.layers * facts.layer_bytes + facts.head_bytes
-    floor_s = weight_bytes / hardware.bandwidth_bytes_per_s
     print(f"prompt {prompt_tokens} tokens, fp32, {threads} threads in all, {hardware.device_name}")
-    print(f"floor of a decode step: {weight_bytes / 1e6:.0f} MB / {hardware.bandwidth_bytes_per_s / 1e9:.0f} GB/s"
-          f" = {floor_s * 1e3:.1f} ms")  # fmt: skip
-    print(f"{'':10} {'tok/s':>8} {'ratio':>7} {'x floor':>8} {'TTFT ms':>9} {'ratio':>7}   hops' share of a token")
+    print(f"floor of a decode step: {weight_bytes / 1e6:.0f} MB over the GB/s that the node measured\n")
+    print(
+        f"{'':10}  {'tok/s':>8}  {'ratio':>7}  {'GB/s':>7}  {'x floor':>8}  {'TTFT ms':>9}  {'ratio':>7}"
+        "    hops' share of a token, ms"
+    )
     base = samples["generate"]
+    alone = statistics.median(samples["1 node"].bandwidth_bytes_per_s)
     for name, each in samples.items():
         tpot_s, ttft_s = statistics.median(each.tpot_s), statistics.median(each.ttft_s)
         speed_ratio = statistics.median(b / a for a, b in zip(each.tpot_s, base.tpot_s, strict=True))
         ttft_ratio = statistics.median(a / b for a, b in zip(each.ttft_s, base.ttft_s, strict=True))
+        bandwidth = statistics.median(each.bandwidth_bytes_per_s or [alone])
+        floor_s = weight_bytes / bandwidth
         print(
-            f"{name:10} {1 / tpot_s:8.1f} {speed_ratio:7.2f} {tpot_s / floor_s:8.1f} "
-            f"{ttft_s * 1e3:9.0f} {ttft_ratio:7.2f}   {share_of_a_token(accounts.get(name))}"
+            f"{name:10}  {1 / tpot_s:8.1f}  {speed_ratio:7.2f}  {bandwidth / 1e9:7.1f}  {tpot_s / floor_s:8.1f}"
+            f"  {ttft_s * 1e3:9.0f}  {ttft_ratio:7.2f}    {share_of_a_token(accounts.get(name))}"
         )
 
 
@@ -187,7 +194,7 @@ def share_of_a_token(account: dict[str, Any] | None) -> str:
         part: sum(hop[f"{part}_ms"] for hop in account["hops"]) for part in ("compute", "wire", "queue", "serialise")
     }
     sums["wire"] += account["return_ms"]
-    return " ".join(f"{part} {ms:.1f}" for part, ms in sums.items())
+    return "  ".join(f"{part} {ms:5.1f}" for part, ms in sums.items())
 
 
 if __name__ == "__main__":
