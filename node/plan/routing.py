@@ -25,8 +25,8 @@ from node.plan.allocation import Stage
 from node.plan.distances import Distances
 from node.plan.pool import Links, Located
 
-LOAD = 0.5
-"""One more request on a node makes its layers this much slower for the next: half of them wait for its step."""
+LOAD = 1.0
+"""One more request on a node delays the next by this many of its steps there."""
 DEEP = 128
 """Layers of the deepest model whose every layer is a segment of its own."""
 FEW_PLACES = 16
