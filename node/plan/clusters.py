@@ -25,7 +25,7 @@ GENEROUS = (1.0, 1.3)
 """Times the bare layers that a chain gathers room for: what is left over holds more users' KV cache (throughput)."""
 LARGER_IS_BETTER = 1.15
 """Larger chains must do this much more: smaller ones leave nodes over, which serve as replicas."""
-PICKY_STATES = 192
+PICKY_STATES = 96
 """States of the exhaustive search for the fastest chain among a large pool's most promising nodes."""
 
 
