@@ -83,6 +83,8 @@ class Connection:
         self.outbox = Outbox()
         self.why: Why = "disconnected"
         """Why it ended."""
+        self.reason = ""
+        """The same for people."""
         self.links = 0
         """Link streams in use, in both directions."""
         self.is_over = False
@@ -91,7 +93,6 @@ class Connection:
         self._room, self._muxed, self._socket = room, muxed, socket
         self._scope = trio.CancelScope()
         self._admitted = trio.Event()
-        self._reason = ""
         self._inbound = 0
         self._control_asked = False
         self._control_in, self._control_out = trio.open_memory_channel[MuxedStream](1)
@@ -101,10 +102,27 @@ class Connection:
         """When the last byte came, by trio's clock."""
         return self._socket.heard_s
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is over or about to be. What runs on an admitted connection may see its streams end before."""
+        return (
+            self.is_over
+            or self._muxed.event_shutting_down.is_set()
+            or self._scope.cancel_called
+            or self.nursery.cancel_scope.cancel_called
+        )
+
+    def start(self, work: Callable[..., Awaitable[None]], *args: object) -> bool:
+        """Run `work`, which must not raise, as a task of this admitted connection; False where it ends already."""
+        if self.is_ending:
+            return False
+        self.nursery.start_soon(work, *args)
+        return True
+
     def end(self, why: Why, reason: str) -> None:
         """Have it end now. The reason is for the log of whoever looks into it."""
         log.debug("connection with %s ends: %s", short_id(self.peer), reason)
-        self.why, self._reason = why, reason
+        self.why, self.reason = why, reason
         self._scope.cancel()
 
     async def serve(self, deadline_s: float, admitted: Callable[[], None]) -> None:
@@ -143,7 +161,7 @@ class Connection:
         if self.admitted_s == math.inf:
             if isinstance(failure, NotAdmitted):
                 raise failure
-            raise NotAdmitted(self.peer, _told(failure) if failure else self._reason or "it took too long")
+            raise NotAdmitted(self.peer, _told(failure) if failure else self.reason or "it took too long")
 
     async def open(self, protocol: str) -> MuxedStream:
         """A fresh stream of ours with that protocol on it.
@@ -153,11 +171,14 @@ class Connection:
         Raises:
             LinkClosed: the connection is over, or the peer refused or took too long.
         """
+        stream: MuxedStream | None = None
         try:
             with trio.CancelScope(shield=True), trio.fail_after(OPEN_STREAM_S):
                 stream = MuxedStream(self._muxed, await self._muxed.open_stream())
                 await stream.choose(protocol)
         except Exception as error:
+            if stream is not None:
+                self.start(stream.close)
             raise LinkClosed(self.peer, _told(error)) from error
         return stream
 
@@ -208,6 +229,7 @@ class Connection:
                 self._control_asked = True
                 await stream.offer({TProtocol(CONTROL_PROTOCOL): None})
                 await self._control_in.send(stream)
+                self._inbound -= 1
                 return
             await self._admitted.wait()
             await stream.offer({TProtocol(LINK_PROTOCOL): None})
@@ -217,9 +239,8 @@ class Connection:
             self.end("disconnected", str(error))
         except Exception as error:
             log.debug("a stream of %s ended: %s", short_id(self.peer), _told(error))
-        finally:
-            self._inbound -= 1
         await stream.close()
+        self._inbound -= 1
 
     async def _read_control(self, stream: MuxedStream) -> None:
         where = f"control message of {short_id(self.peer)}"

@@ -5,6 +5,8 @@ Reading goes through a buffer: a read of a libp2p stream passes several locks, h
 
 from __future__ import annotations
 
+import logging
+
 import trio
 from libp2p.custom_types import StreamHandlerFn, TProtocol
 from libp2p.io.abc import ReadWriteCloser
@@ -18,6 +20,8 @@ from libp2p.stream_muxer.yamux.yamux import YamuxStream
 from node.errors import BadWireData
 from node.swarm.strict_yamux import StrictYamux
 from node.wire.codec import T, decode
+
+log = logging.getLogger(__name__)
 
 NEGOTIATION_LIMIT_BYTES = 1024
 """A protocol's name; a longer announcement would be collected in memory."""
@@ -79,9 +83,16 @@ class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed
             await self._stream.write(data)
 
     async def close(self) -> None:
-        """Give the stream up in both directions."""
-        with trio.CancelScope(shield=True), trio.move_on_after(1):
-            await self._stream.reset()
+        """Give the stream up in both directions, and tell the peer so.
+
+        Like a write, this cannot be cancelled and ends with the connection at the latest, so let a task of the
+        connection do it. Where the connection is broken, there is nobody to tell.
+        """
+        with trio.CancelScope(shield=True):
+            try:
+                await self._muxed.give_up(self._stream)
+            except Exception as error:
+                log.debug("a stream could not be reset: %r", error)
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """Part of libp2p's interface."""

@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import msgspec
 import trio
@@ -17,7 +18,7 @@ import trio
 from node.errors import BadWireData, LinkClosed
 from node.swarm.address_book import AddressBook
 from node.swarm.addresses import Address, parse_all
-from node.swarm.base import Arrival, MemberGone, MemberSeen, SwarmNews
+from node.swarm.base import Arrival, LinkLost, MemberGone, MemberSeen, SwarmNews
 from node.swarm.connection import LINK_PROTOCOL, Connection
 from node.swarm.connections import Connections
 from node.swarm.gossip import Gossip
@@ -83,6 +84,8 @@ class Neighbourhood:
         self._links: dict[NodeId, StreamLink] = {}
         self._opening: dict[NodeId, trio.Lock] = {}
         self._link_streams: dict[Connection, int] = {}
+        self._cut: set[Connection] = set()
+        """Those that end, and had a link in use."""
         self.pursue: Callable[[NodeId], None] = lambda peer: None
         """Called for every member that we learn of; set by `host`."""
         self.forget: Callable[[NodeId], None] = lambda peer: None
@@ -134,7 +137,7 @@ class Neighbourhood:
                 if connection.is_over:
                     raise LinkClosed(peer, "the connection ended")
                 connection.links += 1
-                link = self._links[peer] = StreamLink(stream, connection)
+                link = self._links[peer] = StreamLink(stream, connection, partial(self._link_over, connection))
             return link
 
     def invitation(self) -> str:
@@ -150,11 +153,13 @@ class Neighbourhood:
 
     def joined(self, connection: Connection) -> None:
         """A peer is admitted: greet it with all that we know."""
+        now = trio.current_time()
         first, obsolete = self.connections.add(connection)
         for other in obsolete:
             other.end("disconnected", "a newer connection took its place")
+            self._close_link(other, "a newer connection took its place")
         if first:
-            self._gossip.connected(connection.peer, trio.current_time())
+            self._gossip.connected(connection.peer, now)
         connection.outbox.welcome(self._gossip.welcome(), self._gossip.seq_of(connection.peer))
         self._joined.set()
         self._joined = trio.Event()
@@ -184,22 +189,23 @@ class Neighbourhood:
         try:
             await receive_frames(stream, connection, self._arrivals_in)
         finally:
-            connection.links -= 1
             self._link_streams[connection] -= 1
+            self._link_over(connection, "the member closed it")
 
     def parted(self, connection: Connection) -> None:
         """An admitted connection is over."""
         self._link_streams.pop(connection, None)
-        link = self._links.get(connection.peer)
-        if link is not None and link.connection is connection:
-            link.close("the connection ended")
-            del self._links[connection.peer]
+        self._close_link(connection, "the connection ended")
+        carried_links = connection in self._cut
+        self._cut.discard(connection)
         if self.connections.remove(connection):
             self._tell(self._gossip.disconnected(connection.peer, connection.why, trio.current_time()))
             self._stirred.set()
             self._parted.set()
             self._parted = trio.Event()
             self.lost(connection.peer)
+        elif carried_links and (best := self.connections.best(connection.peer)) and best.life == connection.life:
+            self._tell([LinkLost(connection.peer, connection.reason)])  # a former life's loss is told already
 
     # What `host` runs
 
@@ -258,6 +264,22 @@ class Neighbourhood:
                 self._news_in.send_nowait(item)
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 return
+
+    def _close_link(self, connection: Connection, reason: str) -> None:
+        """Our link to the peer, if this connection carries it."""
+        link = self._links.get(connection.peer)
+        if link is not None and link.connection is connection:
+            del self._links[connection.peer]
+            link.close(reason)
+
+    def _link_over(self, connection: Connection, reason: str) -> None:
+        """A link in either direction is closed. Where its connection ends with it, `parted` tells what that means."""
+        connection.links -= 1
+        if connection.is_ending:
+            self._cut.add(connection)
+        else:
+            log.debug("a link with %s is over: %s", short_id(connection.peer), reason)
+            self._tell([LinkLost(connection.peer, reason)])
 
     def _spread(self, envelope: Envelope, via: NodeId | None) -> None:
         for peer in self._gossip.targets(envelope, via, self.connections.peers()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -26,11 +26,15 @@ LONGEST_WIRE_MS = 1e6
 
 
 class StreamLink:
-    """Our sending half; implements `node.swarm.base.Link`. Lives in the nursery of its connection."""
+    """Our sending half; implements `node.swarm.base.Link`. Lives in the nursery of its connection.
 
-    def __init__(self, stream: MuxedStream, connection: Connection) -> None:
+    Resource handling: owns its stream, and resets it when the link is closed or fails, so that the other end stops
+    reading. `over` is called once, at that moment, with the reason.
+    """
+
+    def __init__(self, stream: MuxedStream, connection: Connection, over: Callable[[str], None]) -> None:
         self.peer: NodeId = connection.peer
-        self._stream, self.connection = stream, connection
+        self._stream, self.connection, self._over = stream, connection, over
         self._turn = trio.Semaphore(1)  # not a Lock: the task that finishes a frame may not be the one that began it
         self._closed_because: str | None = None
 
@@ -43,6 +47,8 @@ class StreamLink:
         """Nothing more is sent; those who wait are told."""
         if self._closed_because is None:
             self._closed_because = reason
+            self.connection.start(self._stream.close)
+            self._over(reason)
 
     async def send(self, frame: Frame, body: Buffer = b"") -> None:
         """See `node.swarm.base.Link.send`.
@@ -55,10 +61,8 @@ class StreamLink:
         try:
             await self._write(pieces)
         except trio.Cancelled:
-            if self.connection.is_over:
+            if not self.connection.start(self._finish, pieces):
                 self._turn.release()
-            else:
-                self.connection.nursery.start_soon(self._finish, pieces)
             raise
         except BaseException:
             self._turn.release()

@@ -64,6 +64,18 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
         self._credit_bytes[stream.stream_id] = credit_bytes
         return data
 
+    async def give_up(self, stream: YamuxStream) -> None:
+        """Reset a stream and forget what it holds unread: nobody will read that, and it counts against our limit.
+
+        Raises:
+            Exception: whatever libp2p raises where the connection is broken.
+        """
+        async with self.streams_lock:
+            if unread := self.stream_buffers.get(stream.stream_id):
+                unread.clear()
+            self._credit_bytes.pop(stream.stream_id, None)
+        await stream.reset()
+
     async def handle_incoming(self) -> None:
         """Read frames until the connection ends."""
         self._reader = trio.lowlevel.current_task()

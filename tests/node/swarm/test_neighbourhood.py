@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from node.home import Home
 from node.swarm.address_book import AddressBook
-from node.swarm.base import MemberSeen, SwarmNews
+from node.swarm.base import LinkLost, MemberSeen, SwarmNews
 from node.swarm.connection import Connection
 from node.swarm.heartbeat import PeerClock
 from node.swarm.identity import Identity
@@ -24,6 +25,17 @@ from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
 
 Make = Callable[..., NodeRecord]
+
+
+class Link:
+    """An inbound link on which nothing comes, until it breaks."""
+
+    def __init__(self) -> None:
+        self.broken = trio.Event()
+
+    async def read_exactly(self, n: int) -> bytes:
+        await self.broken.wait()
+        raise EOFError
 
 
 class Wire:
@@ -40,6 +52,9 @@ class Wire:
 
     def end(self, why: str, reason: str) -> None:
         self.why, self.reason, self.is_ending = why, reason, True
+
+    def start(self, work: object, *args: object) -> bool:
+        return False
 
     def real(self) -> Connection:
         return cast(Connection, self)
@@ -100,5 +115,45 @@ def test_no_number_that_a_neighbour_names_ends_the_publisher(open_neighbourhood:
                 await trio.sleep(2)
                 nursery.cancel_scope.cancel()
             assert swarm.members()[swarm.node_id].sessions == 1
+
+    run(main)
+
+
+def test_a_connection_that_ends_beside_another_is_told_only_where_it_carried_a_link(
+    open_neighbourhood: Any, bob: Identity
+) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            one, two, three = (Wire(bob.node_id) for _ in range(3))
+            for wire in (one, two, three):
+                swarm.joined(wire.real())
+            one.end("silent", "nothing came")
+            swarm.parted(one.real())
+            assert news_of(swarm) == []
+            async with trio.open_nursery() as nursery:
+                links = [Link(), Link()]
+                for link in links:
+                    nursery.start_soon(swarm.serve_link, two, link)
+                await trio.testing.wait_all_tasks_blocked()
+                assert two.links == 2
+                two.end("silent", "nothing came")
+                for link in links:
+                    link.broken.set()
+            swarm.parted(two.real())
+            assert news_of(swarm) == [LinkLost(bob.node_id, "nothing came")]
+            assert two.links == 0
+
+    run(main)
+
+
+def test_a_link_that_ends_alone_is_told(open_neighbourhood: Any, bob: Identity) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            wire, link = Wire(bob.node_id), Link()
+            swarm.joined(wire.real())
+            link.broken.set()
+            await swarm.serve_link(wire.real(), link)
+            assert news_of(swarm) == [LinkLost(bob.node_id, "the member closed it")]
+            assert wire.links == 0
 
     run(main)

@@ -17,9 +17,13 @@ import trio
 from node.errors import LinkClosed
 from node.home import Home
 from node.swarm import connections
-from node.swarm.base import MemberGone, PlanHeard, SwarmNews
+from node.swarm.base import LinkLost, MemberGone, PlanHeard, SwarmNews
+from node.swarm.connection import Connection
 from node.swarm.host import SwarmSettings, open_swarm
-from node.swarm.neighbourhood import Neighbourhood
+from node.swarm.identity import load_identity
+from node.swarm.neighbourhood import LINKS_PER_CONNECTION, Neighbourhood
+from node.swarm.socket_stream import SocketStream
+from node.swarm.upgrade import Upgrader
 from node.wire.frames import Close, Progress, Tokens
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plans import Plan
@@ -61,6 +65,9 @@ class Watched:
 
     async def sees(self, *others: Watched) -> None:
         await self.until(lambda: {other.id for other in others} <= set(self.swarm.members()))
+
+    def links_lost(self) -> list[str]:
+        return [item.node_id for item in self.news if isinstance(item, LinkLost)]
 
     def gone(self) -> list[str]:
         return [item.node_id for item in self.news if isinstance(item, MemberGone)]
@@ -148,7 +155,7 @@ def test_dialing_each_other_at_the_same_moment_ends_with_one_connection_and_neve
                 most.append(max(counts))
                 assert all(len(one.swarm.connections.peers()) == 3 for one in everyone)
             assert counts == [3, 3, 3, 3], "the redundant ones are closed"
-            assert [one.gone() for one in everyone] == [[], [], [], []]
+            assert [one.gone() + one.links_lost() for one in everyone] == [[], [], [], []]
             for one in everyone:
                 for other in everyone:
                     if other is not one:
@@ -293,6 +300,74 @@ def test_a_link_to_a_lost_member_is_closed_and_to_a_stranger_never_opened(make_h
                     await link.send(Close(SESSION, 0, "x"))
             with pytest.raises(LinkClosed):
                 await ada.swarm.link(bob.id)
+
+    run(main)
+
+
+def test_a_link_that_fails_is_told_to_both_and_opened_again_as_often_as_it_takes(make_home: MakeHome) -> None:
+    async def main() -> None:
+        async with node(make_home("ada"), "ada") as ada, node(make_home("bob"), "bob", ada.swarm.invitation()) as bob:
+            await ada.sees(bob)
+            await bob.sees(ada)
+            for number in range(1, 3 * LINKS_PER_CONNECTION):
+                link = await ada.swarm.link(bob.id)
+                await link.send(Progress(SESSION, 0, number))
+                assert (await bob.swarm.arrivals.receive()).frame == Progress(SESSION, 0, number)
+                link.close("test")
+                for one, other in ((ada, bob), (bob, ada)):
+                    await one.until(lambda one=one, lost=[other.id] * number: one.links_lost() == lost)
+            assert [one.gone() for one in (ada, bob)] == [[], []]
+            for one in (ada, bob):
+                assert [connection.links for connection in one.swarm.connections.all()] == [0]
+
+    run(main)
+
+
+def test_when_one_of_two_connections_dies_those_are_told_whose_link_it_carried(make_home: MakeHome) -> None:
+    home = make_home("ada")
+
+    async def dial_again(ada: Watched, bob: Watched) -> None:
+        address = bob.swarm.members()[bob.id].addresses[0].split("/")
+        socket = SocketStream(await trio.open_tcp_stream(address[2], int(address[4])))
+        muxed = await Upgrader(load_identity(home)).dialed(socket, bob.id)
+        connection = Connection(ada.swarm, muxed, socket, bob.id, dialed=True)
+        await connection.serve(trio.current_time() + 5, lambda: None)
+
+    async def main() -> None:
+        async with (
+            node(home, "ada") as ada,
+            node(make_home("bob"), "bob", ada.swarm.invitation()) as bob,
+            trio.open_nursery() as nursery,
+        ):
+            await ada.sees(bob)
+            await bob.sees(ada)
+            for _ in range(2):
+                nursery.start_soon(dial_again, ada, bob)
+            for one in (ada, bob):
+                await one.until(lambda one=one: len(one.swarm.connections.all()) == 3)
+            link = await ada.swarm.link(bob.id)
+            await link.send(Progress(SESSION, 0, 1))
+            await bob.swarm.arrivals.receive()
+            carriers = [held for held in ada.swarm.connections.all() if held.links]
+            idle = [held for held in ada.swarm.connections.all() if not held.links]
+            assert (carriers, len(idle)) == ([link.connection], 2)
+
+            idle[0].end("disconnected", "test")
+            for one in (ada, bob):
+                await one.until(lambda one=one: len(one.swarm.connections.all()) == 2)
+            await trio.sleep(0.1)
+            assert ada.links_lost() == bob.links_lost() == []
+
+            link.connection.end("disconnected", "test")
+            for one, other in ((ada, bob), (bob, ada)):
+                await one.until(lambda one=one, other=other: one.links_lost() == [other.id])
+                await one.until(lambda one=one: len(one.swarm.connections.all()) == 1)
+            with pytest.raises(LinkClosed):
+                await link.send(Progress(SESSION, 0, 2))
+            await (await ada.swarm.link(bob.id)).send(Progress(SESSION, 0, 3))
+            assert (await bob.swarm.arrivals.receive()).frame == Progress(SESSION, 0, 3)
+            assert [one.gone() for one in (ada, bob)] == [[], []]
+            nursery.cancel_scope.cancel()
 
     run(main)
 
