@@ -71,14 +71,16 @@ class Connections(Generic[C]):
     def add(self, connection: C) -> tuple[bool, list[C]]:
         """Take it in: whether it is the first to its peer, and those that it makes obsolete.
 
-        Obsolete are those of an earlier life of the peer's process, and the oldest beyond `PER_PEER_LIMIT`.
+        Obsolete are those of an earlier life of the peer's process, and the oldest beyond `PER_PEER_LIMIT`. They are
+        not held any more, so each is named once.
         """
         held = self._by_peer.setdefault(connection.peer, [])
+        first = not held
         obsolete = [other for other in held if other.life != connection.life]
         same_life = [other for other in held if other.life == connection.life]
         obsolete += same_life[: max(0, len(same_life) + 1 - PER_PEER_LIMIT)]
-        held.append(connection)
-        return len(held) == 1, obsolete
+        held[:] = [*(other for other in held if other not in obsolete), connection]
+        return first, obsolete
 
     def remove(self, connection: C) -> bool:
         """Let it go; whether it was the last to its peer."""

@@ -158,7 +158,10 @@ class Neighbourhood:
         for other in obsolete:
             other.end("disconnected", "a newer connection took its place")
             self._close_link(other, "a newer connection took its place")
-        if first:
+        has_restarted = any(other.life != connection.life for other in obsolete)
+        if has_restarted:  # all that its former life held for us is gone, before that life's connection is known dead
+            self._tell(self._gossip.disconnected(connection.peer, "disconnected", now))
+        if first or has_restarted:
             self._gossip.connected(connection.peer, now)
         connection.outbox.welcome(self._gossip.welcome(), self._gossip.seq_of(connection.peer))
         self._joined.set()
@@ -168,6 +171,8 @@ class Neighbourhood:
 
     def told(self, connection: Connection, told: Told) -> None:
         """A neighbour told us something. Raises BadWireData where it must be let go for it."""
+        if connection not in self.connections.to(connection.peer):
+            return  # a newer one took its place: these may be words of a former life
         if told.welcome and self._gossip.outdo(told.your_seq):
             self._stirred.set()
         for envelope in told.envelopes:

@@ -13,13 +13,14 @@ from trio.testing import MockClock
 
 from node.home import Home
 from node.swarm.address_book import AddressBook
-from node.swarm.base import LinkLost, MemberSeen, SwarmNews
+from node.swarm.base import LinkLost, MemberGone, MemberSeen, SwarmNews
 from node.swarm.connection import Connection
 from node.swarm.heartbeat import PeerClock
 from node.swarm.identity import Identity
 from node.swarm.neighbourhood import Neighbourhood
 from node.swarm.outbox import Outbox
 from node.swarm.secret import SwarmSecret
+from node.wire.codec import encode
 from node.wire.control import Pong, Told
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
@@ -115,6 +116,39 @@ def test_no_number_that_a_neighbour_names_ends_the_publisher(open_neighbourhood:
                 await trio.sleep(2)
                 nursery.cancel_scope.cancel()
             assert swarm.members()[swarm.node_id].sessions == 1
+
+    run(main)
+
+
+def test_a_peer_that_restarts_is_gone_before_it_is_seen_again(
+    open_neighbourhood: Any, bob: Identity, record_of: Make
+) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+
+            def says(connection: Wire, seq: int) -> None:
+                record = record_of(bob.node_id, seq)
+                swarm.told(connection.real(), Told((bob.sign("record", encode(record)),)))
+
+            former = Wire(bob.node_id, life=b"1")
+            swarm.joined(former.real())
+            says(former, 1)
+            async with trio.open_nursery() as nursery:
+                link = Link()
+                nursery.start_soon(swarm.serve_link, former, link)
+                await trio.testing.wait_all_tasks_blocked()
+                now, second = Wire(bob.node_id, life=b"2"), Wire(bob.node_id, life=b"2")
+                swarm.joined(now.real())
+                assert former.is_ending
+                says(former, 2)
+                says(now, 3)
+                swarm.joined(second.real())
+                link.broken.set()
+            swarm.parted(former.real())
+            seen, gone, again = news_of(swarm)
+            assert (seen, again) == (MemberSeen(record_of(bob.node_id, 1)), MemberSeen(record_of(bob.node_id, 3)))
+            assert gone == MemberGone(bob.node_id, record_of(bob.node_id).name, "disconnected")
+            assert bob.node_id in swarm.members()
 
     run(main)
 
