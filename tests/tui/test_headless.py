@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Iterator
 
 import pytest
 
@@ -78,15 +79,14 @@ async def test_health_that_cannot_be_read_is_a_sentence_too(node: FakeNode, home
 
 
 def test_watching_the_status_outlives_the_node_and_ends_with_ctrl_c() -> None:
-    said = iter(["whole", NoNode("here"), "whole again", KeyboardInterrupt()])
+    said: Iterator[str | BaseException] = iter(["whole", NoNode("here"), "whole again", KeyboardInterrupt()])
     out = io.StringIO()
 
     def report() -> str:
-        match next(said):
-            case str() as text:
-                return text
-            case BaseException() as error:
-                raise error
+        word = next(said)
+        if isinstance(word, BaseException):
+            raise word
+        return word
 
     watch(report, out, wait=lambda: None)
     pictures = out.getvalue().split("\x1b[H")
