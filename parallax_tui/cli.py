@@ -78,6 +78,18 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     status.add_argument("--once", action="store_true", help="print once, even on a terminal")
     status.add_argument("--data-dir", metavar="DIR", help="of the node to ask (also: PARALLAX_HOME)")
+    plan = _command(commands, "plan", "show who would hold which layers, and how fast that would be", _run_plan)
+    where = plan.add_mutually_exclusive_group()
+    where.add_argument("pool", nargs="?", metavar="POOL.toml", help="the machines: [[node]] and [[link]] tables")
+    where.add_argument("--live", action="store_true", help="the machines of the running swarm (the default)")
+    plan.add_argument(
+        "--model", help="a known model such as glm-4.6, or a folder with config.json; with a live pool: its"
+    )
+    plan.add_argument(
+        "--objective", choices=("latency", "throughput", "balanced"), default="balanced", help="default: balanced"
+    )
+    plan.add_argument("--json", action="store_true", help="for programs")
+    plan.add_argument("--data-dir", metavar="DIR", help="of the node to ask (also: PARALLAX_HOME)")
     models = _command(commands, "models", "list, fetch, import or remove models", _run_models)
     models.add_argument("--json", action="store_true", help="for programs")
     actions = models.add_subparsers(title="actions", metavar="ACTION", dest="action")
@@ -152,6 +164,14 @@ def _run_status(options: argparse.Namespace) -> int:
     from parallax_tui.headless.status_watch import watch
 
     watch(lambda: as_text(read_state(home)), sys.stdout)
+    return 0
+
+
+def _run_plan(options: argparse.Namespace) -> int:
+    from parallax_tui.headless.plan_report import PlanQuestion, answer
+
+    question = PlanQuestion(options.pool, options.model, options.objective, options.json)
+    print(answer(question, Home.from_environment(options.data_dir)))
     return 0
 
 

@@ -20,7 +20,7 @@ from node.live.remembered import Remembered
 from node.machine import cores
 from node.models import ChatModel
 from node.pipeline.pipeline import Pipeline
-from node.swarm.base import MemberGone, MemberSeen, PlanHeard, Swarm
+from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard, Swarm
 from node.wire.events import Event, NodeGone, NodeSeen, Notice, PlanAdopted
 from node.wire.models import ModelRef
 from node.wire.plans import Plan
@@ -123,6 +123,8 @@ class Member:
                     self.emit(NodeGone(gone.node_id, gone.name, gone.why))
                     self.pipeline.lost(gone.node_id, gone.why)
                     self.planner.member_gone(gone)
+                case LinkLost(node_id=peer, reason=reason):
+                    self.pipeline.lost(peer, f"the link broke: {reason}")
                 case PlanHeard(plan=plan):
                     self.planner.heard(plan)
             self.planner.wake()

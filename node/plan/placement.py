@@ -17,6 +17,7 @@ from node.errors import BadLayers, BadPool, DoesNotFit
 from node.plan.allocation import Allocation, Objective, Pipeline, Stage, Standby
 from node.plan.chain import Chain, build_chain, capacities, chain_of_counts
 from node.plan.clusters import good_partition, upper_bound
+from node.plan.figures import figure
 from node.plan.model_cost import ModelCost
 from node.plan.partition import MOST_STATES, best_partition, score_of, state_count
 from node.plan.pinned import around_pins
@@ -302,7 +303,8 @@ def _note(pipelines: Sequence[Pipeline], nodes: Sequence[PoolNode]) -> str:
         if len(nodes) == 1:
             return "one node holds the whole model"
         name = names[fastest.stages[0].node_id]
-        return f"not split: {name} alone gives a token in {fastest.token_ms:.3g} ms, faster than any chain of nodes"
+        return f"not split: {name} alone gives a token in {figure(fastest.token_ms)} ms, faster than any chain of nodes"
     kinds = "pipeline" if len(pipelines) == 1 else "pipelines"
     longest = max(len(p.stages) for p in pipelines)
-    return f"{len(pipelines)} {kinds} of up to {longest} stages; the fastest gives a token in {fastest.token_ms:.3g} ms"
+    token_ms = figure(fastest.token_ms)
+    return f"{len(pipelines)} {kinds} of up to {longest} stages; the fastest gives a token in {token_ms} ms"

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from node.plan.allocation import Allocation, Pipeline, Stage
 from node.plan.chain import overlap
+from node.plan.figures import figure
 from node.plan.model_cost import ModelCost
 from node.plan.pool import PoolNode, Workload
 from node.plan.stage_time import decode_cost, fitted_efficiency, layer_capacity, prefill_cost
@@ -190,7 +191,7 @@ def _bottleneck(plan: Allocation, pipeline: Pipeline, work: Workload, shares: Se
         a, b = hop.what.split("→")
         return (
             f"the network limits you: {network / total:.0%} of a step; "
-            f"the longest hop is {names.get(a, a)} to {names.get(b, b)}, {hop.milliseconds:.3g} ms"
+            f"the longest hop is {names.get(a, a)} to {names.get(b, b)}, {figure(hop.milliseconds)} ms"
         )
     slowest = max(stages, key=lambda share: (share.milliseconds, share.what)) if "→" in worst.what else worst
     said = f"{names[slowest.what]} limits you: {slowest.milliseconds / total:.0%} of a step"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from node.plan.allocation import Allocation, Stage
+from node.plan.figures import figure
 from node.plan.prediction import Prediction, ran_layers
 
 GIB = 1024**3
@@ -114,7 +115,7 @@ def _rows(plan: Allocation, prediction: Prediction) -> list[Sequence[str]]:
                 f"{used.weight_bytes / GIB:.1f} GiB",
                 f"{used.kv_bytes / GIB:.2f} GiB",
                 f"{used.memory_bytes / GIB:.1f} GiB",
-                f"{shares[stage.node_id]:.3g} ms" if stage.node_id in shares else "",
+                f"{figure(shares[stage.node_id])} ms" if stage.node_id in shares else "",
             )
         )
     return rows
@@ -122,9 +123,9 @@ def _rows(plan: Allocation, prediction: Prediction) -> list[Sequence[str]]:
 
 def _figures(prediction: Prediction) -> list[str]:
     lines = [
-        f"one user: first token after {prediction.ttft_ms:.3g} ms, then {prediction.tokens_per_s:.3g} tokens/s "
-        f"({prediction.tpot_ms:.3g} ms each)"
+        f"one user: first token after {figure(prediction.ttft_ms)} ms, then {figure(prediction.tokens_per_s)} tokens/s "
+        f"({figure(prediction.tpot_ms)} ms each)"
     ]
     if prediction.users > 1:
-        lines.append(f"{prediction.users} users: {prediction.users_tokens_per_s:.3g} tokens/s together")
+        lines.append(f"{prediction.users} users: {figure(prediction.users_tokens_per_s)} tokens/s together")
     return [*lines, prediction.bottleneck]

@@ -14,14 +14,14 @@ import trio
 import trio.testing
 
 from node.engine.base import StageSpec
-from node.errors import FetchFailed, LoadFailed, WorkerDied
+from node.errors import FetchFailed, LoadFailed, RequestError, WorkerDied
 from node.live.holder import RETRY_S, Holder
 from node.live.planner import RETURN_GRACE_S, Planner
 from node.live.remembered import Remembered
 from node.pipeline.head import Generation
 from node.pipeline.pipeline import Pipeline
 from node.plan.walk import walk
-from node.swarm.base import MemberGone, PlanHeard
+from node.swarm.base import LinkLost, MemberGone, PlanHeard
 from node.wire.events import Event, ModelProgress, Notice, PlanImpossible
 from node.wire.frames import Sampling
 from node.wire.ids import NodeId
@@ -141,6 +141,8 @@ class Lab:
                         case MemberGone() as gone:
                             peer.pipeline.lost(gone.node_id, gone.why)
                             peer.planner.member_gone(gone)
+                        case LinkLost(node_id=lost, reason=reason):
+                            peer.pipeline.lost(lost, reason)
                         case PlanHeard(plan=plan):
                             peer.planner.heard(plan)
                     peer.planner.wake()
@@ -271,6 +273,29 @@ async def test_a_member_that_says_goodbye_is_replaced_at_once(lab: Lab) -> None:
     lab.network.leave(bob.swarm)
     await trio.sleep(5)
     assert ada.range == (0, 6)
+
+
+@in_a_lab
+async def test_a_link_that_breaks_under_a_request_ends_it_at_once_and_the_next_one_works(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True, min_nodes=2)
+    bob = await lab.join("bob")
+    await trio.sleep(8)
+    failed: list[RequestError] = []
+
+    async def ask() -> None:
+        try:
+            await ada.ask(2000)
+        except RequestError as error:
+            failed.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(0.5)
+        lab.network.break_link(ada.swarm, bob.swarm)
+        await trio.sleep(1)
+        assert len(failed) == 1
+    assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
+    assert [engine.live_sessions for peer in (ada, bob) for engine in peer.engines] == [0, 0]
 
 
 @in_a_lab
