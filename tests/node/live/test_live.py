@@ -295,6 +295,7 @@ async def test_a_link_that_breaks_under_a_request_ends_it_at_once_and_the_next_o
         await trio.sleep(1)
         assert len(failed) == 1
     assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
+    await trio.sleep(1)
     assert [engine.live_sessions for peer in (ada, bob) for engine in peer.engines] == [0, 0]
 
 
