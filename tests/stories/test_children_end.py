@@ -127,7 +127,7 @@ def test_a_signal_to_the_app_restores_the_terminal_and_leaves_nothing(
         stack.callback(app.kill)
         seen = read_until(ours, b"\x1b[?1049h", START_S)
         until("the nodes run", lambda: "local-2" in " ".join(processes_of(temporary)), START_S)
-        assert termios.tcgetattr(theirs)[3] != before[3]
+        until("the terminal is the app's", lambda: termios.tcgetattr(theirs)[3] != before[3], 10)
         if hang_up:
             os.close(ours)
             os.close(theirs)
