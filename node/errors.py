@@ -187,10 +187,13 @@ class BadInvitation(SwarmError):
 
 
 class NotAdmitted(SwarmError):
-    """A peer without our swarm's secret, or a swarm whose secret we lack."""
+    """A peer without our swarm's secret, or a swarm whose secret we lack.
 
-    def __init__(self, peer: str, reason: str) -> None:
-        self.peer, self.reason = peer, reason
+    `refused` is False where the connection merely ended before it came to that, as one of two that cross does.
+    """
+
+    def __init__(self, peer: str, reason: str, *, refused: bool = True) -> None:
+        self.peer, self.reason, self.refused = peer, reason, refused
         super().__init__(f"not admitted with {peer}: {reason}")
 
 

@@ -17,7 +17,7 @@ Problem = Callable[[], str | None]
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 a wrong option, setting or token, or the model does not fit; 3 a node already runs
 here; 4 no node runs here; 5 model files; 6 engine; 7 swarm; 8 the request was refused or lost a node; 129 the terminal
-was closed; 130 ctrl-c; 143 SIGTERM
+was closed; 130 ctrl-c; 143 SIGTERM; a node that a signal asks to leave ends with 0
 
 folders: PARALLAX_HOME moves keys, settings and sockets; PARALLAX_MODELS moves the weights alone
 """

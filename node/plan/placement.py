@@ -307,4 +307,5 @@ def _note(pipelines: Sequence[Pipeline], nodes: Sequence[PoolNode]) -> str:
     kinds = "pipeline" if len(pipelines) == 1 else "pipelines"
     longest = max(len(p.stages) for p in pipelines)
     token_ms = figure(fastest.token_ms)
-    return f"{len(pipelines)} {kinds} of up to {longest} stages; the fastest gives a token in {token_ms} ms"
+    what = f"{len(pipelines)} {kinds} of up to {longest} stages"
+    return f"{what}; the fastest gives a token in {token_ms} ms, its share of the prompt included"

@@ -161,7 +161,8 @@ class Connection:
         if self.admitted_s == math.inf:
             if isinstance(failure, NotAdmitted):
                 raise failure
-            raise NotAdmitted(self.peer, _told(failure) if failure else self.reason or "it took too long")
+            why = _told(failure) if failure else self.reason or "it took too long"
+            raise NotAdmitted(self.peer, why, refused=False)
 
     async def open(self, protocol: str) -> MuxedStream:
         """A fresh stream of ours with that protocol on it.

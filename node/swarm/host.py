@@ -191,12 +191,14 @@ class _Host:
             outcome.error = error
         except Exception as error:  # a door as in `_admit`: whatever a peer provokes costs its connection alone
             log.warning("the connection with %s broke: %r", short_id(connection.peer), error)
-            outcome.error = NotAdmitted(connection.peer, "its connection broke")
+            outcome.error = NotAdmitted(connection.peer, "its connection broke", refused=False)
         finally:
             outcome.known.set()
 
     def _not_admitted(self, error: NotAdmitted) -> None:
-        if self._seldom.now(error.peer, trio.current_time()):
+        if not error.refused:
+            log.debug("%s", error)
+        elif self._seldom.now(error.peer, trio.current_time()):
             log.warning("%s", error)
 
     def _places(self, peer: NodeId) -> list[Address]:

@@ -81,6 +81,10 @@ def child_node(home: Home, options: Sequence[str], environment: dict[str, str] |
     child = ChildNode(home, process, log)
     try:
         yield child
+    except ParallaxError as error:
+        if process.poll():  # its own reason for ending is ours
+            error.exit_code = max(1, process.returncode)
+        raise
     finally:
         _stop(process)
 

@@ -28,6 +28,10 @@ READY_S = 1800.0
 ENDING_S = 5.0
 """Between a node's last answer and the end of its process, at most."""
 
+POLL_S = 0.25
+TELL_AFTER_S = 30.0
+"""A usual start takes less; a first one, which fetches the model, may take longer."""
+
 PATIENCE_S = 3.0
 """A plan problem may be a passing one while nodes find one another; one that stays this long is told."""
 
@@ -122,8 +126,8 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
                 raise ParallaxError(trouble)
             if time.monotonic() > deadline:
                 raise ParallaxError(f"nothing is served after {READY_S / 60:.0f} minutes: {health.reason}")
-            progress.show(state.model)
-            time.sleep(0.1)
+            progress.show(state.model, health.reason)
+            time.sleep(POLL_S)
 
 
 def _last_words(problem: Callable[[], str | None], home: Home) -> str:
@@ -137,11 +141,13 @@ def _last_words(problem: Callable[[], str | None], home: Home) -> str:
 
 
 class _ProgressLine:
-    """One line that is written over; silent where stderr is no terminal."""
+    """One line that is written over; where stderr is no terminal, one sentence if it takes long."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._shown = ""
+        self._told = False
+        self._begun_s = time.monotonic()
 
     def __enter__(self) -> _ProgressLine:
         return self
@@ -149,7 +155,13 @@ class _ProgressLine:
     def __exit__(self, *error: object) -> None:
         self._write("")
 
-    def show(self, model: ModelStatus) -> None:
+    def show(self, model: ModelStatus, reason: str) -> None:
+        """How far the model is; without a terminal, once, what keeps the answer waiting for long."""
+        if not self._stream.isatty():
+            if not self._told and time.monotonic() - self._begun_s > TELL_AFTER_S:
+                self._told = True
+                self._stream.write(f"parallax: waiting: {reason}\n")
+            return
         share = f" {100 * model.done_bytes / model.total_bytes:3.0f} %" if model.total_bytes else ""
         words = {"fetch": "fetching", "convert": "converting", "load": "loading"}
         self._write(f"{words.get(model.phase, 'starting')} {model.model}{share}".rstrip())
