@@ -11,9 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from node.models import DEFAULT_REF, prepare
 from node.models.progress import ignore_progress
+
+# Machines that run this are shared and slow at times: how long an example takes says nothing about the code. Where
+# CI is set, every run tries the same examples, and the search for new ones is left to people.
+settings.register_profile(
+    "shared machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+    database=None,
+)
+settings.load_profile("shared machine")
 
 DATA = Path(__file__).parent / "data"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from node.api.chat_request import MAX_STOPS, ChatRequest, parse_chat_request
@@ -77,7 +77,6 @@ names = st.sampled_from(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # the first draw builds the strategies
 @given(st.dictionaries(names, anything), st.booleans())
 def test_no_json_does_anything_but_bad_request(fields: dict[str, object], with_messages: bool) -> None:
     try:
