@@ -6,9 +6,10 @@ import argparse
 import sys
 from dataclasses import replace
 
-from node.config import Settings, check, parse_bytes, parse_dtype, parse_layers, read_config
+from node.config import OBJECTIVES, Settings, check, parse_dtype, read_config
 from node.errors import ParallaxError
 from node.home import Home
+from node.notation import parse_bytes, parse_layers
 
 
 def add_node_options(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,12 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
         help="address for peers; may be repeated (default: all interfaces, a port that is kept from start to start)",
     )
     parser.add_argument(
+        "--announce",
+        action="append",
+        metavar="HOST:PORT",
+        help="address that peers are told instead, where a router forwards a port; may be repeated",
+    )
+    parser.add_argument(
         "--api",
         metavar="HOST:PORT",
         help="address for OpenAI clients; `off` for none (default: 127.0.0.1:8765 or the next free port)",
@@ -31,6 +38,13 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="name, GGUF file, folder or hub id (default: the swarm's, or the embedded one)")
     parser.add_argument("--layers", metavar="A:B", help="hold exactly layers A to B-1 instead of the planned share")
     parser.add_argument("--memory", metavar="SIZE", help="use at most this much for weights and KV cache, such as 6g")
+    parser.add_argument("--threads", type=int, metavar="N", help="use at most N processor threads for the layers")
+    parser.add_argument("--region", metavar="NAME", help="where it stands: nodes of one region are near one another")
+    parser.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        help="of the swarm that this node starts: auto, share (layers by memory), latency, throughput or balanced",
+    )
     parser.add_argument("--dtype", help="auto, fp32, bf16 or fp16 (default: auto: fp32 on CPUs, bf16 on GPUs)")
     parser.add_argument("--data-dir", metavar="DIR", help="keep keys, settings and sockets here (also: PARALLAX_HOME)")
     parser.add_argument("--control", choices=("unix", "tcp"), help="how local clients reach it (default: unix)")
@@ -49,11 +63,15 @@ def settings_from(options: argparse.Namespace, home: Home) -> Settings:
     given: dict[str, object] = {
         "name": options.name,
         "listen": tuple(options.listen) if options.listen else None,
+        "announce": tuple(options.announce) if options.announce else None,
         "api": options.api,
         "join": tuple(options.join) if options.join else None,
         "model": options.model,
         "layers": parse_layers(options.layers) if options.layers else None,
         "memory_bytes": parse_bytes(options.memory) if options.memory else None,
+        "threads": options.threads,
+        "region": options.region,
+        "objective": options.objective,
         "control": options.control,
         "discover": False if options.no_discover else None,
         "min_nodes": options.min_nodes,

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from node.errors import ConfigError, UsageError
+from node.notation import parse_bytes, parse_layers
 from node.wire.models import Dtype
+from node.wire.plans import Objective
 
 DEFAULT_API = "127.0.0.1:8765"
 CONFIG_LIMIT_BYTES = 64 * 1024
-
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Settings:
     """What others see; empty: this machine's host name."""
     listen: tuple[str, ...] = ()
     """`HOST:PORT` addresses for peers; empty: all interfaces, a port that is kept from start to start."""
+    announce: tuple[str, ...] = ()
+    """`HOST:PORT` addresses that peers are told instead of those listened on: for a router that forwards a port."""
     api: str = DEFAULT_API
     """`HOST:PORT` for OpenAI clients; port 0 picks a free one, `off` serves the control socket alone."""
     join: tuple[str, ...] = ()
@@ -39,6 +41,12 @@ class Settings:
     """At most this much for weights and KV cache; None: 70 % of what the device has."""
     dtype: Dtype | None = None
     """None: the swarm's, or float32 on a CPU and bfloat16 on a GPU."""
+    threads: int | None = None
+    """At most so many processor threads for the engine; None: all cores, divided among the nodes of a machine."""
+    region: str = ""
+    """Nodes that name the same region are taken to be near one another until their round trips have been measured."""
+    objective: Literal["auto"] | Objective | None = None
+    """What the plan of a swarm that this node starts aims at; None: `auto`, or what the swarm had before."""
     control: Literal["unix", "tcp"] = "unix"
     """How local clients reach the node; Windows always uses tcp."""
     discover: bool = True
@@ -46,22 +54,6 @@ class Settings:
     min_nodes: int = 1
     """Make the first plan only when that many nodes are here."""
     log_format: Literal["text", "json"] = "text"
-
-
-def parse_layers(text: str) -> tuple[int, int]:
-    """`A:B` as the half-open range [A, B)."""
-    match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text.strip())
-    if not match or int(match[1]) >= int(match[2]):
-        raise UsageError(f"--layers {text!r}: write A:B with A < B, such as 0:15 for the first fifteen layers")
-    return int(match[1]), int(match[2])
-
-
-def parse_bytes(text: str) -> int:
-    """`6g`, `512M`, `1.5GiB` or plain bytes."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not match or float(match[1]) <= 0:
-        raise UsageError(f"--memory {text!r}: write a size such as 6g or 512m")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def parse_dtype(text: str) -> Dtype | None:
@@ -80,6 +72,17 @@ def parse_dtype(text: str) -> Dtype | None:
     return names[text.lower()]
 
 
+OBJECTIVES: tuple[Literal["auto"] | Objective, ...] = ("auto", "share", "latency", "throughput", "balanced")
+
+
+def parse_objective(text: str) -> Literal["auto"] | Objective:
+    """One of OBJECTIVES."""
+    for objective in OBJECTIVES:
+        if text == objective:
+            return objective
+    raise UsageError(f"--objective {text!r}: choose one of {', '.join(OBJECTIVES)}")
+
+
 def parse_host_port(text: str, option: str) -> tuple[str, int]:
     """`HOST:PORT`; an IPv6 host stands in brackets."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]/\s]+)):(\d{1,5})", text.strip())
@@ -88,20 +91,20 @@ def parse_host_port(text: str, option: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
-def listen_multiaddrs(listen: tuple[str, ...]) -> tuple[str, ...]:
+def listen_multiaddrs(listen: tuple[str, ...], option: str = "--listen") -> tuple[str, ...]:
     """libp2p addresses for `HOST:PORT` texts; a multiaddress is passed through."""
     addresses: list[str] = []
     for text in listen:
         if text.startswith("/"):
             if not re.fullmatch(r"/(ip4|ip6)/[0-9a-fA-F.:]+/tcp/\d{1,5}", text):
-                raise UsageError(f"--listen {text!r}: write HOST:PORT or /ip4/ADDRESS/tcp/PORT")
+                raise UsageError(f"{option} {text!r}: write HOST:PORT or /ip4/ADDRESS/tcp/PORT")
             addresses.append(text)
             continue
-        host, port = parse_host_port(text, "--listen")
+        host, port = parse_host_port(text, option)
         try:
             address = ipaddress.ip_address(socket.gethostbyname(host) if not _is_ip(host) else host)
         except OSError as error:
-            raise UsageError(f"--listen {text!r}: {host} is not an address of this machine") from error
+            raise UsageError(f"{option} {text!r}: {host} is not known here as an address") from error
         addresses.append(f"/ip{address.version}/{address}/tcp/{port}")
     return tuple(addresses)
 
@@ -128,6 +131,11 @@ def check(settings: Settings) -> Settings:
     if settings.api != "off":
         parse_host_port(settings.api, "--api")
     listen_multiaddrs(settings.listen)
+    listen_multiaddrs(settings.announce, "--announce")
+    if settings.threads is not None and not 1 <= settings.threads <= 4096:
+        raise UsageError(f"--threads {settings.threads}: from 1 to 4096")
+    if len(settings.region) > 64 or not (settings.region.isprintable() or not settings.region):
+        raise UsageError(f"--region {settings.region!r}: at most 64 printable characters")
     if settings.min_nodes < 1:
         raise UsageError(f"--min-nodes {settings.min_nodes}: at least 1")
     name = settings.name or socket.gethostname().split(".")[0] or "node"
@@ -170,10 +178,10 @@ def read_config(path: Path) -> Settings:
 def _config_value(key: str, value: object) -> tuple[str, object]:
     """The settings field and checked value for one key of the file."""
     match key, value:
-        case (("listen" | "join"), list()) if all(isinstance(each, str) for each in value):
+        case (("listen" | "announce" | "join"), list()) if all(isinstance(each, str) for each in value):
             return key, tuple(value)
-        case (("listen" | "join" | "name" | "api" | "model"), str()):
-            return key, (value,) if key in ("listen", "join") else value
+        case (("listen" | "announce" | "join" | "name" | "api" | "model" | "region"), str()):
+            return key, (value,) if key in ("listen", "announce", "join") else value
         case "layers", str():
             return key, parse_layers(value)
         case "memory", str():
@@ -186,7 +194,9 @@ def _config_value(key: str, value: object) -> tuple[str, object]:
             return key, value
         case "discover", bool():
             return key, value
-        case "min_nodes", int() if not isinstance(value, bool):
+        case "objective", str():
+            return key, parse_objective(value)
+        case (("min_nodes" | "threads"), int()) if not isinstance(value, bool):
             return key, value
         case _:
             raise UsageError(f"cannot be {value!r}")

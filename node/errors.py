@@ -24,7 +24,8 @@
     ├── PlanError
     │   ├── DoesNotFit          the pool's memory is too small: says how much is missing
     │   ├── BadLayers           a range set by hand, or a count of layers, that cannot be served
-    │   └── BadPool             a figure of a pool, a node or a link that cannot be: names file, key and reason
+    │   ├── BadPool             a figure of a pool, a node or a link that cannot be: names file, key and reason
+    │   └── PlanChanged         the plan that a change was made for is no longer in force
     └── RequestError
         ├── BadRequest          the client's fault: HTTP 400, names the parameter
         ├── NoRoute             layers that nobody serves now: HTTP 503
@@ -246,6 +247,16 @@ class BadPool(PlanError):
         super().__init__(f'{where}: "{key}": {reason}')
 
 
+class PlanChanged(PlanError):
+    """A change of the plan came too late: another plan is in force than the one it was made for."""
+
+    def __init__(self, made_for: int, in_force: int) -> None:
+        self.made_for, self.in_force = made_for, in_force
+        super().__init__(
+            f"the change was made for plan {made_for}, and plan {in_force} is in force now; look at it and ask again"
+        )
+
+
 class RequestError(ParallaxError):
     """One request cannot be served. `status` is the HTTP status, `kind` the error type in its body."""
 
@@ -273,6 +284,10 @@ class NoRoute(RequestError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class NoRoom(NoRoute):
+    """Some layers are on nodes whose KV caches are full."""
 
 
 class HopLost(RequestError):

@@ -94,13 +94,17 @@ async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
             home=home,
             name=settings.name,
             listen=listen_multiaddrs(settings.listen) or ("/ip4/0.0.0.0/tcp/0",),
+            announce=listen_multiaddrs(settings.announce, "--announce"),
             invitations=settings.join,
             discover_lan=settings.discover,
             machine_id=machine_id(),
             software=f"parallax {node.__version__}",
         )
         async with open_swarm(
-            swarm_settings, pinned_layers=settings.layers, memory_cap_bytes=settings.memory_bytes
+            swarm_settings,
+            pinned_layers=settings.layers,
+            memory_cap_bytes=settings.memory_bytes,
+            region=settings.region,
         ) as swarm:
             this = Member(settings, home, swarm, remembered)
             async with trio.open_nursery() as nursery:

@@ -71,7 +71,7 @@ class ParallaxApp(App[None], inherit_bindings=False):
         theme: str | None = None,
         slow_link: bool = False,
     ) -> None:
-        self._themes = theming.load_themes([theming.shipped_folder(), home.config.parent / "themes"])
+        self._themes = theming.themes_of(home)
         self._keymap_file = load_keymap(home.config.parent / KEYMAP_FILE)
         super().__init__()
         self.home, self.child_problem, self.slow_link = home, child_problem, slow_link

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import get_args
 
 from node.errors import ParallaxError, UsageError
 from node.home import Home
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Every command and option."""
     from node.command_line import add_node_options
+    from node.wire.plans import Objective
 
     parser = argparse.ArgumentParser(
         prog="parallax",
@@ -78,16 +80,40 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     status.add_argument("--once", action="store_true", help="print once, even on a terminal")
     status.add_argument("--data-dir", metavar="DIR", help="of the node to ask (also: PARALLAX_HOME)")
-    plan = _command(commands, "plan", "show who would hold which layers, and how fast that would be", _run_plan)
+    plan = _command(
+        commands,
+        "plan",
+        "show who would hold which layers and how fast that would be; steer the running swarm",
+        _run_plan,
+    )
     where = plan.add_mutually_exclusive_group()
     where.add_argument("pool", nargs="?", metavar="POOL.toml", help="the machines: [[node]] and [[link]] tables")
     where.add_argument("--live", action="store_true", help="the machines of the running swarm (the default)")
     plan.add_argument(
         "--model", help="a known model such as glm-4.6, or a folder with config.json; with a live pool: its"
     )
+    objectives = ("auto", *get_args(Objective))
+    plan.add_argument("--objective", choices=objectives, help="default: the swarm's own; with POOL.toml: balanced")
     plan.add_argument(
-        "--objective", choices=("latency", "throughput", "balanced"), default="balanced", help="default: balanced"
+        "--pin", action="append", default=[], metavar="NAME=A:B", help="NAME shall hold exactly layers A to B-1"
     )
+    plan.add_argument(
+        "--cap", action="append", default=[], metavar="NAME=SIZE", help="NAME shall use at most SIZE, such as 6g"
+    )
+    plan.add_argument(
+        "--drain",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="NAME shall give its layers to others, then rest",
+    )
+    plan.add_argument(
+        "--exclude", action="append", default=[], metavar="NAME", help="NAME shall serve nothing from now on"
+    )
+    plan.add_argument(
+        "--reset", action="append", default=[], metavar="NAME", help="take back all that is set for NAME by hand"
+    )
+    plan.add_argument("--apply", action="store_true", help="change the running swarm; without it nothing is changed")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.add_argument("--data-dir", metavar="DIR", help="of the node to ask (also: PARALLAX_HOME)")
     models = _command(commands, "models", "list, fetch, import or remove models", _run_models)
@@ -168,9 +194,13 @@ def _run_status(options: argparse.Namespace) -> int:
 
 
 def _run_plan(options: argparse.Namespace) -> int:
+    from parallax_tui.headless.plan_changes import read_changes
     from parallax_tui.headless.plan_report import PlanQuestion, answer
 
-    question = PlanQuestion(options.pool, options.model, options.objective, options.json)
+    changes = read_changes(options.pin, options.cap, options.drain, options.exclude, options.reset)
+    question = PlanQuestion(
+        options.pool, options.model, options.objective, changes, apply=options.apply, as_json=options.json
+    )
     print(answer(question, Home.from_environment(options.data_dir)))
     return 0
 
@@ -206,11 +236,13 @@ def _run_question(options: argparse.Namespace) -> int:
 
 
 def _run_app(options: argparse.Namespace) -> int:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError("the terminal app needs a terminal; `parallax -p TEXT` answers without one")
     if options.slow_link:
         # Textual reads these when it is imported: fewer paints and colours, no animation.
         os.environ |= {"TEXTUAL_FPS": "4", "TEXTUAL_COLOR_SYSTEM": "standard", "TEXTUAL_ANIMATIONS": "none"}
+    if options.theme is not None:
+        _check_theme(options.theme)  # before a node is started for nothing
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError("the terminal app needs a terminal; `parallax -p TEXT` answers without one")
     from parallax_tui.headless.orderly_end import ending_in_order
 
     with ending_in_order() as ending, _serving(options, [], wait=False) as (home, problem):
@@ -220,6 +252,15 @@ def _run_app(options: argparse.Namespace) -> int:
         ending.act = app.end
         app.run()
         return ending.code or app.return_code or 0
+
+
+def _check_theme(name: str) -> None:
+    from parallax_tui.theming import themes_of
+
+    themes = themes_of(Home.from_environment())
+    if name not in themes.by_name:
+        problems = "".join(f"; {problem}" for problem in themes.problems)
+        raise UsageError(f"--theme {name!r} is not there; there are {', '.join(sorted(themes.by_name))}{problems}")
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from pygments.styles import get_all_styles  # type: ignore[import-untyped]
 from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
+from node.home import Home
+
 DEFAULT = "parallax-dark"
 SIZE_LIMIT_BYTES = 64 * 1024
 CHOICE_FILE = "tui.toml"
@@ -77,6 +79,11 @@ def shipped_folder() -> Path:
     """The themes of the package; beside it where the package is installed in place."""
     inside = Path(str(files("parallax_tui"))) / "themes"
     return inside if inside.is_dir() else inside.parent.parent / "themes"
+
+
+def themes_of(home: Home) -> Themes:
+    """The shipped themes, and those in `themes/` beside this home's config.toml."""
+    return load_themes([shipped_folder(), home.config.parent / "themes"])
 
 
 def load_themes(folders: Iterable[Path]) -> Themes:

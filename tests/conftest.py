@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from node.models import DEFAULT_REF, prepare
 from node.models.progress import ignore_progress
@@ -28,6 +29,33 @@ settings.register_profile(
 settings.load_profile("shared machine")
 
 DATA = Path(__file__).parent / "data"
+STORIES = Path(__file__).parent / "stories"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache of models for all processes of a run: PARALLAX_MODELS where it is set, which spares a download."""
+    if "PARALLAX_MODELS" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="parallax-test-models-")
+        os.environ["PARALLAX_MODELS"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Stories start first: they take longest."""
+    items.sort(key=lambda item: STORIES not in item.path.parents)
+
+
+class ByFile(LoadScopeScheduling):
+    """Worker processes take files from one another; stories go one after the other, since each fills both cores."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, _ = nodeid.partition("::")
+        return "stories" if file.startswith("tests/stories/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """The library has a mark for this, which has no effect with every pytest."""
+    return ByFile(config, log)
 
 
 @dataclass(frozen=True)
@@ -48,14 +76,9 @@ def greedy_oracle() -> list[Greedy]:
 
 
 @pytest.fixture(scope="session")
-def models_folder() -> Iterator[Path]:
-    """A cache that the whole run shares: PARALLAX_MODELS where it is set, which spares the download, else a new one."""
-    if shared := os.environ.get("PARALLAX_MODELS"):
-        yield Path(shared)
-        return
-    folder = Path(tempfile.mkdtemp(prefix="parallax-test-models-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+def models_folder() -> Path:
+    """The cache that the whole run shares."""
+    return Path(os.environ["PARALLAX_MODELS"])
 
 
 @pytest.fixture(scope="session")

@@ -3,55 +3,21 @@
 from __future__ import annotations
 
 import msgspec
-import trio
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from node.api.body import read_body, require_json
 from node.api.chat_request import BODY_LIMIT_BYTES, ChatRequest, parse_chat_request
 from node.api.disconnect import until_disconnect
-from node.api.replies import ChunkWriter, completion, error_body, sse
+from node.api.replies import ChunkWriter, completion, error_body, error_response, sse
 from node.api.service import Answer, Service
-from node.errors import BadRequest, RequestError
+from node.errors import RequestError
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-BODY_S = 30.0
-"""For a whole body, from a client on this machine or its network; one that stalls must not keep its connection."""
-
-
-async def read_body(receive: Receive) -> bytes:
-    """The request's body.
-
-    Raises:
-        BadRequest: larger than `BODY_LIMIT_BYTES`, or not there within `BODY_S`.
-    """
-    with trio.move_on_after(BODY_S):
-        return await _whole_body(receive)
-    raise BadRequest(None, f"the body did not arrive within {BODY_S:.0f} s")
-
-
-async def _whole_body(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise BadRequest(None, "the client went away")
-        body += message.get("body", b"")
-        if len(body) > BODY_LIMIT_BYTES:
-            raise BadRequest(None, f"the body is larger than {BODY_LIMIT_BYTES} bytes")
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def error_response(error: RequestError) -> Response:
-    headers = {"retry-after": "1"} if error.status in (429, 503) else None
-    return JSONResponse(error_body(error), error.status, headers)
 
 
 class ChatEndpoint:
@@ -62,8 +28,8 @@ class ChatEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            _require_json(scope)
-            request = parse_chat_request(await read_body(receive))
+            require_json(scope)
+            request = parse_chat_request(await read_body(receive, BODY_LIMIT_BYTES))
         except RequestError as error:
             await error_response(error)(scope, receive, send)
             return
@@ -106,10 +72,3 @@ class ChatEndpoint:
 
 async def _send_part(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-def _require_json(scope: Scope) -> None:
-    """A web form cannot say application/json without asking first, so this also stops cross-site posts."""
-    kind = Request(scope).headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise BadRequest(None, f"the content type is {kind or 'missing'}, application/json is needed")

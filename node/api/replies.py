@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import msgspec
+from starlette.responses import JSONResponse, Response
 
 from node.errors import RequestError
 from node.pipeline.answer import AnswerTiming
@@ -15,6 +16,12 @@ def error_body(error: RequestError) -> dict[str, Any]:
     """What an OpenAI client turns into an exception."""
     code = type(error).__name__
     return {"error": {"message": str(error), "type": error.kind, "param": getattr(error, "param", None), "code": code}}
+
+
+def error_response(error: RequestError) -> Response:
+    """The same as a response, with the error's own status."""
+    headers = {"retry-after": "1"} if error.status in (429, 503) else None
+    return JSONResponse(error_body(error), error.status, headers)
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -14,13 +14,21 @@ import node
 from node.api.chat import ChatEndpoint
 from node.api.events import EventsEndpoint
 from node.api.guard import Guard
+from node.api.plan import PlanEndpoint, refuse_to_apply
 from node.api.service import Service
 from node.wire.records import WIRE_VERSION
 
+APPLY = "/v1/plan/apply"
+
 
 def client_app(service: Service, *, loopback_only: bool) -> ASGIApp:
-    """For OpenAI clients: answers, models, health, state and events."""
-    return Guard(_app(_client_routes(service)), loopback_only=loopback_only)
+    """For OpenAI clients: answers, models, health, state, events and the plan.
+
+    The plan is changed by whoever owns the machine: from a port that others reach it can only be looked at.
+    """
+    planning = PlanEndpoint(service.here)
+    apply = Route(APPLY, planning.apply if loopback_only else refuse_to_apply, methods=["POST"])
+    return Guard(_app([*_client_routes(service, planning), apply]), loopback_only=loopback_only)
 
 
 def control_app(service: Service, *, token: str | None) -> ASGIApp:
@@ -29,10 +37,15 @@ def control_app(service: Service, *, token: str | None) -> ASGIApp:
     async def invitation(request: Request) -> Response:
         return JSONResponse({"token": service.here.invitation()})
 
-    return Guard(_app([*_client_routes(service), Route("/v1/invitation", invitation, methods=["POST"])]), token=token)
+    planning = PlanEndpoint(service.here)
+    own_routes = [
+        Route("/v1/invitation", invitation, methods=["POST"]),
+        Route(APPLY, planning.apply, methods=["POST"]),
+    ]
+    return Guard(_app([*_client_routes(service, planning), *own_routes]), token=token)
 
 
-def _client_routes(service: Service) -> list[Route]:
+def _client_routes(service: Service, planning: PlanEndpoint) -> list[Route]:
     async def health(request: Request) -> Response:
         plan = service.here.plan()
         problem = service.journal.state.uncovered()
@@ -61,6 +74,7 @@ def _client_routes(service: Service) -> list[Route]:
         Route("/v1/chat/completions", ChatEndpoint(service), methods=["POST"]),
         Route("/v1/events", EventsEndpoint(service.journal), methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/plan", planning.propose, methods=["POST"]),
         Route("/v1/state", state, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
     ]

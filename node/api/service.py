@@ -16,11 +16,13 @@ from node.errors import BadRequest, NoRoute, RequestError
 from node.journal.log import Journal
 from node.models import ChatModel
 from node.pipeline.answer import AnswerTiming, Piece, read_answer
-from node.pipeline.head import Generation, Head, TokenStream
-from node.plan.walk import walk
+from node.pipeline.dispatch import Dispatcher
+from node.pipeline.head import Generation, TokenStream
+from node.plan.proposal import Proposal
 from node.wire.events import RequestFailed, RequestFinished, RequestProgress, RequestStarted
+from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
-from node.wire.plans import Plan
+from node.wire.plans import Plan, PlanSettings
 from node.wire.records import NodeRecord
 
 PROGRESS_EVERY_S = 0.25
@@ -38,6 +40,12 @@ class Here(Protocol):
     def invitation(self) -> str: ...
     def waiting_for(self) -> str: ...
 
+    async def propose(self, settings: PlanSettings | None = None) -> Proposal:
+        """The plan under these settings, by default those in force. Raises NoRoute, PlanError."""
+
+    async def apply(self, settings: PlanSettings | None = None, epoch: int | None = None) -> Proposal:
+        """Make it the plan in force. Raises the same, and PlanChanged where `epoch` is not in force any more."""
+
 
 @dataclass(slots=True)
 class Answer:
@@ -53,10 +61,14 @@ class Answer:
 class Service:
     """One node's service to its clients."""
 
-    def __init__(self, here: Here, head: Head, journal: Journal, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, here: Here, dispatcher: Dispatcher, journal: Journal, clock: Callable[[], float] = time.time
+    ) -> None:
         self.here, self.journal = here, journal
-        self._head, self._clock = head, clock
+        self._dispatcher, self._clock = dispatcher, clock
         self.started_s = clock()
+        self._running: set[RequestId] = set()
+        """Those of which the journal has a start and no end."""
 
     @asynccontextmanager
     async def answer(self, request: ChatRequest) -> AsyncIterator[Answer]:
@@ -78,22 +90,26 @@ class Service:
             )
         prompt = await trio.to_thread.run_sync(chat_model.render, request.messages)
         generation = self._generation(request, prompt, chat_model, plan.weights)
-        chain = walk(plan.facts.layers, self.here.records())
-        names = {NodeId(hop.node_id): self.journal.state.name_of(NodeId(hop.node_id)) for hop in chain}
         request_id = RequestId(f"chatcmpl-{secrets.token_hex(12)}")
-        timing = AnswerTiming(names)
-        self.journal.append(RequestStarted(request_id, len(prompt), chain))
+        timing = AnswerTiming({})
+
+        def started(chain: tuple[Hop, ...]) -> None:
+            nodes = [NodeId(hop.node_id) for hop in chain]
+            timing.chain_names = {node: self.journal.state.name_of(node) for node in nodes}
+            self.journal.append(RequestStarted(request_id, len(prompt), chain))
+            self._running.add(request_id)
+
         try:
-            async with self._head.generate(generation, chain, plan.epoch) as tokens:
+            async with self._dispatcher.generate(generation, request_id, started) as tokens:
                 pieces = self._pieces(request_id, tokens, chat_model, request, timing)
                 async with aclosing(pieces):
                     yield Answer(request_id, plan.model.name, len(prompt), timing, pieces)
         except RequestError as error:
+            self._running.discard(request_id)
             self.journal.append(RequestFailed(request_id, str(error)))
             raise
         finally:
-            view = next((r for r in self.journal.state.requests if r.request_id == request_id), None)
-            if view is not None and view.status == "running":
+            if request_id in self._running:
                 self._finished(request_id, "cancelled", timing)
 
     def _generation(self, request: ChatRequest, prompt: list[int], chat_model: ChatModel, weights: str) -> Generation:
@@ -131,6 +147,7 @@ class Service:
                 yield piece
 
     def _finished(self, request_id: RequestId, reason: str, timing: AnswerTiming) -> None:
+        self._running.discard(request_id)
         self.journal.append(
             RequestFinished(
                 request_id,

@@ -25,7 +25,8 @@ class StageSpec:
     end: int
     dtype: Dtype
     kv_bytes: int
-    """Memory that all sequences' keys and values together may take."""
+    """Memory that all sequences' keys and values may take while the worker holds these layers alone. What else it holds
+    takes from it; stages over the same tensors share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ class StageInfo:
     """Width of the rows that the stage takes and gives."""
     dtype: Dtype
     """Of the rows that the stage gives."""
+    layer_ms: float | None = None
+    """One layer's part of a decode step, the LM head left out, timed when the stage was loaded."""
+    head_ms: float | None = None
+    """LM head and sampling of a decode step; None where the stage is not the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class StepResult:
     """The sampled token, where sampling was asked for."""
     compute_ms: float
     """Inside the backend."""
+    head_ms: float = 0.0
+    """Of that, LM head and sampling."""
 
 
 class Stage(Protocol):

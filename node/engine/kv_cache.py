@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from node.engine.memory import WorkerMemory
 from node.errors import EngineError, OutOfKV
 
 CacheT = TypeVar("CacheT")
@@ -25,17 +26,27 @@ class Sequence(Generic[CacheT]):
 
 
 class Sequences(Generic[CacheT]):
-    """All sequences of one stage."""
+    """All sequences of one stage, each of whose tokens takes `bytes_per_token` of the worker's memory."""
 
-    def __init__(self, capacity_tokens: int, new_cache: Callable[[], CacheT]) -> None:
+    def __init__(
+        self,
+        capacity_tokens: int,
+        new_cache: Callable[[], CacheT],
+        memory: WorkerMemory | None = None,
+        bytes_per_token: int = 0,
+    ) -> None:
         self.capacity_tokens = capacity_tokens
         self._new_cache = new_cache
+        self._memory, self._bytes_per_token = memory, bytes_per_token
         self._sequences: dict[str, Sequence[CacheT]] = {}
 
     @property
     def free_tokens(self) -> int:
-        """Tokens that nobody has reserved."""
-        return self.capacity_tokens - sum(sequence.reserved for sequence in self._sequences.values())
+        """Tokens that nobody has reserved, here or on other stages of the worker."""
+        own = self.capacity_tokens - sum(sequence.reserved for sequence in self._sequences.values())
+        if self._memory is None or not self._bytes_per_token:
+            return own
+        return min(own, self._memory.free_bytes // self._bytes_per_token)
 
     def reserve(self, session: str, tokens: int) -> None:
         """Set room aside for a new sequence.
@@ -49,6 +60,7 @@ class Sequences(Generic[CacheT]):
         if tokens > self.free_tokens:
             raise OutOfKV(tokens, self.free_tokens)
         self._sequences[session] = Sequence(self._new_cache(), tokens)
+        self._count(tokens)
 
     def at(self, session: str, position: int, count: int) -> Sequence[CacheT]:
         """The sequence that a step of `count` tokens at `position` continues.
@@ -73,8 +85,14 @@ class Sequences(Generic[CacheT]):
 
     def free(self, session: str) -> None:
         """Forget a sequence. Harmless when it is unknown."""
-        self._sequences.pop(session, None)
+        if sequence := self._sequences.pop(session, None):
+            self._count(-sequence.reserved)
 
     def clear(self) -> None:
         """Forget all."""
-        self._sequences.clear()
+        for session in list(self._sequences):
+            self.free(session)
+
+    def _count(self, tokens: int) -> None:
+        if self._memory is not None:
+            self._memory.reserved_bytes += tokens * self._bytes_per_token

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from node.engine.base import StageInfo, StageSpec
 from node.engine.checkpoint import Checkpoint
+from node.engine.memory import WorkerMemory
 from node.engine.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage, layers_text
 from node.errors import EngineError, LoadFailed, ModelError
 
@@ -33,6 +34,8 @@ class SharedTensors:
 
     def __init__(self) -> None:
         self._tensors: WeakValueDictionary[tuple[object, ...], torch.Tensor] = WeakValueDictionary()
+        self.memory = WorkerMemory(lambda: sum(tensor.nbytes for tensor in self._tensors.values()))
+        """For them and the caches of those stages."""
         self.read_count = 0
         """Tensors read from files so far."""
 
@@ -41,16 +44,23 @@ class SharedTensors:
         return len(self._tensors)
 
     def load(
-        self, checkpoint: Checkpoint, wanted: dict[str, torch.dtype], device: torch.device
+        self, checkpoint: Checkpoint, blanks: dict[str, torch.Tensor], device: torch.device
     ) -> Generator[None, None, dict[str, torch.Tensor]]:
-        """The tensors of these checkpoint names in the given dtypes; yields after each one that is read."""
-        keys = {name: _key(checkpoint.file_of(name), name, dtype, device) for name, dtype in wanted.items()}
+        """The tensors of these checkpoint names in the blanks' dtypes; yields after each one that is read."""
+        keys = {name: _key(checkpoint.file_of(name), name, blank.dtype, device) for name, blank in blanks.items()}
         tensors = {name: tensor for name, key in keys.items() if (tensor := self._tensors.get(key)) is not None}
-        for name, stored in checkpoint.read(wanted.keys() - tensors.keys()):
-            # A copy, even where the dtype is the same already: the original is a view of the file.
-            tensors[name] = self._tensors[keys[name]] = stored.to(device, wanted[name], copy=True)
-            self.read_count += 1
-            yield
+        missing = blanks.keys() - tensors.keys()
+        coming = {name: blanks[name].nbytes for name in missing}
+        self.memory.coming_bytes += sum(coming.values())
+        try:
+            for name, stored in checkpoint.read(missing):
+                # A copy, even where the dtype is the same already: the original is a view of the file.
+                tensors[name] = self._tensors[keys[name]] = stored.to(device, blanks[name].dtype, copy=True)
+                self.memory.coming_bytes -= coming.pop(name)
+                self.read_count += 1
+                yield
+        finally:
+            self.memory.coming_bytes -= sum(coming.values())
         return tensors
 
 
@@ -87,6 +97,7 @@ def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> 
 def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Generator[None, None, TorchStage]:
     import torch
 
+    from node.engine.probe import probe
     from node.engine.torch_stage import TorchStage
 
     started = time.perf_counter()
@@ -102,7 +113,7 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
     ours = {name for name in names if is_of_stage(name, spec.start, spec.end, last=last)}
     _refuse_mismatch(asked, set(sources.values()) - names, ours - set(sources.values()))
 
-    tensors = yield from shared.load(checkpoint, {sources[local]: blanks[local].dtype for local in blanks}, device)
+    tensors = yield from shared.load(checkpoint, {sources[local]: blank for local, blank in blanks.items()}, device)
     for local, blank in blanks.items():
         tensor = tensors[sources[local]]
         if tensor.shape != blank.shape:
@@ -116,7 +127,7 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
 
     stage = TorchStage(model, spec, device, held=list(tensors.values()))
     try:
-        kv_bytes_per_token = stage.probe()
+        probed = yield from probe(stage)
     except EngineError:
         raise
     except Exception as error:  # whatever the library raises: better now than in the first request
@@ -124,12 +135,15 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
     stage.open(
         StageInfo(
             weight_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-            kv_bytes_per_token=kv_bytes_per_token,
-            kv_tokens=spec.kv_bytes // kv_bytes_per_token,
+            kv_bytes_per_token=probed.kv_bytes_per_token,
+            kv_tokens=spec.kv_bytes // probed.kv_bytes_per_token,
             load_s=time.perf_counter() - started,
             hidden_size=int(model.config.hidden_size),
             dtype=spec.dtype,
-        )
+            layer_ms=probed.layer_ms,
+            head_ms=probed.head_ms,
+        ),
+        shared.memory,
     )
     return stage
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 BUDGET_S = 0.4
-"""For each of the two rates."""
+"""For each of the two rates. A machine so slow or busy that one run takes longer is measured by that one."""
 
 SUM_BYTES = 256 * 1024 * 1024
 """Far larger than any processor's cache."""
@@ -49,7 +49,12 @@ def _bandwidth(device: torch.device) -> float:
     import torch
 
     numbers = torch.ones(SUM_BYTES // 4, dtype=torch.float32, device=device)
-    return SUM_BYTES / _best_s(device, lambda: numbers.sum())
+
+    def read() -> None:
+        numbers.sum()
+        _synchronise(device)
+
+    return SUM_BYTES / best_s(read)
 
 
 def _matmul_rate(device: torch.device) -> float:
@@ -58,17 +63,23 @@ def _matmul_rate(device: torch.device) -> float:
     on_cpu = device.type == "cpu"
     size, dtype = (1024, torch.float32) if on_cpu else (4096, torch.bfloat16)
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    return 2 * size**3 / _best_s(device, lambda: left @ right)
 
-
-def _best_s(device: torch.device, work: Callable[[], object]) -> float:
-    """The shortest of the runs that fit into the budget, at least three: others disturb, nobody speeds up."""
-    best, runs, until = float("inf"), 0, time.perf_counter() + BUDGET_S
-    while runs < 3 or time.perf_counter() < until:
-        started = time.perf_counter()
-        work()
+    def multiply() -> None:
+        torch.matmul(left, right)
         _synchronise(device)
-        best, runs = min(best, time.perf_counter() - started), runs + 1
+
+    return 2 * size**3 / best_s(multiply)
+
+
+def best_s(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """The shortest of the runs that fit into the budget, at least one: others disturb, nobody speeds up."""
+    best, ended = float("inf"), clock()
+    until = ended + BUDGET_S
+    while ended < until:
+        started = clock()
+        work()
+        ended = clock()
+        best = min(best, ended - started)
     return max(best, 1e-9)
 
 

@@ -112,6 +112,7 @@ class Ran(Struct, frozen=True, tag="ran"):
     number: Number
     token: int | None
     compute_ms: float
+    head_ms: float
 
 
 class Done(Struct, frozen=True, tag="done"):

@@ -109,7 +109,7 @@ class ProcessStage:
         reply, body = await self._engine._call(request, memoryview(step.data).cast("B"))
         if not isinstance(reply, Ran):
             raise EngineError(f"the worker answered a step with {reply}")
-        return StepResult(body, reply.token, reply.compute_ms)
+        return StepResult(body, reply.token, reply.compute_ms, reply.head_ms)
 
     async def free(self, session: str) -> None:
         """See `base.Stage.free`. Takes effect even where the caller is being cancelled."""
@@ -239,7 +239,8 @@ class EngineProcess:
             pass
         except BadWireData as error:
             logger.error("the engine worker is ended: %s", error)
-        await self._end()
+        finally:  # also where the node leaves: a caller who waits in a shielded scope would wait for ever
+            await self._end()
 
     async def _read_stderr(self) -> None:
         pipe = self._process.stderr

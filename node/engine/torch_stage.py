@@ -11,6 +11,7 @@ import torch
 
 from node.engine.base import Buffer, StageInfo, StageSpec, Step, StepResult
 from node.engine.kv_cache import Sequences
+from node.engine.memory import WorkerMemory
 from node.engine.sampler import sample
 from node.errors import EngineError
 
@@ -27,17 +28,24 @@ class TorchStage:
         self.model = model
         self.first = model.model.embed_tokens is not None
         self.last = model.lm_head is not None
+        self.layers = spec.end - spec.start
         self._held = held
         """Keeps the tensors alive that other stages may share by name; parameters are other objects over them."""
         self._device = device
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._width = int(model.config.hidden_size)
         self._sequences: Sequences[DynamicCache] = Sequences(0, self.new_cache)
+        self._memory: WorkerMemory | None = None
+        self.head_begun_s = 0.0
+        """When the LM head's last run began, by `time.perf_counter`."""
+        if self.last:
+            model.lm_head.register_forward_pre_hook(self._begin_head)
 
-    def open(self, info: StageInfo) -> None:
+    def open(self, info: StageInfo, memory: WorkerMemory) -> None:
         """Begin to serve."""
-        self.info = info
-        self._sequences = Sequences(info.kv_tokens, self.new_cache)
+        self.info, self._memory = info, memory
+        self._sequences = Sequences(info.kv_tokens, self.new_cache, memory, info.kv_bytes_per_token)
+        memory.enter(self, info.weight_bytes + info.kv_tokens * info.kv_bytes_per_token)
 
     def new_cache(self) -> DynamicCache:
         """Empty keys and values for this stage's layers, sliding ones with their window."""
@@ -45,22 +53,11 @@ class TorchStage:
 
         return DynamicCache(config=self.model.config)
 
-    def probe(self) -> int:
-        """Run one token and measure what the KV cache takes for it, in bytes: true for every kind of attention.
-
-        Layers whose cache does not grow (sliding windows) count as if it did: a safe, simple bound.
-        """
-        cache = self.new_cache()
-        ids = torch.zeros(1, dtype=torch.int64, device=self._device)
-        states = torch.zeros(1, self._width, dtype=self._dtype, device=self._device)
-        self.forward(ids if self.first else states, cache, 0, want_logits=self.last)
-        taken = sum(
-            value.nbytes
-            for layer in cache.layers
-            for value in vars(layer).values()
-            if isinstance(value, torch.Tensor) and value.numel() > 1  # scalars are counters
-        )
-        return max(taken, 1)
+    def blank_row(self) -> torch.Tensor:
+        """One position's input: id 0 or a hidden state of zeros."""
+        if self.first:
+            return torch.zeros(1, dtype=torch.int64, device=self._device)
+        return torch.zeros(1, self._width, dtype=self._dtype, device=self._device)
 
     @torch.inference_mode()
     def forward(self, rows: torch.Tensor, cache: DynamicCache, position: int, *, want_logits: bool) -> torch.Tensor:
@@ -78,6 +75,15 @@ class TorchStage:
         states: torch.Tensor = self.model.model(**inputs).last_hidden_state
         return states[0]
 
+    def synchronise(self) -> None:
+        """Wait for the device, so that a time is that of the work, not of queueing it."""
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def _begin_head(self, *_: object) -> None:
+        self.synchronise()
+        self.head_begun_s = time.perf_counter()
+
     def reserve(self, session: str, tokens: int) -> None:
         """See `base.Stage.reserve`."""
         self._sequences.reserve(session, tokens)
@@ -92,6 +98,8 @@ class TorchStage:
         self._held.clear()
         self.model = None
         gc.collect()  # modules are full of cycles
+        if self._memory is not None:
+            self._memory.leave(self)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -110,13 +118,15 @@ class TorchStage:
                 token = sample(_array(out), step.sampling, step.position + step.count)
             elif not self.last:
                 data = _bytes(out)
-            elif self._device.type != "cpu":
-                torch.accelerator.synchronize()  # so that the time below is that of the work, not of queueing it
+            else:
+                self.synchronise()
         except Exception as error:
             sequence.broken = f"its step at position {step.position} failed: {error}"
             raise
         sequence.cached += step.count
-        return StepResult(data, token, 1e3 * (time.perf_counter() - started))
+        ended = time.perf_counter()
+        head_ms = 0.0 if step.sampling is None else 1e3 * (ended - self.head_begun_s)
+        return StepResult(data, token, 1e3 * (ended - started), head_ms)
 
     def _rows(self, step: Step) -> torch.Tensor:
         """The step's tensor on our device: int64 ids (T,) or hidden states (T, hidden_size) in our dtype."""

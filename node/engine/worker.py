@@ -10,6 +10,7 @@ Loading goes on tensor by tensor between requests, so that a stage in service an
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
@@ -95,7 +96,7 @@ class Worker:
                 return None, b""
             case Run(number, stage, session, position, count, dtype, sampling):
                 result = self._stage(stage).run(Step(session, position, count, body, dtype, sampling))
-                return Ran(number, result.token, result.compute_ms), result.data
+                return Ran(number, result.token, result.compute_ms, result.head_ms), result.data
             case Reserve(number, stage, session, tokens):
                 self._stage(stage).reserve(session, tokens)
             case Free(number, stage, session):
@@ -122,15 +123,18 @@ class Worker:
         for loading in [loading for loading in self._loading if loading.request.stage == number]:
             self._loading.remove(loading)
             loading.progress.close()
+            gc.collect()  # modules are full of cycles, and hold their weights
             self._send(refusal(loading.request.number, EngineError("the load was given up")))
         if held := self._stages.pop(number, None):
             held.close()
 
     def _load_some(self) -> None:
-        """One tensor's worth of the oldest load."""
+        """One tensor's worth of a load; they take turns, so that a part of what is held is there soon."""
+        failed = False
         request, progress = self._loading[0].request, self._loading[0].progress
         try:
             next(progress)
+            self._loading.rotate(-1)
         except StopIteration as finished:
             self._loading.popleft()
             held: HeldStage = finished.value
@@ -139,6 +143,9 @@ class Worker:
         except Exception as error:  # the worker's door
             self._loading.popleft()
             self._send(refusal(request.number, error))
+            failed = True
+        if failed:  # not above: the error holds what was loaded
+            gc.collect()
 
     def _send(self, reply: Reply, data: Buffer = b"") -> None:
         write_all(self._out, pack_head(reply, len(data)))

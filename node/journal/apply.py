@@ -43,6 +43,8 @@ def _apply(state: State, numbered: Numbered) -> State:
         case ModelProgress() as progress:
             return replace(state, model=ModelStatus.of(progress))
         case RequestStarted() as event:
+            if any(known.request_id == event.request_id for known in state.requests):
+                return _request(state, event.request_id, chain=event.chain)
             view = RequestView(event.request_id, numbered.at_s, event.prompt_tokens, event.chain)
             return replace(state, requests=(*state.requests, view)[-KEPT_REQUESTS:])
         case RequestProgress() as event:

@@ -1,44 +1,35 @@
-"""Holds the layers that the plan gives this node: starts the engine, loads the new range before it drops the old one.
+"""Holds the layers that the plan gives this node: keeps an engine worker alive, and joins its ranges to the pipeline.
 
-A crash of the engine worker is an event that the node survives: sequences on it end, another worker is started, the
-range is loaded again.
+A crash of the worker is an event that the node survives: sequences on it end, another one is started, the range is
+loaded again.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 import trio
-from msgspec.structs import replace
 
-from node.engine.base import Engine, Stage, StageSpec
-from node.errors import EngineError, ParallaxError, WorkerDied
+from node.engine.base import Engine, Stage, StageInfo
+from node.errors import EngineError, WorkerDied
 from node.live.desk import ModelDesk
+from node.live.held import Held, HeldRanges
+from node.live.mover import Mover
+from node.live.parts import Parts
+from node.live.remeasuring import Remeasuring
 from node.pipeline.pipeline import Pipeline
-from node.plan.decide import memory_for_model, siblings_of
+from node.plan.members import siblings_of
 from node.swarm.base import Swarm
-from node.wire.events import Event, ModelProgress, Notice
-from node.wire.models import ModelFacts
+from node.wire.events import Event, Notice
 from node.wire.plans import Plan
-from node.wire.records import HeldRange
 
 log = logging.getLogger(__name__)
 
-RETRY_S, RETRY_MOST_S = 15.0, 600.0
-"""After a load that failed: long enough to free memory or disk, short enough to notice. Doubled while it goes on, since
-each new try moves the others' layers too."""
-
 RESTART_FIRST_S, RESTART_MOST_S = 0.5, 30.0
 """Pause before another worker is started; doubled each time one dies young."""
-
-MIN_KV_BYTES = 64 * 1024 * 1024
-
-MAX_PARTS = 4
-"""Parts of a range that routes may ask for; each gets that share of the KV memory."""
 
 
 class MortalEngine(Engine, Protocol):
@@ -51,85 +42,54 @@ OpenEngine = Callable[[int], AbstractAsyncContextManager[MortalEngine]]
 """Starts a worker with that many threads."""
 
 
-@dataclass(slots=True)
-class _Held:
-    """A loaded range."""
-
-    stage: Stage
-    start: int
-    end: int
-    weights: str
-    """Which model in which arithmetic; a plan for another one cannot use it."""
-    epoch: int
-    state: Literal["ready", "draining"] = "ready"
-    part: bool = False
-    """Made for a route that uses only a part of a wider range; shares its tensors, and goes when that goes."""
-
-    def covers(self, start: int, end: int) -> bool:
-        return self.start <= start and end <= self.end
-
-
 class Holder:
     """This node's engine and the ranges it holds."""
 
     def __init__(
-        self, swarm: Swarm, desk: ModelDesk, open_engine: OpenEngine, emit: Callable[[Event], object], cores: int
+        self,
+        swarm: Swarm,
+        desk: ModelDesk,
+        open_engine: OpenEngine,
+        emit: Callable[[Event], object],
+        cores: int,
+        most_threads: int | None = None,
     ) -> None:
-        self._swarm, self._desk, self._open_engine, self._emit = swarm, desk, open_engine, emit
-        self._cores = cores
-        self._plan: Plan | None = None
-        self._held: list[_Held] = []
-        self._loading: tuple[int, int] | None = None
+        self._swarm, self._open_engine, self._emit = swarm, open_engine, emit
+        self._cores, self._most_threads = cores, most_threads
+        self._ranges = HeldRanges()
+        self._mover = Mover(swarm, desk, emit, self._ranges, self._in_use, self._close, self._note_times)
+        self._parts = Parts(self._ranges, self._mover.spec_of_part, self._in_use, self._close)
         self._engine: MortalEngine | None = None
-        self._wake = trio.Event()
-        self._transition = trio.CancelScope()
-        self._load_lock = trio.Lock()
-        self._retry_s = RETRY_S
         self.pipeline: Pipeline | None = None
 
     @property
     def kv_tokens(self) -> int:
-        """Room of the range that serves now."""
-        return next((held.stage.info.kv_tokens for held in self._held if held.state == "ready" and not held.part), 0)
+        """Room of the range that serves now, while nothing is held beside it."""
+        serving = self._ranges.serving()
+        return serving.stage.info.kv_tokens if serving is not None else 0
+
+    @property
+    def kv_tokens_used(self) -> int:
+        """Of that room: what sequences on any range have set aside, and what other layers take that come or go."""
+        serving = self._ranges.serving()
+        if serving is None or self.pipeline is None:
+            return 0
+        taken_bytes = self.pipeline.stage.reserved_bytes + self._mover.bytes_beside(serving)
+        info = serving.stage.info
+        return min(info.kv_tokens, -(-taken_bytes // info.kv_bytes_per_token))
 
     def follow(self, plan: Plan) -> None:
-        """A new plan is in force. What is being loaded for an older one is given up unless it is still wanted."""
-        target = plan.range_of(self._swarm.node_id)
-        if self._loading is not None and (target is None or self._loading != (target.start, target.end)):
-            self._transition.cancel()
-        self._plan = plan
-        self._wake.set()
+        """A new plan is in force."""
+        self._mover.follow(plan)
 
     async def lookup(self, start: int, end: int, weights: str) -> Stage | None:
         """The stage for exactly [start, end): a held one, or a part of it that shares its tensors.
 
         Raises:
-            ParallaxError: such a part cannot be loaded.
+            EngineError: such a part cannot be loaded.
+            Overloaded: as many parts as there may be are in use.
         """
-        async with self._load_lock if self._exact(start, end, weights) is None else nullcontext():
-            if (exact := self._exact(start, end, weights)) is not None:
-                return exact
-            wider = next((h for h in self._held if h.covers(start, end) and h.weights == weights and not h.part), None)
-            engine, plan = self._engine, self._plan
-            parts = sum(held.part for held in self._held)
-            if wider is None or engine is None or plan is None or plan.weights != weights or parts >= MAX_PARTS:
-                return None
-            stage = await engine.load(await self._spec(engine, plan, start, end, share=MAX_PARTS))
-            if wider not in self._held or self._engine is not engine:
-                await stage.close()
-                return None
-            self._held.append(_Held(stage, start, end, weights, wider.epoch, part=True))
-            return stage
-
-    def _exact(self, start: int, end: int, weights: str) -> Stage | None:
-        return next((h.stage for h in self._held if (h.start, h.end, h.weights) == (start, end, weights)), None)
-
-    def ranges(self) -> tuple[HeldRange, ...]:
-        """What the record says; parts of a wider range are nobody else's business."""
-        told = [HeldRange(h.start, h.end, h.state, h.epoch) for h in self._held if not h.part]
-        if self._loading is not None and self._plan is not None:
-            told.append(HeldRange(*self._loading, "loading", self._plan.epoch))
-        return tuple(told[:8])
+        return await self._parts.lookup(self._engine, start, end, weights)
 
     async def use_threads(self) -> None:
         """Divide the machine's cores among its nodes."""
@@ -140,10 +100,11 @@ class Holder:
                 log.warning("%s", error)
 
     def threads(self) -> int:
-        """This node's share of the cores."""
+        """This node's share of the cores, and no more than its owner allows."""
         records = self._swarm.members()
         own = records[self._swarm.node_id]
-        return max(1, self._cores // max(1, siblings_of(records)[own.machine_id]))
+        share = max(1, self._cores // max(1, siblings_of(records)[own.machine_id]))
+        return share if self._most_threads is None else min(share, self._most_threads)
 
     async def run(self) -> None:
         """Keep an engine alive and the plan's range on it, until cancelled."""
@@ -174,138 +135,38 @@ class Holder:
                 yield engine
             finally:
                 self._engine = None
-                for held in self._held:
-                    if self.pipeline is not None:
-                        self.pipeline.stage.drop_all_on(held.stage, "its engine worker died")
-                self._held.clear()
-                self._loading = None
+                for held in self._ranges:
+                    self._end_sequences(held, "its engine worker died")
+                self._ranges.clear()
 
     async def _serve(self, engine: MortalEngine) -> None:
         """Follow plans on one worker until it dies."""
         await self._swarm.update(hardware=engine.hardware)
-        self._wake.set()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_plans, engine)
-            nursery.start_soon(self._retire)
+            nursery.start_soon(self._mover.run, engine)
+            if self.pipeline is not None:
+                nursery.start_soon(Remeasuring(self._swarm, self._ranges, self.pipeline.stage).run)
             await engine.died.wait()
             nursery.cancel_scope.cancel()
 
-    async def _follow_plans(self, engine: MortalEngine) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            if self._plan is None:
-                continue
-            with trio.CancelScope() as self._transition:
-                try:
-                    await self._move_to(engine, self._plan)
-                except (ParallaxError, OSError) as error:
-                    if engine.died.is_set():
-                        return
-                    await self._tell_failure(error)
-                    await trio.sleep(self._retry_s)
-                    self._retry_s = min(RETRY_MOST_S, 2 * self._retry_s)
-                    self._wake.set()
-            self._loading = None
+    # --- what the pipeline does with ranges -------------------------------------------------------------------------
 
-    async def _move_to(self, engine: MortalEngine, plan: Plan) -> None:
-        target = plan.range_of(self._swarm.node_id)
-        if target is None:
-            for held in self._held:
-                held.state = "draining"
-            await self._swarm.update(held=self.ranges(), plan_epoch=plan.epoch, state="standby", problem="")
-            return
-        if any(held.weights != plan.weights for held in self._held):
-            await self._drop_held("the swarm serves another model now")
-        same = next((h for h in self._held if not h.part and (h.start, h.end) == (target.start, target.end)), None)
-        if same is None:
-            same = await self._load(engine, plan, target.start, target.end)
-        for held in self._held:
-            if not held.part:
-                held.state = "ready" if held is same else "draining"
-        same.epoch = plan.epoch
-        await self._swarm.update(held=self.ranges(), plan_epoch=plan.epoch, state="serving", problem="")
-        self._emit(ModelProgress(plan.model.name, "ready", text=f"layers {target.start}–{target.end - 1}"))
+    def _in_use(self, stage: Stage) -> bool:
+        return self.pipeline is not None and self.pipeline.stage.uses(stage)
 
-    async def _load(self, engine: MortalEngine, plan: Plan, start: int, end: int) -> _Held:
-        self._loading = (start, end)
-        await self._swarm.update(held=self.ranges(), plan_epoch=plan.epoch)
-        if not self._both_fit(engine, plan.facts, start, end):
-            await self._drop_held("its layers make room for the new plan's")
-        spec = await self._spec(engine, plan, start, end)
-        self._emit(ModelProgress(plan.model.name, "load", text=f"layers {start}–{end - 1}"))
-        async with self._load_lock:
-            stage = await engine.load(spec)
-        held = _Held(stage, start, end, plan.weights, plan.epoch)
-        self._held.append(held)
-        self._loading = None
-        self._retry_s = RETRY_S
-        log.info("layers [%d, %d) are ready after %.1f s", start, end, stage.info.load_s)
-        return held
+    def _note_times(self, info: StageInfo, weights: str) -> None:
+        if self.pipeline is not None:
+            self.pipeline.stage.times.loaded(info, weights)
 
-    async def _spec(self, engine: Engine, plan: Plan, start: int, end: int, share: int = 1) -> StageSpec:
-        """What to load; `share` divides the KV memory."""
-        folder = await self._desk.weights(plan.model, start, end)
-        kv_bytes = max(MIN_KV_BYTES, (self._budget_bytes(engine) - _weight_bytes(plan.facts, start, end)) // share)
-        return StageSpec(str(folder), start, end, plan.dtype, kv_bytes)
-
-    def _budget_bytes(self, engine: Engine) -> int:
-        records = self._swarm.members()
-        own = replace(records[self._swarm.node_id], hardware=engine.hardware)  # may not be published yet
-        return memory_for_model(own, siblings_of(records)[own.machine_id])
-
-    def _both_fit(self, engine: Engine, facts: ModelFacts, start: int, end: int) -> bool:
-        """Whether old and new range fit side by side; layers in both are held once."""
-        covered = {layer for held in self._held for layer in range(held.start, held.end)} | set(range(start, end))
-        ends = facts.embedding_bytes + facts.head_bytes
-        return len(covered) * facts.layer_bytes + ends + MIN_KV_BYTES <= self._budget_bytes(engine)
-
-    async def _drop_held(self, reason: str) -> None:
-        """Drop every range. Whatever interrupts it, nothing stays listed that has been closed."""
-        while self._held:
-            await self._close(self._held.pop(), reason)
-        await self._swarm.update(held=self.ranges())
-
-    async def _close(self, held: _Held, reason: str) -> None:
-        """End the sequences on a range that is no longer listed, and free its weights."""
+    def _end_sequences(self, held: Held, reason: str) -> None:
         if self.pipeline is not None:
             self.pipeline.stage.drop_all_on(held.stage, reason)
+
+    async def _close(self, held: Held, reason: str) -> None:
+        """End the sequences on a range that is no longer listed, and free its weights."""
+        self._end_sequences(held, reason)
         with trio.CancelScope(shield=True):  # waits for the engine's present step at most
-            await held.stage.close()
-
-    async def _retire(self) -> None:
-        """Drop ranges of older plans once the new plan's layers are all ready and no sequence runs on the old ones."""
-        while True:
-            await trio.sleep(0.5)
-            done = next((held for held in self._held if self._is_done(held)), None)
-            if done is not None:
-                self._held.remove(done)
-                await self._close(done, "its layers went to other nodes")
-                await self._swarm.update(held=self.ranges())
-
-    def _is_done(self, held: _Held) -> bool:
-        in_use = self.pipeline is not None and self.pipeline.stage.uses(held.stage)
-        return not in_use and (self._widow(held) if held.part else self._outdated(held))
-
-    def _outdated(self, held: _Held) -> bool:
-        if held.state != "draining" or self._plan is None:
-            return False
-        ready = (range_ for r in self._swarm.members().values() for range_ in r.held if range_.state == "ready")
-        covered = {layer for range_ in ready for layer in range(range_.start, range_.end)}
-        return covered.issuperset(range(self._plan.facts.layers))
-
-    def _widow(self, part: _Held) -> bool:
-        """Whether the range that the part was made from is gone."""
-        return not any(not h.part and h.covers(part.start, part.end) for h in self._held)
-
-    async def _tell_failure(self, error: ParallaxError | OSError) -> None:
-        self._loading = None
-        self._emit(Notice("error", str(error)))
-        self._emit(ModelProgress(self._plan.model.name if self._plan else "", "failed", text=str(error)))
-        await self._swarm.update(held=self.ranges(), state="failed", problem=str(error)[:500])
-        log.error("%s; next try in %.0f s", error, self._retry_s)
-
-
-def _weight_bytes(facts: ModelFacts, start: int, end: int) -> int:
-    ends = (facts.embedding_bytes if start == 0 else 0) + (facts.head_bytes if end == facts.layers else 0)
-    return (end - start) * facts.layer_bytes + ends
+            try:
+                await held.stage.close()
+            except EngineError as error:  # it is gone for us; the node goes on with the others
+                log.error("layers [%d, %d) could not be closed: %s", held.start, held.end, error)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 
 import trio
+from msgspec.structs import replace
 
 from node.api.service import Service
 from node.config import Settings
@@ -19,11 +20,13 @@ from node.live.planner import Planner
 from node.live.remembered import Remembered
 from node.machine import cores
 from node.models import ChatModel
+from node.pipeline.dispatch import Dispatcher
 from node.pipeline.pipeline import Pipeline
+from node.plan.proposal import Proposal
 from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard, Swarm
 from node.wire.events import Event, NodeGone, NodeSeen, Notice, PlanAdopted
 from node.wire.models import ModelRef
-from node.wire.plans import Plan
+from node.wire.plans import Plan, PlanSettings
 from node.wire.records import NodeRecord
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,9 @@ class Member:
         self._settings, self._home, self._swarm, self._remembered = settings, home, swarm, remembered
         self.journal = Journal(swarm.node_id)
         self.desk = ModelDesk(home.models, self.emit)
-        self.holder = Holder(swarm, self.desk, lambda threads: open_engine(threads=threads), self.emit, cores())
+        self.holder = Holder(
+            swarm, self.desk, lambda threads: open_engine(threads=threads), self.emit, cores(), settings.threads
+        )
         self.pipeline = Pipeline(swarm, self.holder.lookup, lambda error: log.error("%s", error))
         self.holder.pipeline = self.pipeline
         self.planner = Planner(
@@ -50,8 +55,10 @@ class Member:
             knows_peers=remembered.epoch > 0,
             joins=bool(settings.join),
             last_epoch=remembered.epoch,
+            settings=_first_settings(settings, remembered),
         )
-        self.service = Service(self, self.pipeline.head, self.journal)
+        self.dispatcher = Dispatcher(swarm.node_id, self.pipeline.head, self.plan, swarm.members)
+        self.service = Service(self, self.dispatcher, self.journal)
         self._wanted: ModelRef | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -69,6 +76,12 @@ class Member:
 
     def invitation(self) -> str:
         return self._swarm.invitation()
+
+    async def propose(self, settings: PlanSettings | None = None) -> Proposal:
+        return await self.planner.propose(settings)
+
+    async def apply(self, settings: PlanSettings | None = None, epoch: int | None = None) -> Proposal:
+        return await self.planner.apply(settings, epoch)
 
     def waiting_for(self) -> str:
         """Why nothing can be served now, in a sentence."""
@@ -91,6 +104,7 @@ class Member:
 
     async def run(self) -> None:
         """Everything but HTTP, until cancelled."""
+        await self._swarm.update(plan_epoch=self._remembered.epoch)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await nursery.start(self.pipeline.run)
@@ -118,6 +132,7 @@ class Member:
             match news:
                 case MemberSeen(record=record):
                     self.emit(NodeSeen(record))
+                    self.dispatcher.heard(record)
                 case MemberGone() as gone:
                     log.info("%s is gone: %s", gone.name, gone.why)
                     self.emit(NodeGone(gone.node_id, gone.name, gone.why))
@@ -158,10 +173,12 @@ class Member:
             stage = self.pipeline.stage
             await self._swarm.update(
                 kv_tokens_total=self.holder.kv_tokens,
-                kv_tokens_used=stage.reserved_tokens,
+                kv_tokens_used=self.holder.kv_tokens_used,
                 sessions=stage.sessions,
                 queue_depth=stage.queue_depth,
-                layer_latency=stage.latency.summary(),
+                layer_latency=stage.times.layer(),
+                head_ms=stage.times.head_ms,
+                overhead_ms=stage.times.overhead_ms,
             )
             record = self._swarm.members()[self._swarm.node_id]
             if record != told:
@@ -172,3 +189,10 @@ class Member:
                 siblings = threads
                 await self.holder.use_threads()
             await trio.sleep(REPORT_EVERY_S)
+
+
+def _first_settings(settings: Settings, remembered: Remembered) -> PlanSettings:
+    """Of a swarm that this node starts or restarts; one that is there already has its own."""
+    if settings.objective is None:
+        return remembered.settings
+    return replace(remembered.settings, objective=settings.objective)

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
 
 import trio
 
-from node.errors import ParallaxError
+from node.errors import NoRoute, ParallaxError, PlanChanged
 from node.live.desk import Metadata
-from node.plan.decide import Problem, decide, planner_of
+from node.plan.decide import Problem, decide, return_grace_s
+from node.plan.members import eligible, planner_of
+from node.plan.proposal import Proposal, propose
 from node.swarm.base import MemberGone, Swarm
 from node.wire.events import Event, PlanImpossible
 from node.wire.ids import NodeId
 from node.wire.models import Dtype, ModelRef
-from node.wire.plans import Plan
+from node.wire.plans import Plan, PlanSettings
 from node.wire.records import NodeRecord
 
 log = logging.getLogger(__name__)
 
-RETURN_GRACE_S = 60.0
-"""A member that vanished without a goodbye keeps its layers this long: a crash and restart moves nobody's layers."""
+T = TypeVar("T")
 
 GATHER_S = 10.0
 """A first plan waits at most this long for members that are still measuring themselves."""
@@ -31,11 +33,26 @@ GATHER_S = 10.0
 REUNION_S = 4.0
 """A node that knows peers from before gives them this long to answer before it plans without them."""
 
-EPOCH_LEAP = 1_000_000
-"""A plan so far ahead is none that planning has led to, and would leave no room for another after it."""
-
 SETTLE_S = 0.5
 """Members that come or go together lead to one plan."""
+
+REVIEW_S, REVIEW_MOST_S = 15.0, 900.0
+"""While nobody comes or goes, the plan is weighed against what the nodes measure this often; after each plan that came
+of it half as often, until somebody comes or goes."""
+
+REVIEWS_AGREED = 3
+"""Reviews in a row that must find a better plan: what nodes measure is noisy, and moves make it more so."""
+
+UNSETTLED_S = 120.0
+"""A member that goes on loading, or follows no plan, puts a review off for no longer than this."""
+
+RETRY_S = 15.0
+"""A member that cannot plan, for it cannot get the model's config, lets others do it for so long."""
+
+FEW_NODES = 4
+
+CONFIRM_S = 0.5
+"""A change by hand is done when no plan of somebody else has outranked it for this long."""
 
 
 class Planner:
@@ -52,10 +69,15 @@ class Planner:
         knows_peers: bool,
         joins: bool,
         last_epoch: int,
+        settings: PlanSettings | None = None,
     ) -> None:
         self.plan: Plan | None = None
         self._swarm, self._metadata, self._adopt, self._emit = swarm, metadata, adopt, emit
         self._min_nodes, self._joins, self._last_epoch = min_nodes, joins, last_epoch
+        self._first_settings = settings or PlanSettings()
+        self._weighed: tuple[object, ...] = ()
+        self._review_s, self._review_at_s, self._agreed = REVIEW_S, 0.0, 0
+        self._unable_until_s = float("-inf")
         self._not_before_s = trio.current_time() + (REUNION_S if knows_peers else 0.0)
         self._gather_until_s = trio.current_time() + GATHER_S
         self._expected_until_s: dict[NodeId, float] = {}
@@ -64,15 +86,63 @@ class Planner:
         self._problem = ""
         self._changed = trio.Event()
 
+    @property
+    def settings(self) -> PlanSettings:
+        """What people want of the swarm."""
+        return self.plan.settings if self.plan is not None else self._first_settings
+
+    async def propose(self, settings: PlanSettings | None = None) -> Proposal:
+        """The plan that would follow from `settings`, or from things as they are. Changes nothing.
+
+        Raises:
+            NoRoute: there is no plan yet that could be changed, or nobody can hold layers of members who are gone.
+            PlanError: such a plan cannot be; says why.
+        """
+        plan = self.plan
+        if plan is None:
+            raise NoRoute(f"no plan yet: {self.waiting or 'the nodes measure themselves'}; try again in a moment")
+        wanted = settings if settings is not None else plan.settings
+        return await _computed(
+            propose,
+            self._swarm.node_id,
+            self._swarm.members(),
+            plan.model,
+            plan.dtype,
+            plan.facts,
+            plan,
+            wanted,
+            self._last_epoch,
+        )
+
+    async def apply(self, settings: PlanSettings | None = None, epoch: int | None = None) -> Proposal:
+        """Publish the plan that follows from `settings`. Any member may; who plans next goes on from there.
+
+        Raises:
+            PlanChanged: `epoch` is not that of the plan in force, or another plan outranks the new one.
+            NoRoute, PlanError: as `propose`.
+        """
+        before = self.plan
+        if epoch is not None and before is not None and before.epoch != epoch:
+            raise PlanChanged(epoch, before.epoch)
+        proposal = await self.propose(settings)
+        if not proposal.changes:
+            return proposal
+        if self.plan is not before or not self.heard(proposal.plan):
+            raise PlanChanged(proposal.plan.epoch - 1, self._last_epoch)
+        if not await self._swarm.publish_plan(proposal.plan):
+            raise PlanChanged(proposal.plan.epoch - 1, self._last_epoch)
+        await trio.sleep(CONFIRM_S)
+        if self.settings != proposal.plan.settings:
+            raise PlanChanged(proposal.plan.epoch - 1, self._last_epoch)
+        return proposal
+
     def heard(self, plan: Plan) -> bool:
         """Judge a plan; adopt it when it outranks ours. True if it was adopted."""
-        if not plan.outranks(self.plan):
-            return False
-        if plan.epoch > self._last_epoch + EPOCH_LEAP:
-            log.warning("ignored a plan with epoch %d: ours is %d", plan.epoch, self._last_epoch)
+        if not plan.may_follow(self.plan):
             return False
         self.plan = plan
         self._last_epoch = max(self._last_epoch, plan.epoch)
+        self._unable_until_s = float("-inf")
         self._say("")
         self._adopt(plan)
         self.wake()
@@ -80,9 +150,9 @@ class Planner:
 
     def member_gone(self, gone: MemberGone) -> None:
         """Remember who may return."""
-        holds_layers = self.plan is not None and self.plan.range_of(gone.node_id) is not None
-        if gone.why != "left" and holds_layers:
-            self._expected_until_s[gone.node_id] = trio.current_time() + RETURN_GRACE_S
+        grace_s = return_grace_s(self.plan, gone.node_id) if self.plan is not None else 0.0
+        if gone.why != "left" and grace_s > 0:
+            self._expected_until_s[gone.node_id] = trio.current_time() + grace_s
         else:
             self._expected_until_s.pop(gone.node_id, None)
         self.wake()
@@ -101,38 +171,99 @@ class Planner:
             try:
                 await self._plan_if_due()
             except (ParallaxError, OSError) as error:
-                self._say(str(error))
-                await trio.sleep(5.0)
+                await self._tell_unable(str(error))
+            except Exception as error:  # whatever a record says, the node goes on, and so does planning
+                log.exception("planning failed")
+                await self._tell_unable(f"planning failed: {type(error).__name__}: {error}; the log has the details")
 
     async def _plan_if_due(self) -> None:
+        if self._unable_until_s > float("-inf") and trio.current_time() >= self._unable_until_s:
+            self._unable_until_s = float("-inf")
+            await self._swarm.update(state="starting", problem="")
         records = self._swarm.members()
         self.waiting = self._waiting_for(records)
-        if planner_of(records) != self._swarm.node_id or self.waiting:
+        if planner_of(records, first=self.plan is None) != self._swarm.node_id or self.waiting:
             return
         wanted = self._wanted(records)
-        if wanted is None:
+        due = self._due(records) if wanted is not None else ""
+        if wanted is None or not due:
             return
-        model, dtypes = wanted
-        metadata = await self._metadata(model)
-        outcome: Plan | Problem | None = None
-        for dtype in dtypes:
-            outcome = decide(
-                self._swarm.node_id,
-                self._swarm.members(),
-                model,
-                dtype,
-                metadata.facts(dtype),
-                self.plan,
-                frozenset(self._expected()),
-                self._last_epoch,
-            )
-            if not isinstance(outcome, Problem):
-                break
-        if isinstance(outcome, Problem):
+        current, outcome = self.plan, await self._decided(*wanted)
+        planner = planner_of(self._swarm.members(), first=current is None)
+        if self.plan is not current or planner != self._swarm.node_id:
+            self._weighed = ()  # it took a while, and is of yesterday
+            self.wake()
+        elif isinstance(outcome, Problem):
             self._say(outcome.reason)
-        elif outcome is not None and self.heard(outcome):
+        elif outcome is None:
+            self._agreed = 0
+        elif self._is_agreed(due) and self.heard(outcome):
             log.info("plan %d: %s", outcome.epoch, _in_words(outcome, self._swarm.members()))
             await self._swarm.publish_plan(outcome)
+
+    async def _decided(self, model: ModelRef, dtypes: tuple[Dtype, ...]) -> Plan | Problem | None:
+        """The decision for the first of `dtypes` that fits. A plan in force tells all that is needed of its model."""
+        facts = [self.plan.facts] if self.plan is not None else [(await self._metadata(model)).facts(d) for d in dtypes]
+        outcome: Plan | Problem | None = None
+        for settings in dict.fromkeys((self.settings, self._settings_to_start_with())):
+            for dtype, sizes in zip(dtypes, facts, strict=True):
+                outcome = await _computed(
+                    decide,
+                    self._swarm.node_id,
+                    self._swarm.members(),
+                    model,
+                    dtype,
+                    sizes,
+                    self.plan,
+                    settings,
+                    self._expected(),
+                    self._last_epoch,
+                )
+                if not isinstance(outcome, Problem):
+                    return outcome
+        return outcome
+
+    def _settings_to_start_with(self) -> PlanSettings:
+        """Where no first plan is possible with what was set by hand in a former run: without it. Else as they are."""
+        return self.settings if self.plan is not None else PlanSettings(self.settings.objective)
+
+    def _due(self, records: dict[NodeId, NodeRecord]) -> Literal["", "change", "review"]:
+        """Whether anything has changed that a plan depends on, or it is time to look at what nodes measure."""
+        weighed = (self.plan, tuple(sorted(self._expected())), *(_fixed_in(r) for _, r in sorted(records.items())))
+        now_s = trio.current_time()
+        if weighed != self._weighed:
+            if self._weighed[1:] != weighed[1:]:
+                self._review_s = REVIEW_S
+            self._weighed, self._review_at_s, self._agreed = weighed, now_s + self._review_s, 0
+            return "change"
+        settled = self.plan is not None and all(
+            record.plan_epoch >= self.plan.epoch and all(held.state != "loading" for held in record.held)
+            for record in eligible(records).values()
+        )
+        if now_s < self._review_at_s + (0.0 if settled else UNSETTLED_S):
+            return ""
+        self._review_at_s = now_s + self._review_s
+        return "review"
+
+    def _is_agreed(self, due: Literal["", "change", "review"]) -> bool:
+        """Whether a plan that was found is to be followed: after a change at once, else when it is found repeatedly."""
+        if due == "change":
+            return True
+        self._agreed += 1
+        if self._agreed < REVIEWS_AGREED:
+            return False
+        self._review_s = min(REVIEW_MOST_S, 2 * self._review_s)
+        return True
+
+    async def _tell_unable(self, problem: str) -> None:
+        """Say why this member cannot plan. Without a plan, let others do it for a while: it may be only us."""
+        self._weighed = ()
+        self._say(problem)
+        if self.plan is None and len(self._swarm.members()) > 1:
+            self._unable_until_s = trio.current_time() + RETRY_S
+            await self._swarm.update(state="failed", problem=problem[:500])
+        with trio.move_on_after(5.0):
+            await self._changed.wait()
 
     def _waiting_for(self, records: dict[NodeId, NodeRecord]) -> str:
         if self.plan is not None:
@@ -153,7 +284,8 @@ class Planner:
         """The swarm's model and the dtypes to try, best first."""
         if self.plan is not None:
             return self.plan.model, (self.plan.dtype,)
-        record = min((r for r in records.values() if r.wanted_model is not None), key=lambda r: r.id, default=None)
+        wanting = [record for record in records.values() if record.wanted_model is not None]
+        record = min(wanting, key=lambda r: (-r.plan_epoch, r.id), default=None)
         if record is None or record.wanted_model is None:
             return None
         if record.wanted_dtype is not None:
@@ -177,6 +309,27 @@ class Planner:
             self._emit(PlanImpossible(problem))
             if problem:
                 log.warning("no plan: %s", problem)
+
+
+async def _computed(function: Callable[..., T], author: NodeId, records: dict[NodeId, NodeRecord], *rest: object) -> T:
+    """A plan for many nodes takes up to a second or two and is made in a thread; one for a few takes some ms."""
+    if len(records) <= FEW_NODES:
+        await trio.lowlevel.checkpoint()
+        return function(author, records, *rest)
+    return await trio.to_thread.run_sync(function, author, records, *rest)
+
+
+def _fixed_in(record: NodeRecord) -> tuple[object, ...]:
+    """What a plan depends on and only changes for a reason."""
+    return (
+        record.node_id,
+        record.hardware,
+        record.machine_id,
+        record.region,
+        record.pinned_layers,
+        record.memory_cap_bytes,
+        record.state == "failed",
+    )
 
 
 def _in_words(plan: Plan, records: dict[NodeId, NodeRecord]) -> str:

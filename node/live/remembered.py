@@ -1,4 +1,4 @@
-"""The swarm's model and last epoch, from one run of a home to the next."""
+"""The swarm's model, last epoch and settings, from one run of a home to the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from node.home import write_private
 from node.wire.models import ModelRef
-from node.wire.plans import Plan
+from node.wire.plans import Plan, PlanSettings
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +26,21 @@ class Remembered:
         self._path = path
         self.model: ModelRef | None = None
         self.epoch = 0
+        self.settings = PlanSettings()
         try:
             fields = json.loads(path.read_bytes())
             self.model = msgspec.convert(fields["model"], ModelRef)
             self.epoch = msgspec.convert(fields["epoch"], Epoch)
+            self.settings = msgspec.convert(fields.get("settings", {}), PlanSettings)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as error:  # msgspec's ValidationError is a ValueError
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:  # ValidationError is a ValueError
             log.warning("%s cannot be read (%s); starting without it", path, error)
 
     def remember(self, plan: Plan) -> None:
         """Note the plan in force; a disk that does not take it is no reason to stop serving."""
-        self.model, self.epoch = plan.model, plan.epoch
-        fields = {"model": msgspec.to_builtins(plan.model), "epoch": plan.epoch}
+        self.model, self.epoch, self.settings = plan.model, plan.epoch, plan.settings
+        fields = msgspec.to_builtins({"model": plan.model, "epoch": plan.epoch, "settings": plan.settings})
         try:
             write_private(self._path, json.dumps(fields).encode())
         except OSError as error:

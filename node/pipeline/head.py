@@ -53,18 +53,48 @@ class TokenStep:
     """From tail to head."""
 
 
+@dataclass(frozen=True, slots=True)
+class NodeFailure:
+    """A node that ended a request, by its own word or by going away."""
+
+    node_id: NodeId
+    error: RequestError
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request under way."""
+
+    opened: Open
+    generation: Generation
+    events: trio.MemorySendChannel[TokenStep | RequestError]
+    names: dict[str, str]
+    """Of the chain's nodes: a node that is gone can no longer be asked."""
+    ended: Callable[[], None]
+    sent: int = 0
+    """Prompt tokens sent."""
+    done: int = 0
+    """Prompt tokens known to be through the tail."""
+    due: int = 0
+    """Position of the next sampled token."""
+    heard_s: float = field(default_factory=trio.current_time)
+    """When the chain last gave a sign of life."""
+    failure: NodeFailure | None = None
+
+
 class TokenStream:
     """The tokens of one request, as an async iterator that ends after the one with `finish` set."""
 
-    def __init__(
-        self,
-        chain: tuple[Hop, ...],
-        events: trio.MemoryReceiveChannel[TokenStep | RequestError],
-        heard_s: Callable[[], float],
-    ) -> None:
-        self.chain = chain
-        self._events, self._heard_s = events, heard_s
+    def __init__(self, request: _Open, events: trio.MemoryReceiveChannel[TokenStep | RequestError]) -> None:
+        self.chain = request.opened.chain
+        self._request, self._events = request, events
+        self._first: TokenStep | RequestError | None = None
         self._ended = False
+
+    async def first_failure(self) -> NodeFailure | None:
+        """Waits for the first token; who failed, where a node did before it came. Iterating then tells the same."""
+        self._first = await self._next()
+        return self._request.failure if isinstance(self._first, RequestError) else None
 
     def __aiter__(self) -> AsyncIterator[TokenStep]:
         return self
@@ -77,34 +107,19 @@ class TokenStream:
         """
         if self._ended:
             raise StopAsyncIteration
-        while (silent_at_s := self._heard_s() + ANSWER_LIMIT_S) > trio.current_time():
+        event, self._first = self._first or await self._next(), None
+        if isinstance(event, RequestError):
+            raise event
+        self._ended = event.finish is not None
+        return event
+
+    async def _next(self) -> TokenStep | RequestError:
+        if self._events.statistics().current_buffer_used:  # a slow reader's tokens outlast a chain that is done
+            return await self._events.receive()
+        while (silent_at_s := self._request.heard_s + ANSWER_LIMIT_S) > trio.current_time():
             with trio.move_on_at(silent_at_s):
-                event = await self._events.receive()
-                if isinstance(event, RequestError):
-                    raise event
-                self._ended = event.finish is not None
-                return event
-        raise NoRoute(f"not a word from the chain for {ANSWER_LIMIT_S:.0f} s; see `parallax status`")
-
-
-@dataclass(slots=True)
-class _Open:
-    """A request under way."""
-
-    opened: Open
-    generation: Generation
-    events: trio.MemorySendChannel[TokenStep | RequestError]
-    names: dict[str, str]
-    """Of the chain's nodes: a node that is gone can no longer be asked."""
-    sent: int = 0
-    """Prompt tokens sent."""
-    done: int = 0
-    """Prompt tokens known to be through the tail."""
-    due: int = 0
-    """Position of the next sampled token."""
-    finished: bool = False
-    heard_s: float = field(default_factory=trio.current_time)
-    """When the chain last gave a sign of life."""
+                return await self._events.receive()
+        return NoRoute(f"not a word from the chain for {ANSWER_LIMIT_S:.0f} s; see `parallax status`")
 
 
 class Head:
@@ -124,8 +139,14 @@ class Head:
         return len(self._open)
 
     @asynccontextmanager
-    async def generate(self, generation: Generation, chain: tuple[Hop, ...], epoch: int) -> AsyncIterator[TokenStream]:
-        """Run a request along `chain`. Leaving the block, however it is left, frees it on every hop."""
+    async def generate(
+        self, generation: Generation, chain: tuple[Hop, ...], epoch: int, ended: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[TokenStream]:
+        """Run a request along `chain`.
+
+        Its last token frees it on every hop, read or not; so does leaving the block, however it is left. `ended` is
+        called once, when the hops are told.
+        """
         # Room for the whole answer: a reader that lags never makes `handle` wait, and max_new_tokens bounds it.
         send, receive = trio.open_memory_channel[TokenStep | RequestError](generation.max_new_tokens + 2)
         opened = Open(
@@ -141,15 +162,14 @@ class Head:
             sampling=generation.sampling,
         )
         names = {hop.node_id: self._name_of(NodeId(hop.node_id)) for hop in chain}
-        request = _Open(opened, generation, send, names, due=len(generation.prompt))
+        request = _Open(opened, generation, send, names, ended, due=len(generation.prompt))
         self._open[opened.session] = request
         try:
             self._post(NodeId(chain[0].node_id), opened)
             self._feed(request)
-            yield TokenStream(chain, receive, lambda: request.heard_s)
+            yield TokenStream(request, receive)
         finally:
-            if self._open.pop(opened.session, None) is not None:
-                self._close(opened, "done")
+            self._close(request, "done")
             send.close()
             receive.close()
 
@@ -164,7 +184,7 @@ class Head:
         chain = opened.chain
         if isinstance(frame, Failed):
             if any(hop.node_id == arrival.peer for hop in chain):
-                self._end(request, self._error(request, arrival.peer, frame))
+                self._fail(request, arrival.peer, self._error(request, arrival.peer, frame))
             return
         if arrival.peer != chain[-1].node_id:
             return
@@ -172,19 +192,20 @@ class Head:
         if isinstance(frame, Progress):
             request.done = max(request.done, min(frame.position, request.sent))
             self._feed(request)
-        elif frame.position == request.due and not request.finished:
+        elif frame.position == request.due:
             request.due += 1
             full = request.due >= opened.max_tokens  # whatever the tail says: there is no room for more
             finish = frame.finish or ("length" if full else None)
-            request.finished = finish is not None
             request.events.send_nowait(TokenStep(frame.token, frame.position, finish, frame.timings, arrival.wire_ms))
+            if finish is not None:
+                self._close(request, "done")
 
     def lost(self, peer: NodeId, reason: str) -> None:
         """A member is gone: end every request whose chain needs it."""
         for request in list(self._open.values()):
             hop = next((hop for hop in request.opened.chain if hop.node_id == peer), None)
             if hop is not None:
-                self._end(request, HopLost(request.names[peer], _layers(hop), reason))
+                self._fail(request, peer, HopLost(request.names[peer], _layers(hop), reason))
 
     def fail_session(self, session: str, reason: str) -> None:
         """A request cannot go on at this node."""
@@ -202,14 +223,21 @@ class Head:
             case "lost":
                 return HopLost(name, _layers(hop), frame.reason)
 
+    def _fail(self, request: _Open, peer: NodeId, error: RequestError) -> None:
+        request.failure = NodeFailure(peer, error)
+        self._end(request, error)
+
     def _end(self, request: _Open, error: RequestError) -> None:
-        self._open.pop(request.opened.session, None)
-        self._close(request.opened, str(error)[:200])
+        self._close(request, str(error)[:200])
         request.events.send_nowait(error)
 
-    def _close(self, opened: Open, reason: str) -> None:
+    def _close(self, request: _Open, reason: str) -> None:
+        opened = request.opened
+        if self._open.pop(opened.session, None) is None:
+            return
         for node_id in dict.fromkeys(hop.node_id for hop in opened.chain):
             self._post(NodeId(node_id), Close(opened.session, opened.epoch, reason))
+        request.ended()
 
     def _feed(self, request: _Open) -> None:
         """Send prompt chunks, at most one per stage and one more under way: no stage queues a whole prompt."""

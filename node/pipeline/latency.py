@@ -1,31 +1,92 @@
-"""Per-layer latency over the last decode steps: what a node's record tells the planner and the router."""
+"""How long this node's decode steps take: what its record tells the planner and the router."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from statistics import fmean, quantiles
+from collections.abc import Sequence
+from statistics import fmean, median, quantiles
 
+from node.engine.base import StageInfo, StepResult
 from node.wire.records import LayerLatency
 
-KEPT_STEPS = 256
-"""About ten seconds of one busy sequence: recent enough to follow a machine that slows down."""
+KEPT_STEPS = 128
+"""A few seconds of one busy sequence: follows a machine that slows down, and forgets a single bad step."""
+LONGEST_MS = 1e6
+"""No part of a step takes a quarter of an hour."""
 
 
-class LatencyWindow:
-    """The last `KEPT_STEPS` decode steps' time per layer, in milliseconds."""
+class StepTimes:
+    """The last `KEPT_STEPS` decode steps. A figure that cannot be is not taken in."""
 
     def __init__(self) -> None:
-        self._per_layer_ms: deque[float] = deque(maxlen=KEPT_STEPS)
+        self._layer_ms: deque[float] = deque(maxlen=KEPT_STEPS)
+        self._head_ms: deque[float] = deque(maxlen=KEPT_STEPS)
+        self._overhead_ms: deque[float] = deque(maxlen=KEPT_STEPS)
+        self._weights = ""
+        self.in_service = 0
+        """Decode steps of sequences so far."""
 
-    def add(self, per_layer_ms: float) -> None:
-        self._per_layer_ms.append(per_layer_ms)
+    def loaded(self, info: StageInfo, weights: str) -> None:
+        """Begin anew with what a stage measured when it was loaded; the head's time stays while the model does."""
+        self._layer_ms.clear()
+        if weights != self._weights:
+            self._head_ms.clear()
+        self._weights = weights
+        _take(self._layer_ms, info.layer_ms)
+        if info.head_ms is not None:
+            self._head_ms.clear()
+            _take(self._head_ms, info.head_ms)
 
-    def summary(self) -> LayerLatency | None:
-        """None until a step was seen."""
-        seen = list(self._per_layer_ms)
+    def add(self, layers: int, result: StepResult, overhead_ms: float) -> None:
+        """One decode step through `layers` layers; `overhead_ms` is its time here outside compute and queue."""
+        self.in_service += 1
+        self._take_step(layers, result, overhead_ms)
+
+    def renew(self, layers: int, steps: Sequence[tuple[StepResult, float]]) -> None:
+        """Begin anew with the median of steps timed while nobody used the stage, each with its overhead in ms.
+
+        One figure only: steps in service soon outweigh it.
+        """
+        now = StepTimes()
+        for result, overhead_ms in steps:
+            now._take_step(layers, result, overhead_ms)
+        for told, seen in zip(self._windows(), now._windows(), strict=True):
+            if seen:
+                told.clear()
+                told.append(median(seen))
+
+    def _windows(self) -> tuple[deque[float], ...]:
+        return self._layer_ms, self._head_ms, self._overhead_ms
+
+    def _take_step(self, layers: int, result: StepResult, overhead_ms: float) -> None:
+        if 0 <= result.head_ms <= result.compute_ms:
+            _take(self._layer_ms, (result.compute_ms - result.head_ms) / layers)
+            if result.head_ms:
+                _take(self._head_ms, result.head_ms)
+        _take(self._overhead_ms, overhead_ms)
+
+    def layer(self) -> LayerLatency | None:
+        """Per layer, the head left out; None until something was measured."""
+        seen = list(self._layer_ms)
         if not seen:
             return None
         if len(seen) == 1:
             return LayerLatency(seen[0], seen[0], seen[0])
         cuts = quantiles(seen, n=20, method="inclusive")
         return LayerLatency(fmean(seen), cuts[9], cuts[18])
+
+    @property
+    def head_ms(self) -> float | None:
+        """LM head and sampling; None while this node has not ended a model."""
+        return median(self._head_ms) if self._head_ms else None
+
+    @property
+    def overhead_ms(self) -> float | None:
+        """A step's time here outside compute and queue; None until one was run."""
+        return median(self._overhead_ms) if self._overhead_ms else None
+
+
+def _take(window: deque[float], milliseconds: float | None) -> None:
+    if milliseconds is not None and math.isfinite(milliseconds) and 0 <= milliseconds <= LONGEST_MS:
+        window.append(milliseconds)

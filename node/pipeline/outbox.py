@@ -51,13 +51,13 @@ class Outbox:
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                task_status.started()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
                 await trio.sleep_forever()
-        finally:
-            self._ended = True
+            finally:
+                self._ended = True  # before the nursery is closed to the tasks that a post may start
 
     def post(self, peer: NodeId, frame: Frame, body: Buffer = b"") -> None:
         """Queue one frame; frames to one peer leave in order. A peer whose queue is full counts as lost.

@@ -15,8 +15,9 @@ import trio
 from msgspec.structs import replace
 
 from node.engine.base import Stage, Step, StepResult
-from node.errors import EngineError, OutOfKV, ParallaxError, WorkerDied
-from node.pipeline.latency import LatencyWindow
+from node.errors import EngineError, OutOfKV, Overloaded, ParallaxError, WorkerDied
+from node.pipeline.idle_probe import IdleProbe
+from node.pipeline.latency import StepTimes
 from node.pipeline.openings import Openings
 from node.pipeline.outbox import Outbox
 from node.pipeline.stage_session import StageSession, timing
@@ -55,10 +56,13 @@ class StageRunner:
         failed: Callable[[WorkerDied], None],
         is_member: Callable[[NodeId], bool],
     ) -> None:
-        self.latency = LatencyWindow()
+        self.times = StepTimes()
+        self.idle_probe = IdleProbe(self.times, lambda: self.idle)
         self._self_id, self._lookup, self._worker_failed, self._is_member = self_id, lookup, failed, is_member
         self._sessions: dict[tuple[str, int], StageSession] = {}
         self._openings = Openings()
+        self._reserving: list[StageSession] = []
+        self._running: StageSession | None = None
         self._work: WorkQueue[_Work] = WorkQueue()
         self._to_free: list[StageSession] = []
         self._outbox: Outbox | None = None
@@ -79,13 +83,18 @@ class StageRunner:
         return len(self._work)
 
     @property
-    def reserved_tokens(self) -> int:
-        """KV tokens set aside, over all sequences and hops."""
-        return sum(session.opened.max_tokens for session in self._sessions.values())
+    def reserved_bytes(self) -> int:
+        """KV cache set aside, over all sequences and hops, each on its own range."""
+        return sum(s.opened.max_tokens * s.stage.info.kv_bytes_per_token for s in self._sessions.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether no sequence is open, comes or goes; a step of one that was closed meanwhile counts too."""
+        return not (self._sessions or self._openings or self._reserving or self._to_free or self._running)
 
     def uses(self, stage: Stage) -> bool:
-        """Whether a sequence still runs on `stage`."""
-        return any(session.stage is stage for session in self._sessions.values())
+        """Whether a sequence still runs on `stage`, or is about to."""
+        return any(session.stage is stage for session in (*self._sessions.values(), *self._reserving))
 
     # --- frames in: never waits -------------------------------------------------------------------------------------
 
@@ -196,7 +205,9 @@ class StageRunner:
                     if work is None:
                         await self._work.wait()
                     elif self._sessions.get(work.session.key) is work.session:
+                        self._running = work.session
                         await self._run_step(work.session, work.arrival)
+                        self._running = None
             finally:
                 self._nursery = None
 
@@ -219,8 +230,9 @@ class StageRunner:
                 failure = Failed(frame.session, frame.epoch, reason, "refused")
             else:
                 session = StageSession(frame, stage, trio.current_time())
-                await stage.reserve(_engine_key(session), frame.max_tokens)
-        except OutOfKV as error:
+                await self._free_dropped()  # what was closed before this one came must not stand in its way
+                await self._reserve(session)
+        except (OutOfKV, Overloaded) as error:
             failure = Failed(frame.session, frame.epoch, str(error), "overloaded")
         except (ParallaxError, OSError) as error:  # a part of a range is loaded: files may be gone by now
             failure = Failed(frame.session, frame.epoch, str(error)[:1000])
@@ -245,6 +257,14 @@ class StageRunner:
         for arrival in held_back:
             self.handle(arrival)
 
+    async def _reserve(self, session: StageSession) -> None:
+        self._reserving.append(session)
+        try:
+            await self.idle_probe.over()
+            await session.stage.reserve(_engine_key(session), session.opened.max_tokens)
+        finally:
+            self._reserving.remove(session)
+
     async def _run_step(self, session: StageSession, arrival: Arrival) -> None:
         started_s = perf_counter()
         frame = arrival.frame
@@ -261,9 +281,6 @@ class StageRunner:
         if self._sessions.get(session.key) is not session:
             return  # closed while it ran
         queue_ms = max(0.0, (started_s - arrival.received_s) * 1e3)
-        if step.count == 1 and step.position:
-            hop = session.opened.chain[session.opened.hop]
-            self.latency.add(result.compute_ms / (hop.end - hop.start))
         stamp = timing(
             session,
             self._self_id,
@@ -272,6 +289,8 @@ class StageRunner:
             compute_ms=result.compute_ms,
             total_ms=(perf_counter() - arrival.received_s) * 1e3,
         )
+        if step.count == 1 and step.position:
+            self.times.add(stamp.end - stamp.start, result, stamp.serialise_ms)
         earlier = frame.timings if isinstance(frame, Activations) else ()
         self._send_result(session, frame, step, result, (*earlier, stamp))
 

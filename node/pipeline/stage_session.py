@@ -8,11 +8,9 @@ from typing import Literal
 from node.engine.base import Stage
 from node.wire.frames import Activations, HopTiming, Open, Sampled, Tokens
 from node.wire.ids import NodeId
-from node.wire.models import Dtype
+from node.wire.models import DTYPE_BYTES
 
 Verdict = Literal["run", "ignore", "refuse"]
-
-ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(slots=True)
@@ -98,7 +96,7 @@ def expected_body_bytes(frame: Tokens | Activations | Sampled) -> int:
         case Tokens():
             return 4 * frame.count
         case Activations():
-            return ITEM_BYTES[frame.dtype] * frame.count * frame.width
+            return DTYPE_BYTES[frame.dtype] * frame.count * frame.width
         case Sampled():
             return 0
 

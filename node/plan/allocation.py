@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from node.plan.model_cost import ModelCost
 from node.plan.pool import Pool, PoolNode, Workload
 from node.wire.plans import Assignment
-
-Objective = Literal["latency", "throughput", "balanced"]
-"""The fastest answer for one user; the most tokens per second for all; pipelines over mean latency (alpha = 1)."""
+from node.wire.plans import Objective as Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +44,8 @@ class Standby:
 
     node_id: str
     reason: str
+    barred: bool = False
+    """By hand or by a failure, not by the plan's own choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Allocation:
     """Further copies of layers: left-over nodes, and ranges set by hand."""
     standby: tuple[Standby, ...]
     score: float
-    """Latency: 1000 / best token_ms. Throughput: tokens per second. Balanced: Z(k), 1000 · k / mean token_ms."""
+    """Latency: 1000 / best token_ms. Throughput: tokens per second. Else: Z(k), 1000 · k / mean token_ms."""
     bound: float
     """No disjoint pipelines with KV room for as many users score higher; equal to the score where that is proven."""
     note: str

@@ -38,9 +38,9 @@ def capacities(table: PoolTable, order: Sequence[int]) -> list[int]:
 
 
 def hops_ms(table: PoolTable, order: Sequence[int]) -> float:
-    """Once around: every hop, and the sampled token's way back."""
+    """Once around: every stage's overhead and hop, and the sampled token's way back."""
     if len(order) < 2:
-        return 0.0
+        return sum(table.classes[c].node.overhead_ms for c in order)
     total = sum(table.hop_ms(a, b) for a, b in pairwise(order))
     return total + table.return_ms(order[-1], order[0])
 

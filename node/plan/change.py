@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 
 from node.errors import DoesNotFit
 from node.plan.allocation import Allocation, Stage, Standby
-from node.plan.disjoint import most_disjoint, route_disjoint
-from node.plan.placement import allocate, best_of, score_pipelines, timed_pipeline
+from node.plan.layout import hosts_of, judged
+from node.plan.placement import allocate
 from node.plan.pool import Pool, PoolNode
-from node.plan.pool_table import PoolTable
 from node.plan.records import pool_of_records
-from node.plan.routing import Host, Request, uncovered
+from node.plan.routing import Host, uncovered
 from node.plan.spare import Spares
 from node.plan.stage_time import layer_capacity
 from node.plan.steps import Step, ordered_steps
@@ -33,8 +32,6 @@ LOAD_RATE = 100e6
 """Bytes per second at which a node fetches and loads weights: a fast home line or a slow disk."""
 LOAD_S = 5.0
 """Of every load, beside its bytes: starting a worker, warming up."""
-CHAINS_JUDGED = 8
-"""Chains over patched ranges that are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +61,8 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
         BadPool, BadLayers: the pool or a range set by hand cannot be.
     """
     pool = records if isinstance(records, Pool) else pool_of_records(records).pool
+    if plan.objective == "share":
+        return _reshare(plan, pool)
     by_id = {node.node_id: node for node in pool.nodes}
     kept = [stage for stage in plan.stages() if _still_stands(plan, stage, by_id.get(stage.node_id))]
     patched = _patch(plan, kept, pool)
@@ -72,40 +71,41 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
     try:
         anew = allocate(plan.model, pool.nodes, pool.links, plan.objective, plan, plan.workload)
     except DoesNotFit as error:
-        steps = _steps(plan, patch, pool)
-        loaded = _loaded(steps)
+        steps = steps_between(plan, patch, pool)
+        loaded = loaded_bytes(steps)
         return Delta(patch, steps, loaded, False, str(error), gap)
     if gap is not None:
-        steps = _steps(plan, anew, pool)
+        steps = steps_between(plan, anew, pool)
         why = f"layers {gap[0]}–{gap[1] - 1} were held by nobody and no patch could hold them"
-        return Delta(anew, steps, _loaded(steps), True, why)
-    anew_steps = _steps(plan, anew, pool)
+        return Delta(anew, steps, loaded_bytes(steps), True, why)
+    anew_steps = steps_between(plan, anew, pool)
     gain = anew.score / patch.score - 1 if patch.score > 0 else float("inf")
-    moving_s = _moving_s(anew_steps) - _moving_s(_steps(plan, patch, pool))
+    moving_s = _moving_s(anew_steps) - _moving_s(steps_between(plan, patch, pool))
     if gain >= GAIN and min(gain, 10.0) * HORIZON_S > moving_s:
-        why = f"planned anew: {gain:.0%} better, for {_loaded(anew_steps) / 1e9:.2f} GB to load"
-        return Delta(anew, anew_steps, _loaded(anew_steps), True, why)
-    steps = _steps(plan, patch, pool)
+        why = f"planned anew: {gain:.0%} better, for {loaded_bytes(anew_steps) / 1e9:.2f} GB to load"
+        return Delta(anew, anew_steps, loaded_bytes(anew_steps), True, why)
+    steps = steps_between(plan, patch, pool)
     same = not steps and patch.standby == plan.standby and set(patch.stages()) == set(plan.stages())
-    why = "nothing changes" if not steps else f"{len({s.node_id for s in steps})} nodes change what they hold"
-    return Delta(plan if same else patch, steps, _loaded(steps), False, why)
+    movers = len({step.node_id for step in steps})
+    why = (
+        "nobody's layers change"
+        if not movers
+        else _count(movers, "node changes what it holds", "nodes change what they hold")
+    )
+    return Delta(plan if same else patch, steps, loaded_bytes(steps), False, why)
 
 
-def hosts_of(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[Host]:
-    """Stages as phase 2 sees them, idle."""
-    by_id = {node.node_id: node for node in pool.nodes}
-    times: dict[str, float] = {}
-    hosts = []
-    for stage in stages:
-        node = by_id.get(stage.node_id)
-        if node is None:
-            continue
-        if stage.node_id not in times:
-            whole = (0, plan.layers)
-            table = PoolTable(plan.model, [node], pool.links, plan.objective, plan.workload, whole)
-            times[stage.node_id] = table.classes[0].layer_ms
-        hosts.append(Host(stage.node_id, stage.start, stage.end, times[stage.node_id], node.region))
-    return hosts
+def _reshare(plan: Allocation, pool: Pool) -> Delta:
+    """Shares follow the members: who comes or goes changes everybody's."""
+    after = allocate(plan.model, pool.nodes, pool.links, "share", plan, plan.workload)
+    steps = steps_between(plan, after, pool)
+    same = not steps and after.standby == plan.standby
+    why = "the shares stay as they are" if same else "the layers are divided anew among those who are here"
+    return Delta(plan if same else after, steps, loaded_bytes(steps), not same, why)
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"one {one}" if number == 1 else f"{number} {several}"
 
 
 def _still_stands(plan: Allocation, stage: Stage, node: PoolNode | None) -> bool:
@@ -186,27 +186,11 @@ def _covered(hosts: Sequence[Host], held: Stage) -> bool:
 
 def _judge(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> Allocation:
     """A layout as an allocation: its pipelines found, its idle nodes placed as replicas, its score told."""
-    held = {stage.node_id: stage for stage in stages}
-    whole = [p for p in plan.pipelines if all(held.get(s.node_id) == s for s in p.stages)]
-    in_whole = {s.node_id for p in whole for s in p.stages}
-    pipelines = [timed_pipeline(plan, [(s.node_id, s.layers) for s in p.stages], p.stages, pool) for p in whole]
-    loose = [stage for stage in stages if stage.node_id not in in_whole]
-    hosts = hosts_of(plan, loose, pool)
-    chains = min(CHAINS_JUDGED, most_disjoint(plan.layers, hosts)) if hosts else 0
-    used: set[str] = set()
-    if uncovered(plan.layers, hosts) is None and chains:
-        request = Request(plan.model.hop_bytes(1))
-        for found in route_disjoint(plan.layers, hosts, pool.links, request, chains):
-            run = [(s.node_id, s.layers) for s in found.stages]
-            if used.isdisjoint(found.nodes) and len(set(found.nodes)) == len(found.nodes):
-                pipelines.append(timed_pipeline(plan, run, tuple(held[n] for n in found.nodes), pool))
-                used.update(found.nodes)
-    pipelines = best_of(pipelines, plan.objective)
-    used = {stage.node_id for pipeline in pipelines for stage in pipeline.stages}
-    replicas = [stage for stage in stages if stage.node_id not in used]
-    best_ms = min((p.token_ms for p in pipelines), default=0.0)
+    bare = judged(plan, stages, pool)
+    held = {stage.node_id for stage in stages}
+    best_ms = min((p.token_ms for p in bare.pipelines), default=0.0)
     spares = Spares(plan.model, list(stages), pool.nodes, pool.links, plan.workload, best_ms)
-    standby: list[Standby] = []
+    replicas, standby = list(bare.replicas), list[Standby]()
     idle = [node for node in pool.nodes if node.node_id not in held]
     for node in sorted(idle, key=lambda n: (-n.memory_bytes, -n.bandwidth, n.node_id)):
         placed = spares.place(node)
@@ -214,25 +198,23 @@ def _judge(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> Allocation:
             replicas.append(placed)
         else:
             standby.append(placed)
-    score = score_pipelines(pipelines, plan.objective)
     return replace(
-        plan,
-        pool=Pool(tuple(sorted(pool.nodes, key=lambda node: node.node_id)), pool.links),
-        pipelines=tuple(sorted(pipelines, key=lambda p: (p.token_ms, p.stages[0].node_id))),
+        bare,
         replicas=tuple(sorted(replicas, key=lambda s: (s.start, s.end, s.node_id))),
         standby=tuple(sorted(standby, key=lambda s: s.node_id)),
-        score=score,
-        bound=max(score, plan.bound),
     )
 
 
-def _steps(plan: Allocation, after: Allocation, pool: Pool) -> tuple[Step, ...]:
+def steps_between(before: Allocation | None, after: Allocation, pool: Pool) -> tuple[Step, ...]:
+    """Loads and drops that lead from one plan to the next, make before break."""
     memory = {node.node_id: node.memory_bytes for node in pool.nodes}
-    context = min(plan.workload.context, plan.model.context_tokens)
-    return ordered_steps(plan.model, list(plan.stages()), list(after.stages()), memory, context)
+    context = min(after.workload.context, after.model.context_tokens)
+    held = list(before.stages()) if before is not None else []
+    return ordered_steps(after.model, held, list(after.stages()), memory, context)
 
 
-def _loaded(steps: Sequence[Step]) -> int:
+def loaded_bytes(steps: Sequence[Step]) -> int:
+    """Weights to load, all nodes together."""
     return sum(step.weight_bytes for step in steps if step.kind == "load")
 
 

@@ -1,23 +1,25 @@
-"""When a new plan is due, and which: a pure function of records, model and the plan in force.
+"""When a new plan is due, and which: a pure function of records, model, settings and the plan in force.
 
 The *planner* is the eligible member with the smallest id, so that any member can take over.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from node.errors import BadLayers, DoesNotFit
-from node.plan.assign import Member, assign_layers, still_holds
+from node.errors import NoRoute, PlanError
+from node.plan.change import LOAD_RATE
+from node.plan.members import planner_of
+from node.plan.model_cost import cost_of_plan
+from node.plan.proposal import propose
 from node.wire.ids import NodeId
 from node.wire.models import Dtype, ModelFacts, ModelRef
-from node.wire.plans import Plan
+from node.wire.plans import Plan, PlanSettings
 from node.wire.records import NodeRecord
 
-MEMORY_SHARE = 0.7
-"""Of the measured memory; the rest is the operating system's, the runtime's and the activations'."""
+RETURN_MOST_S = 60.0
+"""A member that vanished without a goodbye is waited for no longer than this, however much it held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +29,6 @@ class Problem:
     reason: str
 
 
-def eligible(records: Mapping[NodeId, NodeRecord]) -> dict[NodeId, NodeRecord]:
-    """Members that can hold layers: measured, and not failed."""
-    return {
-        node: record for node, record in records.items() if record.hardware is not None and record.state != "failed"
-    }
-
-
-def planner_of(records: Mapping[NodeId, NodeRecord]) -> NodeId | None:
-    """Whose word counts now."""
-    return min(eligible(records), default=None)
-
-
-def memory_for_model(record: NodeRecord, siblings: int) -> int:
-    """Bytes that this node may use for weights and KV cache; machine memory is divided among its nodes."""
-    if record.memory_cap_bytes is not None:
-        return record.memory_cap_bytes
-    assert record.hardware is not None
-    return int(record.hardware.memory_bytes * MEMORY_SHARE / max(1, siblings))
-
-
-def siblings_of(records: Mapping[NodeId, NodeRecord]) -> Counter[str]:
-    """How many members each machine runs."""
-    return Counter(record.machine_id for record in records.values())
-
-
 def decide(
     self_id: NodeId,
     records: Mapping[NodeId, NodeRecord],
@@ -59,7 +36,8 @@ def decide(
     dtype: Dtype,
     facts: ModelFacts,
     current: Plan | None,
-    expected: frozenset[NodeId] = frozenset(),
+    settings: PlanSettings,
+    expected: Collection[NodeId] = (),
     last_epoch: int = 0,
 ) -> Plan | Problem | None:
     """The plan to publish now, what stands in its way, or None when the one in force stays.
@@ -67,25 +45,27 @@ def decide(
     `expected` are members that were lost without a goodbye and may return: while one of them has layers in the current
     plan, the plan stays as it is, so that its return makes the swarm whole without moving anybody's layers.
     """
-    if planner_of(records) != self_id:
+    if planner_of(records, first=current is None) != self_id:
         return None
     if current is not None and any(assignment.id in expected for assignment in current.assignments):
         return None
-    candidates = eligible(records)
-    siblings = siblings_of(candidates)
-    members = [
-        Member(node, memory_for_model(record, siblings[record.machine_id]), record.pinned_layers)
-        for node, record in candidates.items()
-    ]
-    previous = current.assignments if current is not None else ()
     try:
-        assignments = assign_layers(model.name, facts, members, previous)
-    except (DoesNotFit, BadLayers) as error:
+        proposal = propose(self_id, records, model, dtype, facts, current, settings, last_epoch, lenient=True)
+    except (PlanError, NoRoute) as error:
         return Problem(str(error))
-    if current is not None and (current.model, current.dtype) == (model, dtype):
-        settled = {assignment.node_id for assignment in previous} | set(current.standby)
-        if assignments == previous or (settled == set(candidates) and still_holds(facts, members, previous)):
-            return None
-    standby = tuple(sorted(set(candidates) - {assignment.id for assignment in assignments}))
-    epoch = max(last_epoch, current.epoch if current is not None else 0) + 1
-    return Plan(epoch, self_id, model, dtype, facts, assignments, standby)
+    return proposal.plan if proposal.changes else None
+
+
+def return_grace_s(plan: Plan, node_id: NodeId) -> float:
+    """How long to wait for a member that vanished: about as long as the others would load what it alone held.
+
+    The rule of the ski rental: never much worse than having known whether it returns. A crash and restart then moves no
+    large ranges, and small ones are soon served again.
+    """
+    held = plan.range_of(node_id)
+    if held is None:
+        return 0.0
+    elsewhere = {layer for a in plan.assignments if a.id != node_id for layer in range(a.start, a.end)}
+    alone = [layer for layer in range(held.start, held.end) if layer not in elsewhere]
+    cost = cost_of_plan(plan)
+    return min(RETURN_MOST_S, sum(cost.range_bytes(layer, layer + 1) for layer in alone) / LOAD_RATE)

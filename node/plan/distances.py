@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,36 @@ from node.plan.pool import PRIOR_FAR_MBPS, PRIOR_NEAR_MBPS, Links, Located, Pair
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
 class Distances:
-    """Between every two of `places`; two nodes of one place are taken as two different nodes of it."""
+    """Between every two of some places; two nodes of one place are taken as two different nodes of it."""
 
-    def __init__(self, places: Sequence[Located], links: Links) -> None:
+    rtt_ms: Floats
+    """(from, to)"""
+    mbps: Floats
+    """(from, to)"""
+    trips: float
+    """Round trips that one hop takes."""
+
+    def hop_ms(self, sent_bytes: float) -> Floats:
+        """(from, to): trips · RTT + bytes / bandwidth."""
+        hops: Floats = self.rtt_ms * self.trips + sent_bytes * 8 / (self.mbps * 1000)
+        return hops
+
+
+class Described:
+    """Links as a pool file or a planner describes them. Nodes that no link names are all alike within their region."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self._named = {end for figures in (links.rtt_ms, links.mbps) for pair in figures for end in pair}
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._named
+
+    def distances(self, places: Sequence[Located]) -> Distances:
+        """Between every two of `places`."""
+        links = self._links
         regions: dict[str, int] = {}
         region_of = np.array([regions.setdefault(place.region, len(regions)) for place in places], dtype=np.int64)
         index: dict[str, list[int]] = {}
@@ -26,14 +53,12 @@ class Distances:
         rate = np.where(same, PRIOR_NEAR_MBPS, PRIOR_FAR_MBPS)
         rtt, rate = _known(rtt, regions, links.rtt_ms), _known(rate, regions, links.mbps)
         spread = np.ix_(region_of, region_of)
-        self._trips = links.trips
-        self.rtt_ms: Floats = _named(rtt[spread], index, links.rtt_ms)
-        self.mbps: Floats = _named(rate[spread], index, links.mbps)
+        named_rtt, named_rate = _named(rtt[spread], index, links.rtt_ms), _named(rate[spread], index, links.mbps)
+        return Distances(named_rtt, named_rate, links.trips)
 
-    def hop_ms(self, sent_bytes: float) -> Floats:
-        """(from, to): trips · RTT + bytes / bandwidth."""
-        hops: Floats = self.rtt_ms * self._trips + sent_bytes * 8 / (self.mbps * 1000)
-        return hops
+    def way_ms(self, a: Located, b: Located) -> float:
+        """Time of an empty message from `a` to `b`."""
+        return self._links.hop_ms(a, b, 0.0)
 
 
 def _known(matrix: Floats, regions: Mapping[str, int], figures: Mapping[Pair, float]) -> Floats:
@@ -47,11 +72,11 @@ def _known(matrix: Floats, regions: Mapping[str, int], figures: Mapping[Pair, fl
 
 
 def _named(matrix: Floats, index: Mapping[str, Sequence[int]], figures: Mapping[Pair, float]) -> Floats:
-    """Node pairs outdo the pairs of their regions."""
-    given = [(a, b, value) for (a, b), value in figures.items() if a in index and b in index]
-    for reverse in (True, False):
-        for a, b, value in given:
-            for i in index[b] if reverse else index[a]:
-                for j in index[a] if reverse else index[b]:
-                    matrix[i, j] = value
+    """Node pairs outdo the pairs of their regions; a direction without a figure of its own takes the other's."""
+    known = ((index.get(a, ()), index.get(b, ()), value) for (a, b), value in figures.items())
+    given = [(i, j, value) for ends_a, ends_b, value in known for i in ends_a for j in ends_b]
+    if given:
+        rows, columns, values = (np.array(column) for column in zip(*given, strict=True))
+        matrix[columns, rows] = values
+        matrix[rows, columns] = values
     return matrix

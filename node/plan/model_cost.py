@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from node.errors import BadPool
-from node.wire.models import ModelFacts
+from node.wire.models import DTYPE_BYTES, ModelFacts
+from node.wire.plans import Plan
 
 LARGEST = 1_000_000_000
 """No width or count in a config reaches this; keeps absurd values from the arithmetic."""
@@ -180,24 +181,43 @@ class ModelCost:
 
 
 def cost_of_facts(name: str, facts: ModelFacts, item_bytes: float = 2.0) -> ModelCost:
-    """A dense model of these sizes: what a swarm's plan says of a model is enough to place and time it."""
-    params = round(facts.layer_bytes / item_bytes)
+    """What a swarm's plan says of a model is enough to place and time it.
+
+    In a mixture, what is neither a routed expert nor part of a dense layer counts as attention: every token reads it.
+    """
+    layer, expert = facts.layer_bytes / item_bytes, facts.expert_bytes / item_bytes
+    always = max(0, round(layer - facts.experts * expert)) if facts.experts else 0
+    dense = facts.dense_layer_bytes / item_bytes if facts.experts else layer
+    kv_width = round(facts.kv_bytes_per_token_layer / item_bytes)
     return ModelCost(
         name=name,
         layers=facts.layers,
         hidden_size=facts.hidden_size,
         vocab_size=facts.vocab_size,
         context_tokens=facts.context_tokens,
-        attention_params=0,
-        score_width=round(facts.kv_bytes_per_token_layer / item_bytes),
-        kv_width=round(facts.kv_bytes_per_token_layer / item_bytes),
-        dense_params=params,
-        dense_layers=facts.layers,
+        attention_params=min(always, round(dense)) if facts.dense_layers else always,
+        score_width=facts.score_width or kv_width,
+        kv_width=kv_width,
+        dense_params=max(0, round(dense) - always),
+        dense_layers=facts.dense_layers if facts.experts else facts.layers,
+        experts=facts.experts,
+        top_k=facts.top_k,
+        expert_params=round(expert),
+        shared_params=max(0, always - round(dense)) if facts.dense_layers else 0,
+        windowed_layers=facts.windowed_layers,
+        window_tokens=facts.window_tokens,
+        tied=facts.tied,
         weight_bytes=item_bytes,
+        expert_bytes=item_bytes,
         kv_bytes=item_bytes,
         end_bytes=max(facts.embedding_bytes, facts.head_bytes) / (facts.hidden_size * facts.vocab_size),
         activation_bytes=item_bytes,
     )
+
+
+def cost_of_plan(plan: Plan) -> ModelCost:
+    """What the plan's model costs."""
+    return cost_of_facts(plan.model.name, plan.facts, DTYPE_BYTES[plan.dtype])
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,10 @@ class _Search:
         self.hops = np.array([[table.hop_ms(a, b) for b in range(n)] for a in range(n)], dtype=np.float64)
         returns = np.array([[table.return_ms(last, first) for last in range(n)] for first in range(n)])
         self.ways = self._ways()
-        self.around: Floats = self.ways + returns.reshape(n, 1, n) * (self.levels > 1)[None, :, None]
+        alone = (
+            np.diag([c.node.overhead_ms for c in table.classes]).reshape(n, 1, n) * (self.levels == 1)[None, :, None]
+        )
+        self.around: Floats = self.ways + returns.reshape(n, 1, n) * (self.levels > 1)[None, :, None] + alone
         self.shortest: Floats = self.around.min(axis=(0, 2)) if n else np.full(1, np.inf)
         room = np.array([c.capacity[0] for c in table.classes], dtype=np.int64)
         enough = (self.digits @ room >= table.layers) & (self.levels <= table.layers) & (self.levels > 0)

@@ -31,7 +31,9 @@ def around_pins(
         DoesNotFit: the free nodes cannot hold a gap.
     """
     for node in pinned:
-        _check_room(model, node, workload)
+        if problem := pin_problem(model, node, workload):
+            assert node.pinned is not None
+            raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", problem)
     runs, gaps = _tiling(model.layers, pinned)
     left = list(free)
     stages: list[Stage] = list(runs)
@@ -62,17 +64,19 @@ def around_pins(
     return Pipeline(full, timed.token_ms, timed.tokens_per_s, timed.sequences), set(ids)
 
 
-def _check_room(model: ModelCost, node: PoolNode, workload: Workload) -> None:
-    assert node.pinned is not None
+def pin_problem(model: ModelCost, node: PoolNode, workload: Workload) -> str:
+    """Why a node cannot hold the range set by hand for it; empty where it can."""
+    if node.pinned is None:
+        return ""
     start, end = node.pinned
+    if end > model.layers:
+        return f"the model has {model.layers} layers"
     cache = (end - start) * model.kv_layer_bytes(min(workload.context, model.context_tokens))
     needed = model.range_bytes(start, end) + cache
-    if needed > node.memory_bytes:
-        gib = 1024**3
-        raise BadLayers(
-            f"{start}:{end}",
-            f"they take {needed / gib:.2f} GiB with their cache, {node.label} has {node.memory_bytes / gib:.2f} GiB",
-        )
+    if needed <= node.memory_bytes:
+        return ""
+    gib = 1024**3
+    return f"they take {needed / gib:.2f} GiB with their cache, {node.label} has {node.memory_bytes / gib:.2f} GiB"
 
 
 def _tiling(layers: int, pinned: Sequence[PoolNode]) -> tuple[list[Stage], list[tuple[int, int]]]:

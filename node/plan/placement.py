@@ -17,12 +17,13 @@ from node.errors import BadLayers, BadPool, DoesNotFit
 from node.plan.allocation import Allocation, Objective, Pipeline, Stage, Standby
 from node.plan.chain import Chain, build_chain, capacities, chain_of_counts
 from node.plan.clusters import good_partition, upper_bound
-from node.plan.figures import figure
+from node.plan.layout import note_on, score_pipelines
 from node.plan.model_cost import ModelCost
 from node.plan.partition import MOST_STATES, best_partition, score_of, state_count
 from node.plan.pinned import around_pins
 from node.plan.pool import Links, Pool, PoolNode, Workload
 from node.plan.pool_table import PoolTable
+from node.plan.share import shared
 from node.plan.spare import TOO_SLOW, Spares
 
 KEEP = 0.1
@@ -59,6 +60,8 @@ def allocate(
         DoesNotFit: no chain of these nodes holds the model; says how much memory is missing.
     """
     _check(model, nodes)
+    if objective == "share":
+        return shared(model, nodes, links, workload, current)
     free = [node for node in nodes if not node.barred and node.pinned is None]
     pinned = [node for node in nodes if not node.barred and node.pinned is not None]
     pipelines: list[Pipeline] = []
@@ -91,7 +94,7 @@ def allocate(
         standby,
         score,
         max(bound, score),
-        _note(pipelines, nodes),
+        note_on(pipelines, nodes),
     )
 
 
@@ -150,15 +153,6 @@ def _overflow(
     return [stage for pipeline in realise(rest, chains, current) for stage in pipeline.stages]
 
 
-def best_of(pipelines: Sequence[Pipeline], objective: Objective) -> list[Pipeline]:
-    """For balanced: as many of the fastest as score best together. Else all."""
-    ordered = sorted(pipelines, key=lambda p: (p.token_ms, p.stages[0].node_id))
-    if objective != "balanced" or not ordered:
-        return ordered
-    most = max(range(1, len(ordered) + 1), key=lambda k: (score_pipelines(ordered[:k], objective), -k))
-    return ordered[:most]
-
-
 def missing_bytes(model: ModelCost, nodes: Sequence[PoolNode], table: PoolTable) -> int:
     """Memory that the pool lacks for one chain: of the whole, or of the layers that whole nodes leave over."""
     cache = model.kv_layer_bytes(table.context)
@@ -211,21 +205,6 @@ def _check(model: ModelCost, nodes: Sequence[PoolNode]) -> None:
         seen.add(node.node_id)
         if node.pinned is not None and node.pinned[1] > model.layers:
             raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", f"the model has {model.layers} layers")
-
-
-def timed_pipeline(plan: Allocation, run: Sequence[tuple[str, int]], held: tuple[Stage, ...], pool: Pool) -> Pipeline:
-    """A pipeline that runs so many layers on each node in turn; `held` is what these hold."""
-    by_id = {node.node_id: node for node in pool.nodes}
-    nodes = [by_id[node_id] for node_id, _ in run]
-    table = PoolTable(plan.model, nodes, pool.links, plan.objective, plan.workload, (0, plan.layers))
-    of_member = {node.node_id: c for c, kind in enumerate(table.classes) for node in kind.members}
-    chain = chain_of_counts(table, [of_member[node_id] for node_id, _ in run], [layers for _, layers in run])
-    return Pipeline(held, chain.token_ms, chain.tokens_per_s, chain.sequences)
-
-
-def score_pipelines(pipelines: Sequence[Pipeline], objective: Objective) -> float:
-    chains = [Chain((), (), p.token_ms, p.tokens_per_s, p.sequences) for p in pipelines]
-    return score_of(chains, objective)
 
 
 def _still_good(
@@ -293,19 +272,3 @@ def _place_spares(
             standby.append(placed)
     replicas.sort(key=lambda stage: (stage.start, stage.end, stage.node_id))
     return tuple(replicas), tuple(sorted(standby, key=lambda s: s.node_id))
-
-
-def _note(pipelines: Sequence[Pipeline], nodes: Sequence[PoolNode]) -> str:
-    """Why the model is or is not split."""
-    fastest = min(pipelines, key=lambda p: p.token_ms)
-    names = {node.node_id: node.label for node in nodes}
-    if len(fastest.stages) == 1:
-        if len(nodes) == 1:
-            return "one node holds the whole model"
-        name = names[fastest.stages[0].node_id]
-        return f"not split: {name} alone gives a token in {figure(fastest.token_ms)} ms, faster than any chain of nodes"
-    kinds = "pipeline" if len(pipelines) == 1 else "pipelines"
-    longest = max(len(p.stages) for p in pipelines)
-    token_ms = figure(fastest.token_ms)
-    what = f"{len(pipelines)} {kinds} of up to {longest} stages"
-    return f"{what}; the fastest gives a token in {token_ms} ms, its share of the prompt included"

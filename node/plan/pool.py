@@ -61,6 +61,10 @@ class PoolNode:
     """Nodes of one region are near one another."""
     layer_ms: tuple[tuple[int, float], ...] = ()
     """Measured in service: sequences in a decode step, milliseconds that one layer took."""
+    head_ms: float | None = None
+    """LM head and sampling of one decode step, measured; None: not yet, or it has never ended the model."""
+    overhead_ms: float = 0.0
+    """Of one step, outside compute and queue: the way to the engine and back, checks, packing."""
     pinned: tuple[int, int] | None = None
     """Layers [start, end) set by hand."""
     barred: str = ""
@@ -75,6 +79,9 @@ class PoolNode:
         for key, rate in (("bandwidth", self.bandwidth_bytes_per_s), ("flops", self.flops_per_s)):
             if rate is not None:
                 checked(self.label, key, rate)
+        checked(self.label, "overhead_ms", self.overhead_ms, zero=True)
+        if self.head_ms is not None:
+            checked(self.label, "head_ms", self.head_ms, zero=True)
         for sequences, milliseconds in self.layer_ms:
             checked(self.label, "layer_ms", sequences)
             checked(self.label, "layer_ms", milliseconds)

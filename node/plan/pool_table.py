@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from node.plan.allocation import Objective
 from node.plan.model_cost import ModelCost
 from node.plan.pool import Links, PoolNode, Workload
-from node.plan.stage_time import decode_cost, fitted_efficiency, layer_capacity, prefill_cost
+from node.plan.stage_time import decode_cost, fitted_efficiency, fitted_head_efficiency, layer_capacity, prefill_cost
 
 USERS_PER_NODE = 4
 """Users whom throughput reckons with where the workload does not name more."""
@@ -81,15 +81,16 @@ class PoolTable:
         node, work, one, many, prompt = members[0], self.workload, self._one, self._many, self._prompt
         efficiency = fitted_efficiency(self.model, node)
         share = prompt.layer_ms(node, efficiency) / work.output_tokens
-        head_share = prompt.head_ms(node, efficiency) / work.output_tokens
+        head_efficiency = fitted_head_efficiency(self.model, node)
+        head_share = prompt.head_ms(node, head_efficiency) / work.output_tokens
         plain, first, last, both = (self._capacity(node.memory_bytes, *ends) for ends in ENDS)
         return NodeClass(
             members,
             (plain, first, last, both),
             one.layer_ms(node, efficiency) + share,
             many.layer_ms(node, efficiency) + LARGE_BATCH * share,
-            one.head_ms(node, efficiency) + head_share,
-            many.head_ms(node, efficiency) + LARGE_BATCH * head_share,
+            one.head_ms(node, head_efficiency) + head_share,
+            many.head_ms(node, head_efficiency) + LARGE_BATCH * head_share,
         )
 
     def _capacity(self, memory_bytes: int, first: bool, last: bool) -> int:
@@ -104,22 +105,23 @@ class PoolTable:
         return min(held, self.layers)
 
     def hop_ms(self, a: int, b: int) -> float:
-        """Activations from a node of class `a` to another of class `b`, per token of one user."""
+        """Out of a node of class `a`, and to another of class `b`, per token of one user: overhead and activations."""
         found = self._hops.get((a, b))
         if found is None:
             left, right = self._ends_of(a, b)
             sent = self.model.hop_bytes(1) + self.model.hop_bytes(self.workload.prompt_tokens) / (
                 self.workload.output_tokens
             )
-            found = self.links.hop_ms(left, right, sent)
+            found = left.overhead_ms + self.links.hop_ms(left, right, sent)
             self._hops[a, b] = found
         return found
 
     def return_ms(self, tail: int, first: int) -> float:
-        """The sampled token from the tail to the first stage."""
+        """The sampled token out of the tail and to the first stage; a node alone has its overhead."""
         found = self._returns.get((tail, first))
         if found is None:
-            found = self.links.hop_ms(*self._ends_of(tail, first), 0.0)
+            left, right = self._ends_of(tail, first)
+            found = left.overhead_ms + self.links.hop_ms(left, right, 0.0)
             self._returns[tail, first] = found
         return found
 
@@ -136,6 +138,7 @@ def interchangeable(nodes: Sequence[PoolNode], links: Links) -> list[tuple[PoolN
     groups: dict[tuple[object, ...], list[PoolNode]] = {}
     for node in sorted(nodes, key=lambda node: node.node_id):
         own = node.node_id if node.node_id in named else ""
-        key = (own, node.memory_bytes, node.bandwidth, node.flops, node.region, node.layer_ms)
+        measured = node.layer_ms, node.head_ms, node.overhead_ms
+        key = (own, node.memory_bytes, node.bandwidth, node.flops, node.region, measured)
         groups.setdefault(key, []).append(node)
     return [tuple(members) for members in groups.values()]

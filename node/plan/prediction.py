@@ -2,6 +2,7 @@
 
 TTFT = Σ stages prefill(P) + Σ hops (RTT·trips + P·activation / bandwidth) + head        P: prompt tokens
 TPOT = Σ stages decode(1)  + Σ hops (RTT·trips + activation / bandwidth) + head + tail → first
+both + Σ stages overhead: a step's time at a node outside its layers
 tokens/s of m users on one pipeline = min(m / around(b), b / slowest stage(b)),  b = ⌈m / stages⌉ per micro-batch
 """
 
@@ -16,7 +17,7 @@ from node.plan.chain import overlap
 from node.plan.figures import figure
 from node.plan.model_cost import ModelCost
 from node.plan.pool import PoolNode, Workload
-from node.plan.stage_time import decode_cost, fitted_efficiency, layer_capacity, prefill_cost
+from node.plan.stage_time import decode_cost, fitted_efficiency, fitted_head_efficiency, layer_capacity, prefill_cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,10 @@ def ran_layers(pipeline: Pipeline) -> list[int]:
 
 
 def stage_ms(model: ModelCost, node: PoolNode, layers: int, *, last: bool, batch: int, context: int) -> float:
-    """One decode step of `batch` sequences in `layers` layers of `node`."""
-    efficiency = fitted_efficiency(model, node)
+    """One decode step of `batch` sequences in `layers` layers of `node`, and what goes around them there."""
     cost = decode_cost(model, batch, context)
-    return layers * cost.layer_ms(node, efficiency) + (cost.head_ms(node, efficiency) if last else 0.0)
+    head = cost.head_ms(node, fitted_head_efficiency(model, node)) if last else 0.0
+    return layers * cost.layer_ms(node, fitted_efficiency(model, node)) + head + node.overhead_ms
 
 
 def _shares(plan: Allocation, pipeline: Pipeline, work: Workload, batch: int) -> tuple[Share, ...]:
@@ -133,10 +134,9 @@ def _ttft_ms(plan: Allocation, pipeline: Pipeline, work: Workload) -> float:
     cost = prefill_cost(model, work.prompt_tokens)
     time = 0.0
     for i, (node, layers) in enumerate(zip(nodes, ran_layers(pipeline), strict=True)):
-        efficiency = fitted_efficiency(model, node)
-        time += layers * cost.layer_ms(node, efficiency)
+        time += layers * cost.layer_ms(node, fitted_efficiency(model, node)) + node.overhead_ms
         if i == len(nodes) - 1:
-            time += cost.head_ms(node, efficiency)
+            time += cost.head_ms(node, fitted_head_efficiency(model, node))
     return time + sum(links.hop_ms(a, b, model.hop_bytes(work.prompt_tokens)) for a, b in pairwise(nodes))
 
 

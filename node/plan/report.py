@@ -52,6 +52,7 @@ def layer_map(plan: Allocation, names: dict[str, str]) -> list[str]:
 
 def report_data(plan: Allocation, prediction: Prediction) -> dict[str, Json]:
     """The same for machines."""
+    names = {node.node_id: node.label for node in plan.pool.nodes}
     return {
         "model": plan.model.name,
         "layers": plan.layers,
@@ -65,12 +66,15 @@ def report_data(plan: Allocation, prediction: Prediction) -> dict[str, Json]:
                 "token_ms": pipeline.token_ms,
                 "tokens_per_s": pipeline.tokens_per_s,
                 "sequences": pipeline.sequences,
-                "stages": [_stage_data(stage) for stage in pipeline.stages],
+                "stages": [_stage_data(stage, names) for stage in pipeline.stages],
             }
             for pipeline in plan.pipelines
         ],
-        "replicas": [_stage_data(stage) for stage in plan.replicas],
-        "standby": [{"node": standby.node_id, "reason": standby.reason} for standby in plan.standby],
+        "replicas": [_stage_data(stage, names) for stage in plan.replicas],
+        "standby": [
+            {"node": standby.node_id, "name": names.get(standby.node_id, ""), "reason": standby.reason}
+            for standby in plan.standby
+        ],
         "prediction": {
             "ttft_ms": prediction.ttft_ms,
             "tpot_ms": prediction.tpot_ms,
@@ -80,15 +84,21 @@ def report_data(plan: Allocation, prediction: Prediction) -> dict[str, Json]:
             "users_tpot_ms": prediction.users_tpot_ms,
             "bottleneck": prediction.bottleneck,
             "memory": [
-                {"node": m.node_id, "weights": m.weight_bytes, "kv": m.kv_bytes, "of": m.memory_bytes}
+                {
+                    "node": m.node_id,
+                    "name": names[m.node_id],
+                    "weights": m.weight_bytes,
+                    "kv": m.kv_bytes,
+                    "of": m.memory_bytes,
+                }
                 for m in prediction.memory
             ],
         },
     }
 
 
-def _stage_data(stage: Stage) -> dict[str, Json]:
-    return {"node": stage.node_id, "start": stage.start, "end": stage.end}
+def _stage_data(stage: Stage, names: dict[str, str]) -> dict[str, Json]:
+    return {"node": stage.node_id, "name": names[stage.node_id], "start": stage.start, "end": stage.end}
 
 
 def _with_role(plan: Allocation) -> list[tuple[Stage, str]]:
@@ -122,6 +132,8 @@ def _rows(plan: Allocation, prediction: Prediction) -> list[Sequence[str]]:
 
 
 def _figures(prediction: Prediction) -> list[str]:
+    if prediction.tokens_per_s == 0:
+        return [prediction.bottleneck]
     lines = [
         f"one user: first token after {figure(prediction.ttft_ms)} ms, then {figure(prediction.tokens_per_s)} tokens/s "
         f"({figure(prediction.tpot_ms)} ms each)"

@@ -20,7 +20,7 @@ from node.plan.model_cost import ModelCost
 from node.plan.placement import allocate
 from node.plan.pool import Links, Pool, PoolNode, Workload
 from node.plan.routing import Host, Request, Router, route_or_wait
-from node.plan.stage_time import decode_cost, fitted_efficiency, prefill_cost
+from node.plan.stage_time import decode_cost, fitted_efficiency, fitted_head_efficiency, prefill_cost
 
 CHUNK_TOKENS = 256
 """A prompt goes through the chain in chunks of this size."""
@@ -241,7 +241,7 @@ class Simulation:
         efficiency = fitted_efficiency(self.model, node)
         small, large = (decode_cost(self.model, b, self._context).layer_ms(node, efficiency) for b in BATCHES)
         prompt = prefill_cost(self.model, CHUNK_TOKENS).layer_ms(node, efficiency) / CHUNK_TOKENS
-        head = decode_cost(self.model, 1, self._context).head_ms(node, efficiency)
+        head = decode_cost(self.model, 1, self._context).head_ms(node, fitted_head_efficiency(self.model, node))
         return _Machine(node, (small, large), head, prompt)
 
     def _room(self, machine: _Machine, layers: int, stage: Stage) -> int:

@@ -1,10 +1,11 @@
 """How long a stage takes: a roofline with a fitted efficiency.
 
-    t(layer) = max(FLOPs / matmul rate, bytes / memory bandwidth) / efficiency + overhead
+    t(layer) = max(FLOPs / matmul rate / 0.7, bytes / memory bandwidth / efficiency) + overhead
 
 (Williams, Waterman and Patterson, "Roofline", 2009). Decode reads all touched weights for one token per sequence, so
 that bandwidth binds; prefill multiplies many tokens at once, so that the matmul rate binds. The efficiency is fitted to
-what the node has measured in service: the median of roofline / measured over its batch sizes.
+what the node has measured in service, which are decode steps: the median of roofline / measured over its batch sizes;
+the LM head has one of its own. It says nothing of large products: what makes small steps slow is paid once in those.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from node.plan.pool import PoolNode
 
 EFFICIENCY = 0.7
 """Of the measured rates, before a node has run the model: typical of fused decode kernels."""
+MOST_EFFICIENCY = 8.0
+"""Small weights stay in a processor's cache, which is some times faster than its memory; more is not believed."""
 OVERHEAD_MS = 0.01
 """Launching one layer's kernels."""
 
@@ -32,12 +35,13 @@ class StepCost:
 
     def layer_ms(self, node: PoolNode, efficiency: float = EFFICIENCY) -> float:
         """One layer on `node`."""
-        roof = max(self.layer_bytes / node.bandwidth, self.layer_flops / node.flops)
-        return roof * 1000 / efficiency + OVERHEAD_MS
+        reading = self.layer_bytes / node.bandwidth / efficiency
+        return max(reading, self.layer_flops / node.flops / EFFICIENCY) * 1000 + OVERHEAD_MS
 
     def head_ms(self, node: PoolNode, efficiency: float = EFFICIENCY) -> float:
         """The LM head on `node`."""
-        return max(self.head_bytes / node.bandwidth, self.head_flops / node.flops) * 1000 / efficiency
+        reading = self.head_bytes / node.bandwidth / efficiency
+        return max(reading, self.head_flops / node.flops / EFFICIENCY) * 1000
 
 
 def decode_cost(model: ModelCost, batch: int, context: int) -> StepCost:
@@ -70,7 +74,18 @@ def fitted_efficiency(model: ModelCost, node: PoolNode, context: int = 512) -> f
     for sequences, measured_ms in node.layer_ms:
         ideal = decode_cost(model, round(sequences), context).layer_ms(node, 1.0) - OVERHEAD_MS
         ratios.append(ideal / max(measured_ms - OVERHEAD_MS, measured_ms * 0.1))
-    return min(50.0, max(1e-6, median(ratios)))
+    return _credible(median(ratios))
+
+
+def fitted_head_efficiency(model: ModelCost, node: PoolNode) -> float:
+    """Likewise for the LM head and sampling; the layers' where the node has never ended the model."""
+    if not node.head_ms:
+        return fitted_efficiency(model, node)
+    return _credible(decode_cost(model, 1, 1).head_ms(node, 1.0) / node.head_ms)
+
+
+def _credible(efficiency: float) -> float:
+    return min(MOST_EFFICIENCY, max(1e-6, efficiency))
 
 
 def layer_capacity(

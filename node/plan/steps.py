@@ -1,17 +1,15 @@
-"""The order of loading and dropping that turns one layout into another: make before break.
-
-A node first loads what is new to it beside what it holds. Where memory is too short for both, it first drops layers
-that others have ready; only when nothing else is left does a drop uncover a layer.
-"""
+"""The order of loading and dropping that turns one layout into another, told in advance: by the rules of `turns`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from node.plan.allocation import Stage
 from node.plan.model_cost import ModelCost
+from node.plan.turns import Holding, drops_due, kept_layers, loads_due, runs, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,54 +40,32 @@ def ordered_steps(
 
     Nodes that are not in `memory` are gone: they hold nothing and need do nothing.
     """
-    held = {node: layers for node, layers in layers_of(before).items() if node in memory}
-    wanted = layers_of(after)
-    loads = [(node, run) for node in sorted(wanted) for run in _runs(wanted[node] - held.get(node, set()))]
-    drops = [(node, run) for node in sorted(held) for run in _runs(held[node] - wanted.get(node, set()))]
-    hosts = [0] * model.layers
-    for layers in held.values():
-        for layer in layers:
-            hosts[layer] += 1
-    cache = model.kv_layer_bytes(context)
-    used = {node: _bytes(model, layers) + len(layers) * cache for node, layers in held.items()}
+    held, wanted = layers_of(before), layers_of(after)
+    holdings = {
+        node: Holding(node, frozenset(held.get(node, ())), frozenset(wanted.get(node, ())), memory.get(node, 0))
+        for node in sorted({*(held.keys() & memory.keys()), *wanted})
+    }
     steps: list[Step] = []
-    while loads or drops:
-        fitting = [
-            (min(hosts[i] for i in run), node, run)
-            for node, run in loads
-            if used.get(node, 0) + _bytes(model, run) + len(run) * cache <= memory.get(node, 0)
-            or not any(other == node for other, _ in drops)
-        ]
-        if fitting:
-            _, node, run = min(fitting, key=lambda item: (item[0], item[1], min(item[2])))
-            loads.remove((node, run))
-            kind, sign = "load", 1
+
+    def carry_out(kind: Literal["load", "drop"], node: str, layers: AbstractSet[int]) -> None:
+        for run in runs(layers):
+            now = holdings[node].held
+            then = now | run if kind == "load" else now - run
+            size = abs(weights_of(model, then) - weights_of(model, now))
+            steps.append(Step(kind, node, min(run), max(run) + 1, size))
+            holdings[node] = replace(holdings[node], held=then)
+
+    while True:
+        if loads := loads_due(model, holdings.values(), context):
+            covered = frozenset[int]().union(*(holding.held for holding in holdings.values()))
+            for holding in sorted(loads, key=lambda h: (h.missing <= covered, h.node_id)):  # what nobody serves first
+                carry_out("load", holding.node_id, holding.missing)
+        elif drops := drops_due(model, list(holdings.values()), context):
+            for node, layers in drops.items():
+                carry_out("drop", node, layers)
         else:
-            # Drops that uncover nothing come first; those that make room for a load before the rest.
-            waiting = {node for node, _ in loads}
-            node, run = min(
-                drops, key=lambda d: (sum(hosts[i] < 2 for i in d[1]) > 0, d[0] not in waiting, d[0], min(d[1]))
-            )
-            drops.remove((node, run))
-            kind, sign = "drop", -1
-        for layer in run:
-            hosts[layer] += sign
-        size = _bytes(model, run)
-        used[node] = used.get(node, 0) + sign * (size + len(run) * cache)
-        steps.append(Step("load" if kind == "load" else "drop", node, min(run), max(run) + 1, size))
+            break
+    kept = kept_layers(holdings.values())
+    for holding in sorted(holdings.values(), key=lambda h: (not h.surplus <= kept, h.node_id)):
+        carry_out("drop", holding.node_id, holding.surplus)
     return tuple(steps)
-
-
-def _runs(layers: set[int]) -> list[frozenset[int]]:
-    """Neighbouring layers together."""
-    runs: list[set[int]] = []
-    for layer in sorted(layers):
-        if runs and layer - 1 in runs[-1]:
-            runs[-1].add(layer)
-        else:
-            runs.append({layer})
-    return [frozenset(run) for run in runs]
-
-
-def _bytes(model: ModelCost, layers: set[int] | frozenset[int]) -> int:
-    return sum(model.range_bytes(min(run), max(run) + 1) for run in _runs(set(layers)))

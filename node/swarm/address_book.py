@@ -73,7 +73,7 @@ class AddressBook:
     def save(self) -> None:
         """Write it down. Blocks for the disk, so it may run in a thread while more is learned; raises OSError."""
         self.dirty = False
-        entries = list(self._entries.items())  # in one step: a dict that changes while it is read raises
+        entries = self._entries.copy().items()  # copied in one step: a dict that changes while it is read raises
         peers = {
             peer: {"addresses": [str(a) for a in entry.addresses], "seen_s": round(entry.seen_s)}
             for peer, entry in entries

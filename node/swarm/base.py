@@ -100,8 +100,8 @@ class Swarm(Protocol):
     async def update(self, **changes: object) -> None:
         """Change fields of our own record; it is numbered, signed and spread (at most a few times a second)."""
 
-    async def publish_plan(self, plan: Plan) -> None:
-        """Sign a plan of ours and spread it; members that join later are told too."""
+    async def publish_plan(self, plan: Plan) -> bool:
+        """Sign a plan of ours and spread it, to members that join later too; False where one known here outranks it."""
 
     async def link(self, peer: NodeId) -> Link:
         """The link to a member, opened on first use.

@@ -20,6 +20,7 @@ from node.swarm.membership import Membership
 from node.wire.codec import decode, encode
 from node.wire.control import Leave
 from node.wire.ids import NodeId, short_id
+from node.wire.plan_size import PLAN_LIMIT_BYTES
 from node.wire.plans import Plan
 from node.wire.records import RECORD_LIMIT_BYTES, Envelope, NodeRecord
 
@@ -102,7 +103,7 @@ class Gossip:
         if plan.author != self.record.node_id:
             raise BadWireData("plan", f"its author is {plan.author}, not this node")
         payload = encode(plan)
-        decode(payload, Plan, where="our own plan", limit_bytes=RECORD_LIMIT_BYTES)
+        decode(payload, Plan, where="our own plan", limit_bytes=PLAN_LIMIT_BYTES)
         if not plan.outranks(self.plan):
             return None
         self.plan, self._plan_envelope = plan, self._identity.sign("plan", payload)
@@ -187,21 +188,21 @@ class Gossip:
         return Heard(self._tidy(list(self._membership.hear_leave(node_id, leave.seq, now))), spread=True)
 
     def _hear_plan(self, envelope: Envelope, *, trusted: bool) -> Heard:
-        plan = decode(envelope.payload, Plan, where="plan", limit_bytes=RECORD_LIMIT_BYTES)
+        plan = decode(envelope.payload, Plan, where="plan", limit_bytes=PLAN_LIMIT_BYTES)
         if plan.author != envelope.node_id:
             raise BadWireData("plan", "its author is another node than its signer")
-        if not plan.outranks(self.plan):
+        if not plan.may_follow(self.plan):
             return Heard()
         verify(envelope)
         author = NodeId(plan.author)
         if trusted or author == self.record.id or self._membership.is_remembered(author):
             return Heard(self._adopt(plan, envelope), spread=True)
-        if plan.outranks(self._orphan[0] if self._orphan else None):
+        if self._orphan is None or plan.may_follow(self._orphan[0]):
             self._orphan = (plan, envelope)
         return Heard()
 
     def _adopt(self, plan: Plan, envelope: Envelope) -> list[SwarmNews]:
-        if not plan.outranks(self.plan):
+        if not plan.may_follow(self.plan):
             return []
         self.plan, self._plan_envelope = plan, envelope
         return [PlanHeard(plan)]

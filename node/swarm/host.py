@@ -21,7 +21,7 @@ import trio
 from node.errors import NotAdmitted, UsageError
 from node.home import Home
 from node.swarm.address_book import AddressBook
-from node.swarm.addresses import Address, announced, parse_all
+from node.swarm.addresses import ADDRESS_LIMIT, Address, announced, parse_all
 from node.swarm.connection import Connection
 from node.swarm.dialer import Dialer, first_to_answer
 from node.swarm.front_door import ADMISSION_S, Vestibule, answer, open_listeners
@@ -58,6 +58,8 @@ class SwarmSettings:
     """For people."""
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     """Multiaddresses; port 0 takes the port of last time, or any."""
+    announce: tuple[str, ...] = ()
+    """Multiaddresses that peers are told instead of those of `listen`; the local network is told the true ones."""
     invitations: tuple[str, ...] = ()
     """Tokens from `parallax invite`."""
     discover_lan: bool = True
@@ -73,12 +75,13 @@ async def open_swarm(settings: SwarmSettings, **record_fields: object) -> AsyncI
     about two seconds.
 
     Raises:
-        UsageError: an address in `listen` cannot be used.
+        UsageError: an address in `listen` or `announce` cannot be used.
         BadInvitation: a token that does not decode.
         ConfigError: the key or the secret in the home is damaged.
     """
     hush_libp2p()
     wanted = [_listen_address(text) for text in settings.listen]
+    announce = _announce_addresses(settings.announce)
     invitations = [read_invitation(token) for token in settings.invitations]
     identity = load_identity(settings.home)
     secret = settle_secret(settings.home, invitations)
@@ -93,13 +96,13 @@ async def open_swarm(settings: SwarmSettings, **record_fields: object) -> AsyncI
             "seq": 0,
             "ttl_s": TTL_S,
             "machine_id": settings.machine_id,
-            "addresses": tuple(str(address) for address in announced(bound)),
+            "addresses": tuple(str(address) for address in announce or announced(bound)),
             "software": settings.software,
         }
         record = NodeRecord(**(fields | record_fields))  # type: ignore[arg-type]  # checked when it is published
         swarm = Neighbourhood(identity, secret, record, book)
         async with trio.open_nursery() as nursery:
-            host = _Host(nursery, swarm, identity, bound, settings.machine_id)
+            host = _Host(nursery, swarm, identity, bound, announce, settings.machine_id)
             host.begin(listeners, [i for i in invitations if i.secret == secret.value], lan=settings.discover_lan)
             try:
                 yield swarm
@@ -127,16 +130,25 @@ class _Host:
     """The tasks of an open swarm."""
 
     def __init__(
-        self, nursery: trio.Nursery, swarm: Neighbourhood, identity: Identity, bound: list[Address], machine_id: str
+        self,
+        nursery: trio.Nursery,
+        swarm: Neighbourhood,
+        identity: Identity,
+        bound: list[Address],
+        announce: tuple[Address, ...],
+        machine_id: str,
     ) -> None:
-        self._nursery, self._swarm, self._bound, self._machine_id = nursery, swarm, bound, machine_id
+        self._nursery, self._swarm, self._machine_id = nursery, swarm, machine_id
+        self._bound, self._announce = bound, announce
         self._upgrader = Upgrader(identity)
         self._dialer = Dialer(nursery, identity.node_id, swarm.connections.__contains__, self._dial)
         self._seldom = Seldom()
-        self._announced: tuple[Address, ...] = ()
-        self._announced_s = -INTERFACES_EVERY_S
+        self._answered: dict[NodeId, Address] = {}
+        """Where members last answered us. Found on the local network, that may be another place than they announce."""
+        self._interfaces: tuple[Address, ...] = ()
+        self._interfaces_s = -INTERFACES_EVERY_S
         swarm.pursue = lambda peer: self._dialer.pursue(peer, polite=True)
-        swarm.forget = self._dialer.forget
+        swarm.forget = self._forget
         swarm.hurry = self._dialer.hurry
         swarm.lost = self._dialer.lost
 
@@ -151,7 +163,8 @@ class _Host:
         for peer in self._swarm.book.peers():
             self._dialer.pursue(peer, polite=False)
         if lan:
-            self._nursery.start_soon(discover, self._swarm.secret, self._swarm.own_id, self._addresses(), self._suggest)
+            places = announced(self._bound)
+            self._nursery.start_soon(discover, self._swarm.secret, self._swarm.own_id, places, self._suggest)
 
     def _suggest(self, address: Address) -> None:
         """Somebody named a place where a member may be."""
@@ -178,11 +191,19 @@ class _Host:
         muxed, socket = await first_to_answer(self._places(peer), lambda socket: self._upgrader.dialed(socket, peer))
         connection = Connection(self._swarm, muxed, socket, peer, dialed=True)
         outcome = _Outcome(trio.Event())
+        place = socket.get_remote_address()
         self._nursery.start_soon(self._serve_dialed, connection, outcome)
         await outcome.known.wait()
         if outcome.error is not None:
             self._not_admitted(outcome.error)
             raise outcome.error
+        if place is not None:
+            self._answered[peer] = Address("ip6" if ":" in place[0] else "ip4", *place)
+
+    def _forget(self, peer: NodeId) -> None:
+        """It said goodbye."""
+        self._answered.pop(peer, None)
+        self._dialer.forget(peer)
 
     async def _serve_dialed(self, connection: Connection, outcome: _Outcome) -> None:
         try:
@@ -202,23 +223,26 @@ class _Host:
             log.warning("%s", error)
 
     def _places(self, peer: NodeId) -> list[Address]:
-        """Where to try: what the peer says of itself, then what is remembered.
+        """Where to try: what the peer says of itself, where it answered before, then what is remembered.
 
         A loopback address means this machine to whoever dials it, so it serves only for peers on it, and comes first
         there; of a peer that nothing is known of, it may be tried last.
         """
         record = self._swarm.members().get(peer)
         told = parse_all(record.addresses) if record else ()
-        places = list(dict.fromkeys((*told, *self._swarm.book.addresses(peer))))
+        answered = (self._answered[peer],) if peer in self._answered else ()
+        places = list(dict.fromkeys((*told, *answered, *self._swarm.book.addresses(peer))))
         if record is not None and record.machine_id != self._machine_id:
             return [place for place in places if not place.is_loopback]
         return sorted(places, key=lambda place: place.is_loopback is (record is None))
 
     def _addresses(self) -> tuple[Address, ...]:
-        """What we announce now."""
-        if trio.current_time() - self._announced_s >= INTERFACES_EVERY_S:
-            self._announced, self._announced_s = announced(self._bound), trio.current_time()
-        return self._announced
+        """What peers are told now."""
+        if self._announce:
+            return self._announce
+        if trio.current_time() - self._interfaces_s >= INTERFACES_EVERY_S:
+            self._interfaces, self._interfaces_s = announced(self._bound), trio.current_time()
+        return self._interfaces
 
     async def _keep_book(self) -> None:
         while True:
@@ -243,6 +267,21 @@ def _listen_address(text: str) -> Address:
     if address.peer is not None or address.kind not in ("ip4", "ip6"):
         raise UsageError(f"--listen {text}: an IP address of this machine is needed, or 0.0.0.0 for all")
     return address
+
+
+def _announce_addresses(texts: Sequence[str]) -> tuple[Address, ...]:
+    found: dict[Address, None] = {}
+    for text in texts:
+        try:
+            address = Address.parse(text)
+        except ValueError as error:
+            raise UsageError(f"--announce: {error}") from error
+        if address.peer is not None or address.is_any or address.port == 0:
+            raise UsageError(f"--announce {text}: the address and port at which others reach this node are needed")
+        found[address] = None
+    if len(found) > ADDRESS_LIMIT:
+        raise UsageError(f"--announce: {len(found)} addresses, at most {ADDRESS_LIMIT} are told")
+    return tuple(found)
 
 
 def _bound(wanted: Sequence[Address], listeners: Sequence[trio.SocketListener]) -> list[Address]:

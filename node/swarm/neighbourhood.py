@@ -115,15 +115,17 @@ class Neighbourhood:
         self._stirred.set()
         await trio.lowlevel.checkpoint()
 
-    async def publish_plan(self, plan: Plan) -> None:
-        """Sign a plan of ours and spread it. One that is outranked already is not spread.
+    async def publish_plan(self, plan: Plan) -> bool:
+        """Sign a plan of ours and spread it; False where it is outranked already.
 
         Raises:
             BadWireData: its author is not this node, or it is too large.
         """
-        if envelope := self._gossip.publish_plan(plan):
+        envelope = self._gossip.publish_plan(plan)
+        if envelope is not None:
             self._spread(envelope, None)
         await trio.lowlevel.checkpoint()
+        return envelope is not None
 
     async def link(self, peer: NodeId) -> StreamLink:
         """The link to a member, opened on first use. Raises LinkClosed."""

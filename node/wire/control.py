@@ -17,7 +17,7 @@ ADMISSION_LIMIT_BYTES = 1024
 """A stranger may make us read this much at once, no more."""
 
 CONTROL_LIMIT_BYTES = 256 * 1024
-"""A `Told` is closed at half of this, and one envelope more is at most 64 KiB."""
+"""A `Told` is closed at half of this, or holds one envelope alone, which is at most 192 KiB."""
 
 Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
 PingNumber = Annotated[int, Meta(ge=0, le=2**53)]

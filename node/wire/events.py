@@ -66,7 +66,7 @@ class ModelProgress(Struct, frozen=True, tag="model_progress"):
 
 
 class RequestStarted(Struct, frozen=True, tag="request_started"):
-    """This node is head of a new request."""
+    """This node is head of a new request; or, told again, of one that takes another chain before its first token."""
 
     request_id: RequestId
     prompt_tokens: int

@@ -9,6 +9,9 @@ from msgspec import Meta, Struct
 Dtype = Literal["float32", "bfloat16", "float16"]
 """Arithmetic of a stage's weights and activations."""
 
+DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of one number."""
+
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Text = Annotated[str, Meta(min_length=1, max_length=512)]
 
@@ -43,3 +46,39 @@ class ModelFacts(Struct, frozen=True):
     """Rows of the embedding."""
     context_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
     """The longest sequence that the model takes."""
+    tied: bool = False
+    """Whether the head is the embedding; a stage that holds both ends then stores it once."""
+    score_width: Count = 0
+    """Multiply-adds of one query with one cached token in one layer; 0: as many as numbers in the cache."""
+    experts: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """Routed experts of a layer; 0 in a dense model."""
+    top_k: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """Experts that a token visits."""
+    expert_bytes: Count = 0
+    """Weights of one routed expert."""
+    dense_layers: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    """Leading layers without experts, in a mixture."""
+    dense_layer_bytes: Count = 0
+    """Weights of such a layer."""
+    windowed_layers: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    """Layers whose attention sees the last `window_tokens` only."""
+    window_tokens: Count = 0
+    """Length of that window."""
+
+    def __post_init__(self) -> None:
+        if self.experts and not 1 <= self.top_k <= self.experts:
+            raise ValueError(f"facts.top_k is {self.top_k} of {self.experts} experts")
+        if self.experts and not 1 <= self.expert_bytes <= self.layer_bytes // self.experts:
+            raise ValueError(f"facts.expert_bytes is {self.expert_bytes}, {self.experts} of them make a layer")
+        if not self.experts and self.top_k:
+            raise ValueError(f"facts.top_k is {self.top_k} in a model without experts")
+        if self.dense_layers > self.layers:
+            raise ValueError(f"facts.dense_layers is {self.dense_layers} of {self.layers} layers")
+        if self.dense_layers and not 1 <= self.dense_layer_bytes <= self.layer_bytes:
+            raise ValueError(
+                f"facts.dense_layer_bytes is {self.dense_layer_bytes}, the largest layer {self.layer_bytes}"
+            )
+        if self.windowed_layers > self.layers:
+            raise ValueError(f"facts.windowed_layers is {self.windowed_layers} of {self.layers} layers")
+        if self.windowed_layers and not self.window_tokens:
+            raise ValueError("facts.window_tokens is 0 where layers have a window")

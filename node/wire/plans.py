@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from node.wire.ids import NodeId
 from node.wire.models import Count, Dtype, ModelFacts, ModelRef
 from node.wire.records import Id, Layer
+
+Objective = Literal["share", "latency", "throughput", "balanced"]
+"""What a plan aims at: layers for every member in proportion to memory; the fastest answer for one user; the most
+tokens per second for all; pipelines over mean latency."""
+
+MOST_NODES = 4096
+
+EPOCH_LEAP, MOST_EPOCH = 1_000_000, 2**52
+"""A plan so far ahead is none that planning has led to, and would leave no room for another after it."""
+Sentence = Annotated[str, Meta(max_length=400)]
 
 
 class Assignment(Struct, frozen=True):
@@ -27,6 +37,46 @@ class Assignment(Struct, frozen=True):
         return NodeId(self.node_id)
 
 
+class Override(Struct, frozen=True):
+    """What a person has set by hand for one node, from any member."""
+
+    node_id: Id
+    layers: tuple[Layer, Layer] | None = None
+    """Hold exactly layers [start, end); what its owner set with `--layers` goes before."""
+    memory_bytes: Count | None = None
+    """At most this much for weights and KV cache; its owner's `--memory` binds too."""
+    duty: Literal["serve", "drain", "exclude"] = "serve"
+    """drain: it gives its layers up as soon as others have them ready. exclude: nothing new goes through it from now
+    on, even where that leaves layers without a node for a while."""
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and self.layers[1] <= self.layers[0]:
+            raise ValueError(f"override.layers {self.layers} is empty")
+
+
+class PlanSettings(Struct, frozen=True):
+    """What people want of the swarm. Travels with the plan, so that whoever plans next goes on with it."""
+
+    objective: Literal["auto"] | Objective = "auto"
+    """auto: `share` while all members run on one machine, where splitting is for trying things out, else `balanced`."""
+    overrides: Annotated[tuple[Override, ...], Meta(max_length=MOST_NODES)] = ()
+    """By node id, at most one each. Kept for a member that is away."""
+
+    def of(self, node_id: str) -> Override:
+        """What is set for one node."""
+        return next((each for each in self.overrides if each.node_id == node_id), Override(node_id))
+
+
+class Standby(Struct, frozen=True):
+    """A member that was counted and holds nothing."""
+
+    node_id: Id
+    reason: Sentence = ""
+    """Why, for people."""
+    barred: bool = False
+    """By hand or by a failure, not by the plan's own choice."""
+
+
 class Plan(Struct, frozen=True):
     """One allocation of the model's layers, numbered by epoch."""
 
@@ -36,10 +86,24 @@ class Plan(Struct, frozen=True):
     model: ModelRef
     dtype: Dtype
     facts: ModelFacts
-    assignments: Annotated[tuple[Assignment, ...], Meta(max_length=4096)]
-    """In layer order. Ranges set by hand may leave gaps; then nothing is served and status says why."""
-    standby: Annotated[tuple[Id, ...], Meta(max_length=4096)] = ()
-    """Members that were counted and hold nothing."""
+    assignments: Annotated[tuple[Assignment, ...], Meta(max_length=MOST_NODES)]
+    """In layer order; replicas are ranges that cover the same layers. Ranges set by hand may leave gaps; then nothing
+    is served and status says why."""
+    standby: Annotated[tuple[Standby, ...], Meta(max_length=MOST_NODES)] = ()
+    """By node id."""
+    objective: Objective = "share"
+    """What it was made for: `settings.objective`, with `auto` resolved."""
+    settings: PlanSettings = PlanSettings()
+    note: Sentence = ""
+    """What a person should know about the choice."""
+
+    def __post_init__(self) -> None:
+        held = [assignment.node_id for assignment in self.assignments]
+        if len(set(held)) < len(held):
+            raise ValueError("plan.assignments names a node twice")
+        beyond = next((a for a in self.assignments if a.end > self.facts.layers), None)
+        if beyond is not None:
+            raise ValueError(f"plan.assignments has [{beyond.start}, {beyond.end}) of {self.facts.layers} layers")
 
     @property
     def weights(self) -> str:
@@ -55,6 +119,10 @@ class Plan(Struct, frozen=True):
         if other is None:
             return True
         return (self.epoch, _reversed(self.author)) > (other.epoch, _reversed(other.author))
+
+    def may_follow(self, other: Plan | None) -> bool:
+        """Whether it outranks `other` by an epoch that planning can have led to."""
+        return self.outranks(other) and self.epoch <= (MOST_EPOCH if other is None else other.epoch + EPOCH_LEAP)
 
 
 def _reversed(author: str) -> tuple[int, ...]:

@@ -10,11 +10,14 @@ from msgspec import Meta, Struct
 from node.wire.ids import NodeId
 from node.wire.models import Count, Dtype, ModelRef
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Raised when an older node could misread what a newer one sends; unequal versions do not admit one another."""
 
 RECORD_LIMIT_BYTES = 64 * 1024
 """A record of a node with 500 peers is about 30 KiB."""
+
+ENVELOPE_LIMIT_BYTES = 192 * 1024
+"""The largest that any kind of statement may have: a plan. Each kind is held to its own limit where it is read."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -69,11 +72,13 @@ class HeldRange(Struct, frozen=True):
 
 
 class LayerLatency(Struct, frozen=True):
-    """Time of one decode step in one layer, over the last steps."""
+    """Time of one decode step in one layer, the model's ends left out, over the last steps."""
 
     mean_ms: Milliseconds
     p50_ms: Milliseconds
     p95_ms: Milliseconds
+    sequences: Annotated[int, Meta(ge=1, le=65_536)] = 1
+    """In the step."""
 
     def __post_init__(self) -> None:
         _require_finite("layer_latency", mean_ms=self.mean_ms, p50_ms=self.p50_ms, p95_ms=self.p95_ms)
@@ -106,14 +111,22 @@ class NodeRecord(Struct, frozen=True):
     """Set by hand with `--memory`."""
     held: Annotated[tuple[HeldRange, ...], Meta(max_length=8)] = ()
     plan_epoch: Count = 0
-    """The plan it follows."""
+    """The plan it follows; until it has one, the last that it followed in its former life."""
     kv_tokens_total: Count = 0
     """Tokens of KV cache that its ready range has room for."""
     kv_tokens_used: Count = 0
+    """By sequences on any of its ranges, and by layers that come or go beside the ready one."""
     sessions: Count = 0
     queue_depth: Count = 0
     """Steps that wait for the engine now."""
     layer_latency: LayerLatency | None = None
+    """Measured when the range was loaded, anew while nobody uses it, and by every step."""
+    head_ms: Milliseconds | None = None
+    """LM head and sampling of one decode step, where the range ends the model."""
+    overhead_ms: Milliseconds | None = None
+    """Of one decode step here, outside compute and queue: the pipe to the engine, checks, serialising."""
+    region: Annotated[str, Meta(max_length=64)] = ""
+    """Set by hand with `--region`: nodes of one region are near one another until round trips have been measured."""
     rtt_ms: Annotated[dict[Id, Milliseconds], Meta(max_length=1024)] = {}
     """Round trip to each peer, by its own heartbeat."""
     state: Literal["starting", "serving", "standby", "failed"] = "starting"
@@ -121,7 +134,8 @@ class NodeRecord(Struct, frozen=True):
     """Why it does not serve, for people."""
 
     def __post_init__(self) -> None:
-        _require_finite("record", ttl_s=self.ttl_s, **{f"rtt_ms[{peer}]": ms for peer, ms in self.rtt_ms.items()})
+        _require_finite("record", ttl_s=self.ttl_s, head_ms=self.head_ms, overhead_ms=self.overhead_ms)
+        _require_finite("record", **{f"rtt_ms[{peer}]": ms for peer, ms in self.rtt_ms.items()})
         if self.pinned_layers is not None and self.pinned_layers[1] <= self.pinned_layers[0]:
             raise ValueError(f"record.pinned_layers {self.pinned_layers} is empty")
 
@@ -139,5 +153,5 @@ class Envelope(Struct, frozen=True):
 
     kind: Literal["record", "plan", "leave"]
     node_id: Id
-    payload: Annotated[bytes, Meta(max_length=RECORD_LIMIT_BYTES)]
+    payload: Annotated[bytes, Meta(max_length=ENVELOPE_LIMIT_BYTES)]
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]

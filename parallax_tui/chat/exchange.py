@@ -11,7 +11,8 @@ from contextlib import aclosing
 from node.errors import NoNode
 from node.home import Control
 from parallax_tui.chat.answers import Answered, Piece, Refused, decode_chunk
-from parallax_tui.client.node_client import NodeClient, NodeRefused
+from parallax_tui.client.node_client import NodeClient
+from parallax_tui.refusal import NodeRefused
 
 BROKE_OFF = "the node went away during the answer; ask again when it is back"
 

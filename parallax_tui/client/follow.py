@@ -12,7 +12,8 @@ from contextlib import aclosing
 
 from node.errors import NoNode
 from node.home import Control
-from parallax_tui.client.node_client import EventsGone, NodeClient, NodeRefused
+from parallax_tui.client.node_client import EventsGone, NodeClient
+from parallax_tui.refusal import NodeRefused
 from parallax_tui.state.live import Live
 
 FIRST_RETRY_S = 0.1

@@ -19,6 +19,7 @@ from node.home import Control
 from node.journal.state import State
 from node.wire.events import Numbered
 from parallax_tui.client.sse import SseParser
+from parallax_tui.refusal import NodeRefused, refusal
 
 CONNECT_S = 5.0
 """A node on this machine that accepts nothing for so long is stuck."""
@@ -32,24 +33,8 @@ _state = msgspec.json.Decoder(State)
 _numbered = msgspec.json.Decoder(Numbered)
 
 
-class NodeRefused(ParallaxError):
-    """The node answered with an error; `status` is the HTTP status."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
-        super().__init__(message)
-
-
 class EventsGone(ParallaxError):
     """The events asked for are no longer kept: read the state again."""
-
-
-class _ErrorBody(msgspec.Struct):
-    message: str = ""
-
-
-class _ErrorReply(msgspec.Struct):
-    error: _ErrorBody
 
 
 class _ModelEntry(msgspec.Struct):
@@ -152,13 +137,8 @@ class NodeClient:
 
 
 def _check(reply: httpx.Response, body: bytes) -> None:
-    if not reply.is_error:
-        return
-    try:
-        message = msgspec.json.decode(body, type=_ErrorReply).error.message
-    except msgspec.DecodeError:
-        message = body[:200].decode(errors="replace").strip()
-    raise NodeRefused(reply.status_code, message or f"the node answered with HTTP {reply.status_code}")
+    if reply.is_error:
+        raise refusal(reply.status_code, body)
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], data: bytes, where: str) -> T:

@@ -11,12 +11,11 @@ from node import __version__
 from node.errors import NoNode, ParallaxError
 from node.home import Control, Home
 from node.journal.state import State
+from parallax_tui.refusal import refusal
 
-
-class RefusedByNode(ParallaxError):
-    """The node answered with an error; the message is the node's own."""
-
-    exit_code = 8
+ANSWER_S = 10.0
+PLANNING_S = 60.0
+"""A plan for a thousand nodes takes some seconds on a slow machine."""
 
 
 class OtherVersion(ParallaxError):
@@ -47,7 +46,7 @@ class _Invitation(msgspec.Struct):
 T = TypeVar("T")
 
 
-def open_client(control: Control, timeout_s: float | None = 10.0) -> httpx.Client:
+def open_client(control: Control, timeout_s: float | None = ANSWER_S) -> httpx.Client:
     """An HTTP client for a node; the caller closes it."""
     timeout = httpx.Timeout(timeout_s, connect=5.0)
     if control.socket_path is not None:
@@ -64,7 +63,7 @@ def read_state(home: Home) -> State:
 
     Raises:
         NoNode: none answers for this home.
-        RefusedByNode: it answered with an error.
+        NodeRefused: it answered with an error.
         OtherVersion: its answer cannot be understood.
     """
     return _read(home, "GET", "/v1/state", State)
@@ -73,6 +72,11 @@ def read_state(home: Home) -> State:
 def read_health(home: Home) -> Health:
     """Whether this home's node can answer a question now; errors as in `read_state`."""
     return _read(home, "GET", "/health", Health)
+
+
+def ask_plan(home: Home, changes: object, kind: type[T], *, apply: bool) -> T:
+    """What the plan would be with these changes, or is from now on; errors as in `read_state`."""
+    return _read(home, "POST", "/v1/plan/apply" if apply else "/v1/plan", kind, changes, PLANNING_S)
 
 
 def read_invitation(home: Home) -> str:
@@ -89,8 +93,8 @@ def answers(home: Home) -> bool:
     return True
 
 
-def _read(home: Home, method: str, path: str, kind: type[T]) -> T:
-    body = _request(home, method, path)
+def _read(home: Home, method: str, path: str, kind: type[T], sent: object = None, timeout_s: float = ANSWER_S) -> T:
+    body = _request(home, method, path, sent, timeout_s)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeError) as error:
@@ -98,21 +102,13 @@ def _read(home: Home, method: str, path: str, kind: type[T]) -> T:
         raise OtherVersion(home.read_control().where, version, str(error)) from error
 
 
-def _request(home: Home, method: str, path: str) -> bytes:
+def _request(home: Home, method: str, path: str, sent: object = None, timeout_s: float = ANSWER_S) -> bytes:
     control = home.read_control()
     try:
-        with open_client(control) as client:
-            response = client.request(method, path)
+        with open_client(control, timeout_s) as client:
+            response = client.request(method, path, json=sent)
     except httpx.HTTPError as error:
         raise NoNode(control.where) from error
     if response.status_code != 200:
-        raise RefusedByNode(error_message(response.content))
+        raise refusal(response.status_code, response.content)
     return response.content
-
-
-def error_message(body: bytes) -> str:
-    """The sentence in an error body."""
-    try:
-        return str(msgspec.json.decode(body)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return body[:200].decode(errors="replace") or "the node gave no reason"

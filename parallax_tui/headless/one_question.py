@@ -14,13 +14,8 @@ import msgspec
 from node.errors import NoNode, ParallaxError
 from node.home import Home
 from node.journal.state import ModelStatus
-from parallax_tui.headless.node_connection import (
-    RefusedByNode,
-    error_message,
-    open_client,
-    read_health,
-    read_state,
-)
+from parallax_tui.headless.node_connection import open_client, read_health, read_state
+from parallax_tui.refusal import NodeRefused, refusal
 
 READY_S = 1800.0
 """A first start fetches and converts a model; a slow line needs a while, and the progress is shown."""
@@ -71,7 +66,7 @@ def ask(home: Home, question: Question, problem: Callable[[], str | None], out: 
             client.stream("POST", "/v1/chat/completions", json=body) as response,
         ):
             if response.status_code != 200:
-                raise RefusedByNode(error_message(response.read()))
+                raise refusal(response.status_code, response.read())
             _write_answer(response, question.as_json, out)
     except httpx.HTTPError as error:
         raise ParallaxError(f"the connection to the node broke: {problem() or error}") from error
@@ -85,7 +80,7 @@ def _write_answer(response: httpx.Response, as_json: bool, out: TextIO) -> None:
             continue
         chunk = msgspec.json.decode(line[6:])
         if "error" in chunk:
-            raise RefusedByNode(chunk["error"]["message"])
+            raise NodeRefused(response.status_code, chunk["error"]["message"])
         if chunk.get("usage"):
             summary["usage"] = chunk["usage"]
         for choice in chunk["choices"]:

@@ -1,12 +1,14 @@
-"""`parallax plan`: who would hold which layers, and what that would achieve, for a described pool or the live one.
+"""`parallax plan`: who would hold which layers, and what that would achieve.
 
-Nothing is changed by it, and nothing is downloaded: presets and config.json are all that a plan needs of a model.
+For the running swarm its node is asked, which knows it best and can also make it so. For described machines, or for
+another model than the swarm's, it is worked out here; nothing is downloaded: presets and config.json are all that a
+plan needs of a model.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,19 +18,20 @@ from node.errors import ModelNotFound, UsageError
 from node.home import Home
 from node.journal.state import State
 from node.plan import allocate, predict, read_pool
-from node.plan.model_cost import ModelCost, cost_of_config, cost_of_facts
+from node.plan.model_cost import ModelCost, cost_of_config
 from node.plan.pool import Pool
 from node.plan.presets import CONFIGS, preset
+from node.plan.proposal import resolved
 from node.plan.records import pool_of_records
 from node.plan.report import report_data, report_text
+from node.wire.plans import Objective, PlanSettings
 from parallax_tui.headless.node_connection import read_state
+from parallax_tui.headless.plan_changes import PlanChanges, changed_pool
+from parallax_tui.headless.plan_control import ask
+from parallax_tui.state.cells import safe
 
 POOL_LIMIT_BYTES = 64 * 1024 * 1024
 """A hundred thousand nodes take about 10 MB."""
-
-ITEM_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-
-Objective = Literal["latency", "throughput", "balanced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,11 @@ class PlanQuestion:
     """None: the live pool of this home's node."""
     model: str | None
     """A preset's name or a folder with config.json; None: the live swarm's model."""
-    objective: Objective
+    objective: Literal["auto"] | Objective | None
+    """None: the swarm's own; for described machines balanced."""
+    changes: PlanChanges
+    apply: bool
+    """Make it so."""
     as_json: bool
 
 
@@ -49,30 +56,53 @@ def answer(question: PlanQuestion, home: Home) -> str:
     Raises:
         DoesNotFit: the pool is too small; says how much memory is missing.
         PlanError: the pool file cannot be taken; names file, key and reason.
-        UsageError, ModelError: no such file or model.
+        UsageError, ModelError: no such file or model, or options that do not go together.
         NoNode: the live pool was asked for, and no node runs here.
+        NodeRefused: it runs, and says why not.
     """
-    problems: tuple[str, ...] = ()
     if question.pool_file is not None:
-        pool = read_pool(_read_text(Path(question.pool_file)), question.pool_file)
-        if question.model is None:
-            raise UsageError(f"--model is needed with a pool file; presets: {', '.join(sorted(CONFIGS))}")
-        model = _model(question.model)
-    else:
+        return _of_described(question, question.pool_file)
+    if question.model is not None:
         state = read_state(home)
-        read = pool_of_records(view.record for view in state.nodes.values())
-        pool, problems = read.pool, read.problems
-        model = _model(question.model) if question.model is not None else _live_model(state)
-    return _report(model, pool, question, problems)
+        if state.plan is None or state.plan.model.name != question.model:
+            return _of_other_model(question, question.model, state)
+    return ask(home, question.changes, question.objective, apply=question.apply, as_json=question.as_json)
 
 
-def _report(model: ModelCost, pool: Pool, question: PlanQuestion, problems: tuple[str, ...]) -> str:
-    plan = allocate(model, pool.nodes, pool.links, question.objective)
+def _of_described(question: PlanQuestion, file: str) -> str:
+    if question.apply:
+        raise UsageError("--apply is for the running swarm; a plan for a POOL.toml only advises")
+    if question.changes.resets:
+        raise UsageError(f"--reset is for the running swarm; change {file} instead")
+    if question.model is None:
+        raise UsageError(f"--model is needed with a pool file; presets: {', '.join(sorted(CONFIGS))}")
+    pool = changed_pool(read_pool(_read_text(Path(file)), file), question.changes, file)
+    objective = "balanced" if question.objective is None or question.objective == "auto" else question.objective
+    return _report(_model(question.model), pool, objective, (), question.as_json)
+
+
+def _of_other_model(question: PlanQuestion, name: str, state: State) -> str:
+    """The swarm's machines with a model that it does not serve."""
+    if question.apply or question.changes:
+        served = f", which is {state.plan.model.name}" if state.plan is not None else ""
+        raise UsageError(f"--model {name} only advises; what is set by hand is for the model that is served{served}")
+    settings = state.plan.settings if state.plan is not None else PlanSettings()
+    settings = msgspec.structs.replace(settings, objective=question.objective or settings.objective)
+    read = pool_of_records((view.record for view in state.nodes.values()), settings)
+    # layers set by hand and measured times are those of the served model
+    nodes = tuple(replace(node, pinned=None, layer_ms=(), head_ms=None) for node in read.pool.nodes)
+    objective = resolved(settings, {view.record.id: view.record for view in state.nodes.values()}, state.plan)
+    return _report(_model(name), Pool(nodes, read.pool.links), objective, read.problems, question.as_json)
+
+
+def _report(model: ModelCost, pool: Pool, objective: Objective, problems: tuple[str, ...], as_json: bool) -> str:
+    plan = allocate(model, pool.nodes, pool.links, objective)
     prediction = predict(plan)
-    if question.as_json:
+    if as_json:
         data = {**report_data(plan, prediction), "problems": list(problems)}
         return msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
-    return "\n".join([report_text(plan, prediction), *(f"left out: {problem}" for problem in problems)])
+    lines = [*report_text(plan, prediction).splitlines(), *(f"left out: {problem}" for problem in problems)]
+    return "\n".join(safe(line) for line in lines)
 
 
 def _model(name: str) -> ModelCost:
@@ -88,12 +118,6 @@ def _model(name: str) -> ModelCost:
     if not isinstance(fields, dict):
         raise UsageError(f"{config}: is not a JSON object")
     return cost_of_config(Path(name).name, fields, str(config))
-
-
-def _live_model(state: State) -> ModelCost:
-    if state.plan is None:
-        raise UsageError("the swarm has no model yet; name one with --model")
-    return cost_of_facts(state.plan.model.name, state.plan.facts, ITEM_BYTES[state.plan.dtype])
 
 
 def _read_text(path: Path) -> str:

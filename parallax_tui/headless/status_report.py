@@ -7,12 +7,18 @@ from typing import Any
 import msgspec
 
 from node.journal.state import NodeView, State
+from node.wire.ids import NodeId
+from parallax_tui.state.cells import safe
+from parallax_tui.state.choices import objective_words, set_by_hand, standby_reasons
+from parallax_tui.state.figures import layers
+from parallax_tui.state.nodes import condition_of
 
 GIB = 1024**3
 
 
 def as_json(state: State) -> str:
-    """Live members, the plan and what it lacks. Past requests and departed members are not in it."""
+    """Live members, the plan, what people have set of it and what it lacks. Past requests and departed members are
+    not in it."""
     plan = state.plan
     report: dict[str, Any] = {
         "self": state.self_id,
@@ -20,27 +26,46 @@ def as_json(state: State) -> str:
         "dtype": plan.dtype if plan else None,
         "layers": plan.facts.layers if plan else None,
         "epoch": plan.epoch if plan else None,
+        "objective": plan.objective if plan else None,
+        "settings": _settings(state),
+        "note": plan.note if plan else "",
         "problem": state.plan_problem,
         "uncovered": [list(gap) for gap in state.uncovered()],
         "serving": plan is not None and not state.uncovered(),
-        "nodes": [_node(view) for view in _in_layer_order(state)],
+        "nodes": [_node(state, view) for view in _in_layer_order(state)],
         "assignments": [[a.node_id, a.start, a.end] for a in plan.assignments] if plan else [],
+        "standby": [
+            {"node": each.node_id, "name": state.name_of(NodeId(each.node_id)), "reason": each.reason}
+            for each in (plan.standby if plan else ())
+        ],
     }
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
 
 def as_text(state: State) -> str:
-    """A table, and a sentence on what is missing."""
+    """A table, a sentence on what is missing, and under the table what people and the planner have decided."""
     plan = state.plan
     if plan is None:
         head = state.plan_problem or "no plan yet"
     else:
         gaps = state.uncovered()
-        missing = ", ".join(f"{start}–{end - 1}" for start, end in gaps)
+        missing = ", ".join(layers(start, end) for start, end in gaps)
         health = f"layers {missing} have no ready node" if gaps else "whole"
-        head = f"{plan.model.name} · {plan.facts.layers} layers · {plan.dtype} · plan {plan.epoch} · {health}"
+        parts = (plan.model.name, f"{plan.facts.layers} layers", plan.dtype, f"plan {plan.epoch}")
+        head = " · ".join([*parts, objective_words(plan), health])
+        head += f"\n{plan.note}" if plan.note else ""
         if state.plan_problem:
             head += f"\n{state.plan_problem}"
+    remarks = [f"{view.record.name}: {view.record.problem}" for view in state.nodes.values() if view.record.problem]
+    if plan is not None:
+        remarks += [f"standby: {reason}" for _, reason in standby_reasons(state)]
+        remarks += [f"set by hand: {state.name_of(node_id)} {words}" for node_id, words in set_by_hand(plan)]
+    return "\n".join(
+        safe(line) for line in [*head.splitlines(), "", *_table(state), *([""] if remarks else []), *remarks]
+    )
+
+
+def _table(state: State) -> list[str]:
     rows = [("node", "layers", "state", "memory", "kv tokens", "rtt", "ms/layer")]
     own = state.nodes.get(state.self_id)
     for view in _in_layer_order(state):
@@ -51,8 +76,8 @@ def as_text(state: State) -> str:
         rows.append(
             (
                 record.name + (" (this one)" if record.node_id == state.self_id else ""),
-                f"{held.start}–{held.end - 1}" if held else "–",
-                held.state if held and record.state == "serving" else record.state,
+                layers(held.start, held.end) if held else "–",
+                condition_of(record).word,
                 f"{record.hardware.memory_bytes / GIB:.1f} GiB" if record.hardware else "–",
                 f"{record.kv_tokens_used}/{record.kv_tokens_total}",
                 "–" if rtt is None else f"{rtt:.1f} ms",
@@ -60,11 +85,16 @@ def as_text(state: State) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-    problems = "".join(
-        f"\n{view.record.name}: {view.record.problem}" for view in state.nodes.values() if view.record.problem
-    )
-    return f"{head}\n\n{table}{problems}"
+    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _settings(state: State) -> dict[str, Any] | None:
+    if state.plan is None:
+        return None
+    settings: dict[str, Any] = msgspec.to_builtins(state.plan.settings)
+    for override in settings["overrides"]:
+        override["name"] = state.name_of(override["node_id"])
+    return settings
 
 
 def _in_layer_order(state: State) -> list[NodeView]:
@@ -75,13 +105,15 @@ def _in_layer_order(state: State) -> list[NodeView]:
     return sorted(state.nodes.values(), key=place)
 
 
-def _node(view: NodeView) -> dict[str, Any]:
+def _node(state: State, view: NodeView) -> dict[str, Any]:
     record = view.record
     ready = record.ready_range()
     return {
         "id": record.node_id,
         "name": record.name,
         "state": record.state,
+        "condition": condition_of(record).word,
+        "duty": state.plan.settings.of(record.node_id).duty if state.plan else "serve",
         "problem": record.problem,
         "layers": [ready.start, ready.end] if ready else None,
         "held": [[held.start, held.end, held.state] for held in record.held],

@@ -12,7 +12,7 @@ from textual.widgets import Static
 from parallax_tui.actions import bindings
 from parallax_tui.screens.live_screen import LiveScreen
 from parallax_tui.state.hops import shown_request, waterfall
-from parallax_tui.state.layers import layer_map
+from parallax_tui.state.layers import layer_map, layer_title
 from parallax_tui.state.live import Live
 from parallax_tui.state.nodes import node_table
 from parallax_tui.state.notices import notice_lines
@@ -46,7 +46,7 @@ class TopologyScreen(LiveScreen):
         with VerticalScroll():
             yield Static("nodes", classes="title", markup=False)
             yield Lines(id="nodes")
-            yield Static("layers", classes="title", markup=False)
+            yield Static(layer_title(self.owner.live), id="layers-title", classes="title", markup=False)
             yield Lines(id="layers")
             with Container(id="below"):
                 with Vertical():
@@ -61,9 +61,15 @@ class TopologyScreen(LiveScreen):
         super().show(live)
         request = shown_request(live.state) if live.state is not None else None
         self.query_one("#nodes", Lines).show(partial(node_table, live))
+        self._entitle(layer_title(live))
         self.query_one("#layers", Lines).show(partial(layer_map, live))
         self.query_one("#hops", Lines).show(partial(waterfall, request))
         self.query_one("#notices", Lines).show(partial(notice_lines, live, limit=NOTICES_SHOWN))
+
+    def _entitle(self, title: str) -> None:
+        label = self.query_one("#layers-title", Static)
+        if title != label.content:  # a Static is laid out anew with every update
+            label.update(title)
 
     def action_back(self) -> None:
         self.owner.action_topology()

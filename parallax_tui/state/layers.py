@@ -7,7 +7,8 @@ from typing import Literal
 
 from node.journal.state import State
 from node.wire.ids import NodeId
-from parallax_tui.state.cells import NODE_TONES, Cell, Line, Tone, padded, safe, wrapped
+from parallax_tui.state.cells import NODE_TONES, Cell, Line, Tone, padded, safe, shorten, wrapped
+from parallax_tui.state.choices import objective_words
 from parallax_tui.state.figures import layers
 from parallax_tui.state.live import Live
 
@@ -86,8 +87,14 @@ def _awaited(live: Live, state: State, segment: Segment) -> str:
     return "another machine has to join"
 
 
+def layer_title(live: Live) -> str:
+    """What the map shows: `layers · plan 3 · balanced`."""
+    plan = live.state.plan if live.state is not None else None
+    return f"layers · plan {plan.epoch} · {objective_words(plan)}" if plan is not None else "layers"
+
+
 def layer_map(live: Live, width: int) -> tuple[Line, ...]:
-    """Names over the bar, the bar, layer numbers under it, and the gaps in words."""
+    """Names over the bar, the bar, layer numbers under it, and the gaps in words; without gaps, the plan's note."""
     state = live.state
     if state is None or state.plan is None:
         problem = safe(state.plan_problem) if state is not None else ""
@@ -118,6 +125,8 @@ def layer_map(live: Live, width: int) -> tuple[Line, ...]:
         for line in _marked(sentence, width, "bad" if "no node" in sentence else "warn")
     ]
     sentences += _marked(safe(state.plan_problem), width, "bad")
+    if not sentences and state.plan.note:
+        sentences = [(Cell(shorten(safe(state.plan.note), width), "muted"),)]
     return (tuple(names), tuple(bar), tuple(numbers), *sentences)
 
 

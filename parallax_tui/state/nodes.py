@@ -10,10 +10,13 @@ from node.journal.state import NodeView, State
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
 from parallax_tui.state.cells import Cell, Line, Tone, padded, safe, wrapped
+from parallax_tui.state.choices import set_by_hand, standby_reasons
 from parallax_tui.state.figures import duration, layers, size
 from parallax_tui.state.live import Live
 
 NONE = "–"
+DECISIONS_SHOWN = 4
+"""Of nodes that stand by or are steered by hand; a large swarm has too many for a screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ def condition_of(record: NodeRecord) -> Condition:
         return LOADING
     if "ready" in states:
         return READY
-    if "draining" in states:
-        return DRAINING
+    if "draining" in states or (record.state == "standby" and record.sessions):
+        return DRAINING  # a range that nobody is sent to any more stays until the last answer on it has ended
     return STANDBY if record.state == "standby" else STARTING
 
 
@@ -139,7 +142,7 @@ NAME_LIMIT = 22
 
 
 def node_table(live: Live, width: int) -> tuple[Line, ...]:
-    """Head, rows, and under them the problems that nodes tell; columns that do not fit are left out."""
+    """Head, rows, and under them the problems that nodes tell and what was decided; columns that do not fit go."""
     rows = node_rows(live)
     if not rows:
         return ((Cell("no node has been seen yet", "muted"),),)
@@ -168,7 +171,25 @@ def node_table(live: Live, width: int) -> tuple[Line, ...]:
     for row in rows:
         for index, piece in enumerate(wrapped(row.problem, width - 2)):
             lines.append((Cell("✕ " if index == 0 else "  ", "bad"), Cell(piece, "muted")))
-    return tuple(lines)
+    return (*lines, *_decided(live, width))
+
+
+def _decided(live: Live, width: int) -> list[Line]:
+    """A line per node that stands by or has something set by hand; the first few of many."""
+    state = live.state
+    if state is None or state.plan is None:
+        return []
+    by_hand = {node_id: f"{live.name_of(node_id)} {words}, set by hand" for node_id, words in set_by_hand(state.plan)}
+    told = [("· ", text) for node_id, text in by_hand.items() if node_id not in dict(standby_reasons(state))]
+    told += [("○ ", safe(reason)) for _, reason in standby_reasons(state)]
+    if len(told) > DECISIONS_SHOWN:
+        rest = len(told) - DECISIONS_SHOWN + 1
+        told = [*told[: DECISIONS_SHOWN - 1], ("· ", f"and {rest} more: see `parallax status`")]
+    return [
+        (Cell(mark if index == 0 else "  ", "faint"), Cell(piece, "muted"))
+        for mark, text in told
+        for index, piece in enumerate(wrapped(text, width - 2))
+    ]
 
 
 def _text(row: NodeRow, field: str) -> str:

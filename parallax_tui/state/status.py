@@ -22,17 +22,21 @@ def connection(live: Live) -> Line:
 
 
 def nodes(live: Live) -> Line:
-    """`3 nodes`, or `2/3 nodes` where not all of them serve."""
+    """`3 nodes`, `2 nodes, 1 stands by`, or `2/3 nodes` where not all of those that should serve do."""
     if live.state is None:
         return ()
-    planned = live.state.plan.assignments if live.state.plan is not None else ()
-    total = len({*live.state.nodes, *(assigned.id for assigned in planned)})
-    ready = sum(1 for view in live.state.nodes.values() if view.record.ready_range() is not None)
+    state = live.state
+    planned = state.plan.assignments if state.plan is not None else ()
+    waiting = {each.node_id for each in state.plan.standby} if state.plan is not None else set()
+    ready = {node_id for node_id, view in state.nodes.items() if view.record.ready_range() is not None}
+    idle = {node_id for node_id in state.nodes if node_id in waiting} - ready
+    total = len({*state.nodes, *(assigned.id for assigned in planned)} - idle)
     if not total:
         return ()
-    if ready == total:
-        return (Cell(count(ready, "node"), "muted"),)
-    return (Cell(f"{ready}/{total} nodes", "warn"),)
+    if len(ready) < total:
+        return (Cell(f"{len(ready)}/{total} nodes", "warn"),)
+    standing = f", {len(idle)} {'stands' if len(idle) == 1 else 'stand'} by" if idle else ""
+    return (Cell(count(total, "node") + standing, "muted"),)
 
 
 def coverage(live: Live) -> Line:

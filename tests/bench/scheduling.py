@@ -7,6 +7,7 @@ python -m tests.bench.scheduling quality
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
@@ -18,9 +19,11 @@ from node.plan import allocate
 from node.plan.allocation import Objective
 from node.plan.model_cost import ModelCost
 from node.plan.pool import Links, Pool, PoolNode, Workload
+from node.plan.round_trips import RoundTrips
 from node.plan.routing import Host, Request, Router, route
 from node.plan.simulate import Arrival, Happening, Outcome, Scheduler, Simulation, TwoPhase
 from node.plan.stages import minimal_stages
+from node.wire.records import NodeRecord
 from tests.bench.rivals import Exo, Helix, Petals, Published
 from tests.fakes.pools import machine, machines, mixture
 
@@ -71,6 +74,31 @@ def speed_of(n: int, model: ModelCost, first_ms: float | None, second_ms: float 
     router = Router(model.layers, hosts, WIDE)
     line(f"phase 2, {n} nodes, from scratch", second_ms, best_ms(lambda: route(model.layers, hosts, WIDE, request)))
     line(f"phase 2, {n} nodes, per request", second_ms, best_ms(lambda: router.route(request), 30))
+    records = meshed(nodes)
+    line(
+        f"phase 2, {n} nodes, reading RTTs", None, best_ms(lambda: Router(model.layers, hosts, RoundTrips(records)), 3)
+    )
+    paired = Router(model.layers, hosts, RoundTrips(records))
+    line(f"phase 2, {n} nodes, measured RTTs", second_ms, best_ms(lambda: paired.route(request), 30))
+
+
+def meshed(nodes: Sequence[PoolNode]) -> list[NodeRecord]:
+    """What nodes say that have all measured their round trips to one another."""
+    chance = random.Random(3)
+    at = [(chance.random(), chance.random()) for _ in nodes]
+    return [
+        NodeRecord(
+            node_id=node.node_id,
+            name=node.label,
+            seq=1,
+            ttl_s=5.0,
+            machine_id=node.node_id,
+            addresses=(),
+            software="bench",
+            rtt_ms={n.node_id: 0.3 + 100 * math.dist(here, there) for n, there in zip(nodes, at, strict=True)},
+        )
+        for node, here in zip(nodes, at, strict=True)
+    ]
 
 
 def line(what: str, target: float | None, took: float) -> None:

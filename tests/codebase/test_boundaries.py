@@ -83,7 +83,7 @@ def test_the_readmes_name_every_room() -> None:
 
 def test_the_readme_shows_every_command_and_option_that_there_is() -> None:
     text = (ROOT / "README.md").read_text()
-    for arguments in ([], ["node"]):
+    for arguments in ([], ["node"], ["plan"], ["status"]):
         done = subprocess.run(
             [sys.executable, "-m", "parallax_tui.cli", *arguments, "--help"], cwd=ROOT, capture_output=True, text=True
         )

@@ -17,7 +17,6 @@ A test computes what must come out with `expected_tokens(prompt, layers, count)`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +35,10 @@ VOCAB = 251
 WIDTH = 4
 """Hidden size. A row holds the same number four times; unequal ones are refused as garbage."""
 KV_BYTES_PER_TOKEN_LAYER = 8
+LAYER_MS, HEAD_MS = 0.25, 0.5
+"""What a stage says that it measured when it was loaded."""
+HEAD_SHARE = 0.25
+"""Of a step's time, where it ends in a token."""
 
 
 def layer_output(layer: int, entered: int, past_sum: int) -> int:
@@ -106,10 +109,10 @@ class FakeStage:
         try:
             await self.engine._enter(self)
             self.steps.append(step)
-            started = time.perf_counter()
+            started_s = trio.current_time()
             await trio.sleep(self.engine.step_s)
             await self.engine._enter(self)
-            return self._compute(step, started)
+            return self._compute(step, started_s)
         finally:
             self.busy = False
 
@@ -118,13 +121,16 @@ class FakeStage:
         await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
+        if self.engine.close_error is not None:
+            error, self.engine.close_error = self.engine.close_error, None
+            raise error
         self.closed = True
         self.sequences.clear()
         if self in self.engine.stages:
             self.engine.stages.remove(self)
         await trio.lowlevel.checkpoint()
 
-    def _compute(self, step: Step, started: float) -> StepResult:
+    def _compute(self, step: Step, started_s: float) -> StepResult:
         sequence = self.sequences.get(step.session)
         if sequence is None:
             raise EngineError(f"session {step.session} is unknown")
@@ -143,7 +149,8 @@ class FakeStage:
             raise EngineError("sampling asked of a stage that is not the last")
         token = token_from(rows[-1], sequence.position, step.sampling) if step.sampling is not None else None
         data = b"" if last else pack_rows(rows, self.info.dtype)
-        return StepResult(data, token, compute_ms=1e3 * (time.perf_counter() - started))
+        compute_ms = 1e3 * (trio.current_time() - started_s)
+        return StepResult(data, token, compute_ms, HEAD_SHARE * compute_ms if token is not None else 0.0)
 
     def _rows(self, step: Step) -> list[int]:
         if (step.dtype is None) != (self.spec.start == 0):
@@ -169,6 +176,8 @@ class FakeEngine:
         self.threads: int | None = None
         self.died = trio.Event()
         self.hardware = Hardware("cpu", "toy", memory_bytes, 1e9, 1e9, 1)
+        self.close_error: EngineError | None = None
+        """What the next stage that is closed raises instead."""
         self._refusals: list[EngineError] = []
 
     @property
@@ -189,6 +198,8 @@ class FakeEngine:
             load_s=0.0,
             hidden_size=WIDTH,
             dtype=spec.dtype,
+            layer_ms=LAYER_MS,
+            head_ms=HEAD_MS if spec.end == self.layers else None,
         )
         stage = FakeStage(self, spec, info)
         self.stages.append(stage)

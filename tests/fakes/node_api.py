@@ -58,6 +58,10 @@ class FakeNode:
     health: dict[str, str] = field(default_factory=lambda: {"status": "ok", "version": "0.0.1", "reason": ""})
     raw_state: bytes | None = None
     """Told instead of `state`: what a node of another version might say."""
+    plan_answer: tuple[int, bytes] = (503, b'{"error": {"message": "no plan yet"}}')
+    """Status and body for whoever asks for the plan, or for a change of it."""
+    plan_asked: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    """Paths and bodies of those requests."""
     token: str | None = None
     """Serve loopback TCP with this token instead of the socket."""
 
@@ -148,6 +152,9 @@ class FakeNode:
             await _reply(writer, 200, b'{"object": "list", "data": [{"id": "toy", "object": "model"}]}')
         elif url.path == "/v1/events":
             await self._events(int(parse_qs(url.query)["since"][0]), writer)
+        elif url.path in ("/v1/plan", "/v1/plan/apply"):
+            self.plan_asked.append((url.path, json.loads(body)))
+            await _reply(writer, *self.plan_answer)
         elif url.path == "/v1/chat/completions":
             self.asked.append(json.loads(body))
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]

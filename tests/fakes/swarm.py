@@ -106,9 +106,10 @@ class FakeSwarm:
             fields = msgspec.structs.asdict(self.record) | changes | {"seq": self.record.seq + 1}
             self._network._spread(self, NodeRecord(**fields))
 
-    async def publish_plan(self, plan: Plan) -> None:
+    async def publish_plan(self, plan: Plan) -> bool:
         await trio.lowlevel.checkpoint()
         self._network._spread_plan(self, plan)
+        return True
 
     async def link(self, peer: NodeId) -> FakeLink:
         await trio.lowlevel.checkpoint()

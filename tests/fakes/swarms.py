@@ -7,7 +7,7 @@ from node.wire.events import HopLatency, Notice
 from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
 from node.wire.models import ModelFacts, ModelRef
-from node.wire.plans import Assignment, Plan
+from node.wire.plans import Assignment, Override, Plan, PlanSettings, Standby
 from node.wire.records import Hardware, HeldRange, LayerLatency, NodeRecord
 
 GIB = 1024**3
@@ -42,6 +42,27 @@ def record(node_id: NodeId, **changes: object) -> NodeRecord:
 def plan(*members: NodeId) -> Plan:
     """Ten layers each."""
     return Plan(1, DESK, MODEL, "bfloat16", FACTS, tuple(Assignment(m, *RANGES[m]) for m in members or RANGES))
+
+
+def steered() -> State:
+    """Desk and studio serve; loft drains and stands by, and people have set more by hand."""
+    half = {DESK: (0, 15), STUDIO: (15, 30)}
+    overrides = (Override(DESK, (0, 15)), Override(LOFT, duty="drain"), Override(STUDIO, None, GIB))
+    members = {n: record(n, held=(HeldRange(*held, "ready", 3),)) for n, held in half.items()}
+    members[LOFT] = record(LOFT, held=(), state="standby", layer_latency=None)
+    decided = Plan(
+        3,
+        DESK,
+        MODEL,
+        "bfloat16",
+        FACTS,
+        tuple(Assignment(n, *held) for n, held in half.items()),
+        (Standby(LOFT, "loft holds nothing: it drains", barred=True),),
+        "latency",
+        PlanSettings("latency", overrides),
+        "1 pipeline of up to 2 stages; the fastest gives a token in 9.1 ms, its share of the prompt included",
+    )
+    return three_nodes(plan=decided, nodes={n: NodeView(r, 0.0) for n, r in members.items()})
 
 
 def three_nodes(**changes: object) -> State:

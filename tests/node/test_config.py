@@ -12,35 +12,14 @@ from node.config import (
     Settings,
     check,
     listen_multiaddrs,
-    parse_bytes,
     parse_dtype,
     parse_host_port,
-    parse_layers,
     read_config,
 )
 from node.errors import ConfigError, UsageError
 
 
-def test_sizes_are_read_as_people_write_them() -> None:
-    assert parse_bytes("6g") == parse_bytes("6 GiB") == parse_bytes("6GB") == 6 * 1024**3
-    assert parse_bytes("1.5m") == 1_572_864
-    assert parse_bytes("1000") == 1000
-
-
-@pytest.mark.parametrize("text", ["", "g", "-1g", "0", "1x", "1e9", "NaN", "9" * 40])
-def test_sizes_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--memory"):
-        parse_bytes(text)
-
-
-@pytest.mark.parametrize("text", ["", "5", "5:5", "7:3", "-1:4", "a:b", "0:10:20", "0:999999"])
-def test_layers_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--layers"):
-        parse_layers(text)
-
-
-def test_layers_and_dtypes_are_read() -> None:
-    assert parse_layers("0:15") == (0, 15)
+def test_dtypes_are_read() -> None:
     assert [parse_dtype(text) for text in ("auto", "fp32", "BF16")] == [None, "float32", "bfloat16"]
     with pytest.raises(UsageError, match="--dtype 'int4'"):
         parse_dtype("int4")

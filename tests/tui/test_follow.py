@@ -11,7 +11,8 @@ from node.errors import NoNode
 from node.wire.events import Notice
 from parallax_tui.chat import Piece, Refused
 from parallax_tui.chat.exchange import exchange
-from parallax_tui.client import NodeClient, NodeRefused, follow
+from parallax_tui.client import NodeClient, follow
+from parallax_tui.refusal import NodeRefused
 from parallax_tui.state.live import Live
 from tests.fakes.node_api import Answer, FakeNode, running
 from tests.fakes.swarms import one_node, three_nodes

@@ -10,7 +10,7 @@ import pytest
 from node.journal.state import ModelStatus, State
 from node.wire.events import NodeGone
 from tests.fakes.node_api import Answer, FakeNode
-from tests.fakes.swarms import DESK, MODEL, STUDIO, hops, one_node, three_nodes
+from tests.fakes.swarms import DESK, MODEL, STUDIO, hops, one_node, steered, three_nodes
 from tests.fakes.terminal import Terminal, at_node, at_terminal, check_snapshot
 
 FOLDER = Path(__file__).parent / "screens"
@@ -77,6 +77,13 @@ async def test_wide_topology(node: FakeNode) -> None:
     async with at_node(node, size=(120, 40)) as terminal:
         await terminal.press("f2")
         check_snapshot(FOLDER / "topology_120x40.txt", await settled(terminal, "limits you"))
+
+
+async def test_steered_topology(node: FakeNode) -> None:
+    node.state = steered()
+    async with at_node(node) as terminal:
+        await terminal.press("f2")
+        check_snapshot(FOLDER / "topology_steered.txt", await settled(terminal, "limits you"))
 
 
 async def test_help(node: FakeNode) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from node.home import Home
 from parallax_tui import theming
+from parallax_tui.cli import main
 from tests.fakes.node_api import FakeNode
 from tests.fakes.swarms import three_nodes
 from tests.fakes.terminal import at_node, at_terminal
@@ -81,6 +83,16 @@ async def test_a_folder_of_bad_themes_never_ends_the_app(node: FakeNode) -> None
     async with at_terminal(node.home, theme="no-such-theme", size=(120, 60)) as terminal:
         await terminal.shows("starting node…", 'theme "no-such-theme" is not there')
         assert terminal.app.theme == theming.DEFAULT
+
+
+def test_a_theme_that_is_not_there_is_refused_and_those_that_are_there_are_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PARALLAX_HOME", str(home.data))
+    assert main(["--theme", "nope"]) == 2
+    told = capsys.readouterr().err
+    assert "--theme 'nope'" in told
+    assert all(name in told for name in SHIPPED)
 
 
 async def test_a_theme_of_ones_own_replaces_a_shipped_one(node: FakeNode) -> None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 from rich.cells import cell_len
 
 from node.journal.state import ModelStatus, NodeView, State
 from node.wire.events import HopLatency, NodeGone, NodeSeen, Notice, Numbered
 from node.wire.ids import NodeId
+from node.wire.plans import Override, PlanSettings
 from node.wire.records import HeldRange
 from parallax_tui.state.cells import Cell, fitted, padded, shorten, text_of, width_of, wrapped
 from parallax_tui.state.figures import duration, layers, size, speed
 from parallax_tui.state.hops import bottleneck, columns_of, hop_rows, step_ms, waterfall
-from parallax_tui.state.layers import gap_sentences, layer_map, segments
+from parallax_tui.state.layers import gap_sentences, layer_map, layer_title, segments
 from parallax_tui.state.live import Live
-from parallax_tui.state.nodes import node_rows, node_table
+from parallax_tui.state.nodes import DECISIONS_SHOWN, node_rows, node_table
 from parallax_tui.state.notices import notice_lines
 from parallax_tui.state.starting import starting_lines
 from parallax_tui.state.status import status_line
-from tests.fakes.swarms import DESK, LOFT, STUDIO, answered, hops, one_node, plan, record, three_nodes
+from tests.fakes.swarms import DESK, LOFT, STUDIO, answered, hops, one_node, plan, record, steered, three_nodes
 
 LIVE = Live().at(three_nodes())
 
@@ -84,7 +86,14 @@ def test_status_line_says_what_is_wrong_in_words() -> None:
 
 @pytest.mark.parametrize("width", [20, 40, 56, 76, 116])
 def test_nothing_is_wider_than_its_place(width: int) -> None:
-    for live in (LIVE, without(STUDIO), without(DESK, STUDIO, LOFT), Live(), Live().at(one_node())):
+    for live in (
+        LIVE,
+        without(STUDIO),
+        without(DESK, STUDIO, LOFT),
+        Live(),
+        Live().at(one_node()),
+        Live().at(steered()),
+    ):
         lines = (
             status_line(live, width),
             *node_table(live, width),
@@ -93,6 +102,36 @@ def test_nothing_is_wider_than_its_place(width: int) -> None:
             *notice_lines(live, width, 5),
         )
         assert [text_of(line) for line in lines if width_of(line) > max(width, 40)] == []
+
+
+def test_a_node_that_stands_by_is_no_fault() -> None:
+    assert "2 nodes, 1 stands by" in text_of(status_line(Live().at(steered()), 76))
+    missing = without(STUDIO, live=Live().at(steered()))
+    assert "1/2 nodes" in text_of(status_line(missing, 76))
+
+
+def test_what_was_decided_is_told_under_the_nodes_and_over_the_map() -> None:
+    live = Live().at(steered())
+    told = texts(node_table(live, 76))[4:]
+    assert told == [
+        "· desk holds layers 0–14, set by hand",
+        "· studio uses at most 1.0 GiB, set by hand",
+        "○ loft holds nothing: it drains",
+    ]
+    assert layer_title(live) == "layers · plan 3 · latency"
+    assert layer_title(LIVE) == "layers · plan 1 · share (auto)"
+    assert texts(layer_map(live, 60))[-1].startswith("1 pipeline of up to 2 stages")
+    assert "pipeline" not in "".join(texts(layer_map(without(STUDIO, live=live), 60)))
+
+
+def test_of_many_decisions_a_few_are_told() -> None:
+    state = steered()
+    assert state.plan is not None
+    overrides = tuple(Override(f"node-{number}", duty="drain") for number in range(9))
+    crowded = replace(state, plan=replace(state.plan, settings=PlanSettings("latency", overrides)))
+    told = texts(node_table(Live().at(crowded), 76))[4:]
+    assert len(told) == DECISIONS_SHOWN
+    assert told[-1] == "· and 7 more: see `parallax status`"
 
 
 def test_node_rows_tell_condition_by_word_and_symbol() -> None:
@@ -104,6 +143,7 @@ def test_node_rows_tell_condition_by_word_and_symbol() -> None:
     assert row_of() == "● ready"
     assert row_of(held=(HeldRange(10, 20, "loading", 1),)) == "◐ loading"
     assert row_of(held=(HeldRange(10, 20, "draining", 1),)) == "◔ draining"
+    assert row_of(held=(), state="standby", sessions=1) == "◔ draining"
     assert row_of(held=(), state="starting") == "◌ starting"
     assert row_of(held=(), state="standby") == "○ standby"
     assert row_of(state="failed") == "✕ failed"

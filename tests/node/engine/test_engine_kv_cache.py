@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from node.engine.kv_cache import Sequences
+from node.engine.memory import WorkerMemory
 from node.errors import EngineError, OutOfKV
 
 
@@ -62,3 +63,26 @@ def test_each_sequence_has_a_cache_of_its_own() -> None:
     book.reserve("a", 1)
     book.reserve("b", 1)
     assert book.at("a", 0, 1).cache is not book.at("b", 0, 1).cache
+
+
+def test_stages_of_one_worker_share_its_memory() -> None:
+    weights = 100
+    memory = WorkerMemory(lambda: weights)
+    whole: Sequences[list[int]] = Sequences(50, list, memory, bytes_per_token=10)
+    part: Sequences[list[int]] = Sequences(110, list, memory, bytes_per_token=5)
+    memory.enter(whole, 100 + 50 * 10)
+    memory.enter(part, 50 + 110 * 5)
+    whole.reserve("a", 40)
+    assert (whole.free_tokens, part.free_tokens) == (10, 20)
+    part.reserve("b", 20)
+    with pytest.raises(OutOfKV):
+        whole.reserve("c", 1)
+    whole.clear()
+    assert (whole.free_tokens, part.free_tokens) == (40, 80)
+    memory.coming_bytes = 300
+    assert (whole.free_tokens, part.free_tokens) == (10, 20)
+    weights, memory.coming_bytes = 350, 0
+    assert whole.free_tokens == 15, "a second range beside the first"
+    weights = 50
+    memory.leave(whole)
+    assert part.free_tokens == 90

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import queue
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from node.engine.base import StageSpec
 from node.engine.loading import SharedTensors, load_stage
+from node.engine.messages import CloseStage, Load
+from node.engine.torch_backend import TorchBackend
+from node.engine.torch_stage import TorchStage
+from node.engine.worker import Worker
 from node.errors import LoadFailed
 from tests.node.engine.driving import CPU, generate_here, load_here, save_tiny, tiny_llama
 
@@ -191,6 +197,55 @@ def test_another_dtype_or_a_replaced_file_is_not_shared(folder: Path) -> None:
     save_tiny(tiny_llama(), folder, seed=2)
     stages.append(load_here(folder, 0, 2, shared=shared))
     assert shared.read_count == 3 * (2 * LAYER_TENSORS + 1)
+
+
+def test_weights_that_are_being_read_are_counted_once_all_the_time(tiny_folder: Path) -> None:
+    shared = SharedTensors()
+    held = load_here(tiny_folder, 0, 3, shared=shared)
+    alone = shared.memory.free_bytes
+    progress = load_stage(StageSpec(str(tiny_folder), 3, 6, "float32", 1 << 20), CPU, shared)
+    next(progress)
+    beside = shared.memory.free_bytes
+    assert beside < alone
+    free = []
+    while True:
+        try:
+            next(progress)
+        except StopIteration as finished:
+            other = finished.value
+            break
+        if len(free) == 5:  # a part of the first range is made meanwhile
+            load_here(tiny_folder, 0, 1, shared=shared).close()
+        free.append(shared.memory.free_bytes)
+    assert set(free) == {beside} == {shared.memory.free_bytes}
+    other.close()
+    assert shared.memory.free_bytes == alone
+    held.close()
+
+
+@pytest.mark.parametrize("ending", ["given up", "fails"])
+def test_a_load_that_ends_in_its_first_steps_leaves_no_weights_in_the_worker(
+    folder: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ending == "fails":
+        monkeypatch.setattr(TorchStage, "forward", lambda *_, **__: [][0])
+    with open(os.devnull, "wb", buffering=0) as out:
+        worker = Worker(queue.SimpleQueue(), out)
+        backend = worker._backend = TorchBackend("cpu")
+        worker._answer(Load(1, 7, StageSpec(str(folder), 0, 6, "float32", 1 << 20)), b"")
+        worker._load_some()
+        while backend.shared.memory.coming_bytes:
+            worker._load_some()
+        gc.disable()
+        try:
+            worker._load_some()
+            if ending == "given up":
+                assert len(backend.shared)
+                worker._answer(CloseStage(2, 7), b"")
+            assert not worker._loading
+            assert len(backend.shared) == 0
+        finally:
+            gc.enable()
 
 
 def test_a_load_that_is_given_up_keeps_nothing(tiny_folder: Path) -> None:

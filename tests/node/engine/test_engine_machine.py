@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from node.engine import machine
-from node.engine.measure import measure
+from node.engine.measure import BUDGET_S, best_s, measure
 
 
 def cgroups(tmp_path: Path, own: str, limits: dict[str, str]) -> int | None:
@@ -37,6 +38,28 @@ def test_version_1_names_its_controller(tmp_path: Path) -> None:
 def test_without_limits_or_control_groups_there_is_none(tmp_path: Path) -> None:
     assert cgroups(tmp_path, "0::/a\n", {"a/memory.max": "max\n"}) is None
     assert machine.cgroup_limit_bytes(tmp_path, tmp_path / "absent") is None
+
+
+def timed(*runs_s: float) -> tuple[float, int]:
+    """What is measured of runs that take so long, the last of them again and again; and how many there were."""
+    now_s, count = 0.0, 0
+
+    def work() -> None:
+        nonlocal now_s, count
+        now_s += runs_s[min(count, len(runs_s) - 1)]
+        count += 1
+
+    return best_s(work, lambda: now_s), count
+
+
+def test_the_best_of_the_runs_that_fit_the_budget_counts() -> None:
+    best, runs = timed(0.2, 0.05, 0.1)
+    assert best == pytest.approx(0.05)
+    assert runs == 4
+
+
+def test_a_machine_that_is_slow_or_busy_is_measured_by_one_run() -> None:
+    assert timed(10 * BUDGET_S) == (10 * BUDGET_S, 1)
 
 
 def test_this_processor_is_measured_as_what_it_is() -> None:

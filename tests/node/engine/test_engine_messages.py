@@ -46,8 +46,8 @@ REQUESTS: list[Request] = [
 REPLIES: list[Reply] = [
     Ready(1, Hardware("cpu", "AMD EPYC", 1 << 34, 3e10, 1.5e11, 2)),
     Loaded(2, StageInfo(100, 10, 5, 0.5, 576, "float32")),
-    Ran(5, None, 0.25),
-    Ran(6, 17, 12.5),
+    Ran(5, None, 0.25, 0.0),
+    Ran(6, 17, 12.5, 1.5),
     Done(7),
     Refused(9, "kv", "full", needed_tokens=10, free_tokens=3),
 ]

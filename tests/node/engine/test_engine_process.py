@@ -175,14 +175,23 @@ def test_a_killed_worker_ends_every_call_and_another_takes_its_place(tiny_folder
 
 
 @posix_only
-def test_the_terminals_signals_do_not_reach_the_worker_and_a_stuck_one_is_killed(tiny_folder: Path) -> None:
+def test_the_terminals_signals_do_not_reach_the_worker_and_a_stuck_one_is_killed_when_the_node_leaves() -> None:
+    async def say_goodbye(engine: EngineProcess) -> None:
+        """As a node does that leaves while a range is being dropped: it waits even where it is being cancelled."""
+        with trio.CancelScope(shield=True), trio.fail_after(60), pytest.raises(WorkerDied):
+            await engine.set_threads(2)
+
     async def main() -> None:
-        async with open_engine(threads=1, device="cpu") as engine:
-            assert os.getsid(engine.pid) != os.getsid(0)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                os.kill(engine.pid, number)
-            await engine.set_threads(1)
-            os.kill(engine.pid, signal.SIGSTOP)
+        with trio.CancelScope() as life:
+            async with open_engine(threads=1, device="cpu") as engine, trio.open_nursery() as nursery:
+                assert os.getsid(engine.pid) != os.getsid(0)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    os.kill(engine.pid, number)
+                await engine.set_threads(1)
+                os.kill(engine.pid, signal.SIGSTOP)
+                nursery.start_soon(say_goodbye, engine)
+                await under_way()
+                life.cancel()
         assert engine.died.is_set()
         assert is_gone(engine.pid)
 
@@ -199,7 +208,9 @@ def test_an_error_inside_the_context_comes_out_as_it_is_and_ends_the_worker() ->
     run(main)
 
 
-def test_a_stage_in_service_answers_while_another_loads(tiny_folder: Path, default_model_folder: Path) -> None:
+def test_a_stage_in_service_answers_and_gets_parts_while_another_loads(
+    tiny_folder: Path, default_model_folder: Path
+) -> None:
     async def main() -> None:
         async with open_engine(threads=1, device="cpu") as engine:
             (stage,) = await load_chain(engine, tiny_folder, [0, 6])
@@ -211,6 +222,7 @@ def test_a_stage_in_service_answers_while_another_loads(tiny_folder: Path, defau
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(load)
                 await generate([stage], PROMPT, 2)
+                await load_chain(engine, tiny_folder, [2, 3])
                 assert not loaded
             assert loaded
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from node.engine.base import Step
+from node.engine.loading import SharedTensors
 from node.engine.torch_stage import TorchStage
 from node.errors import EngineError, OutOfKV
 from node.wire.frames import Sampling
@@ -58,6 +59,19 @@ def test_hidden_states_leave_the_first_stage_and_tokens_the_last(first: TorchSta
     assert len(end.data) == 0
     assert end.token is not None
     assert 0 <= end.token < TINY["vocab_size"]
+
+
+def test_layers_and_head_are_timed_apart(first: TorchStage, last: TorchStage) -> None:
+    for stage in (first, last):
+        assert stage.info.layer_ms is not None
+        assert stage.info.layer_ms > 0
+    assert first.info.head_ms is None
+    assert last.info.head_ms is not None
+    assert last.info.head_ms > 0
+    assert first.run(Step("s", 0, 1, pack_ids([1]), None, None)).head_ms == 0
+    assert last.run(Step("s", 0, 1, states(1), "float32", None)).head_ms == 0, "no token was asked for"
+    sampled = last.run(Step("s", 1, 1, states(1), "float32", Sampling()))
+    assert 0 < sampled.head_ms < sampled.compute_ms
 
 
 def test_a_prompt_chunk_without_sampling_leaves_nothing_at_the_last_stage(last: TorchStage) -> None:
@@ -182,3 +196,17 @@ def test_a_prompt_in_chunks_gives_the_same_tokens_as_in_one_piece(tiny_folder: P
     prompt = PROMPTS["c"]
     step_here([stage], "s", 0, prompt[:2], None)
     assert step_here([stage], "s", 2, prompt[2:], Sampling()) == whole[0]
+
+
+def test_a_part_shares_the_room_of_the_range_that_it_is_a_part_of(tiny_folder: Path) -> None:
+    shared = SharedTensors()
+    whole = load_here(tiny_folder, 0, 6, shared=shared)
+    part = load_here(tiny_folder, 0, 3, shared=shared)
+    whole.reserve("a", whole.info.kv_tokens - 10)
+    with pytest.raises(OutOfKV) as full:
+        part.reserve("b", 100)
+    assert full.value.free_tokens == 20, "half as many layers, twice as many tokens"
+    whole.free("a")
+    part.reserve("b", 100)
+    part.close()
+    whole.reserve("a", whole.info.kv_tokens)

@@ -26,6 +26,7 @@ from node.wire.events import (
     RequestProgress,
     RequestStarted,
 )
+from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
 from node.wire.records import HeldRange
 from tests.node.plan.test_decide import plan_for, record
@@ -81,6 +82,13 @@ def test_lists_in_the_state_are_bounded() -> None:
     assert len(journal.state.requests) == KEPT_REQUESTS
     assert len(journal.state.notices) == KEPT_NOTICES
     assert journal.state.requests[-1].request_id == str(KEPT_REQUESTS + 19)
+
+
+def test_a_request_that_takes_another_chain_stays_one_request() -> None:
+    journal = journal_from_zero()
+    for node in ("a", "b"):
+        journal.append(RequestStarted(RequestId("r"), 3, (Hop(node, 0, 4),)))
+    assert [(view.request_id, view.chain) for view in journal.state.requests] == [("r", (Hop("b", 0, 4),))]
 
 
 def test_a_reader_that_fell_behind_is_told_to_start_anew() -> None:

@@ -14,40 +14,53 @@ import trio
 import trio.testing
 
 from node.engine.base import StageSpec
-from node.errors import FetchFailed, LoadFailed, RequestError, WorkerDied
-from node.live.holder import RETRY_S, Holder
-from node.live.planner import RETURN_GRACE_S, Planner
+from node.errors import FetchFailed, LoadFailed, PlanChanged, RequestError, WorkerDied
+from node.live.holder import Holder
+from node.live.mover import RETRY_S
+from node.live.planner import REVIEW_S, REVIEWS_AGREED, Planner
 from node.live.remembered import Remembered
+from node.pipeline.dispatch import Dispatcher
 from node.pipeline.head import Generation
 from node.pipeline.pipeline import Pipeline
-from node.plan.walk import walk
+from node.plan.change import LOAD_RATE
 from node.swarm.base import LinkLost, MemberGone, PlanHeard
 from node.wire.events import Event, ModelProgress, Notice, PlanImpossible
 from node.wire.frames import Sampling
 from node.wire.ids import NodeId
 from node.wire.models import Dtype, ModelFacts, ModelRef
-from node.wire.plans import Assignment, Plan
-from tests.fakes.engine import FakeEngine, FakeStage, expected_tokens
+from node.wire.plans import Assignment, Override, Plan, PlanSettings
+from node.wire.records import LayerLatency
+from tests.fakes.engine import HEAD_SHARE, FakeEngine, FakeStage, expected_tokens
 from tests.fakes.swarm import FakeNetwork, FakeSwarm, fake_node_id, open_fake_network
 
 LAYERS = 6
 MIB = 1024**2
 FACTS = ModelFacts(LAYERS, MIB, MIB, MIB, 8, 4, 251, 4096)
+LARGE = msgspec.structs.replace(FACTS, layer_bytes=1024 * MIB)
+"""So large that a member which vanishes is waited for."""
+GRACE_S = 2 * 1024 * MIB / LOAD_RATE
+"""For a member with two of those layers."""
+SHARE = PlanSettings("share")
 MODEL = ModelRef("toy", "test", "toy")
 
 
 class ToyDesk:
     """Has the model's files, unless told otherwise."""
 
-    def __init__(self) -> None:
-        self.missing = False
+    def __init__(self, facts: ModelFacts) -> None:
+        self.missing = self.unreadable = self.faulty = False
+        self._facts = facts
 
     async def metadata(self, ref: ModelRef) -> ToyDesk:
         await trio.lowlevel.checkpoint()
+        if self.missing or self.unreadable:
+            raise FetchFailed("toy", "no network")
         return self
 
     def facts(self, dtype: Dtype) -> ModelFacts:
-        return FACTS
+        if self.faulty:
+            raise RuntimeError("a fault of ours")
+        return self._facts
 
     async def weights(self, ref: ModelRef, start: int, end: int) -> Path:
         await trio.lowlevel.checkpoint()
@@ -70,6 +83,7 @@ class Peer:
     planner: Planner
     holder: Holder
     pipeline: Pipeline
+    dispatcher: Dispatcher
     desk: ToyDesk
     engines: list[FakeEngine]
     scope: trio.CancelScope
@@ -83,9 +97,8 @@ class Peer:
 
     async def ask(self, count: int = 5) -> list[int]:
         assert self.planner.plan is not None
-        chain = walk(LAYERS, self.swarm.members().values())
         generation = Generation((1, 2, 3), count, (), Sampling(), self.planner.plan.weights)
-        async with self.pipeline.head.generate(generation, chain, self.planner.plan.epoch) as tokens:
+        async with self.dispatcher.generate(generation, "a request", lambda chain: None) as tokens:
             return [step.token async for step in tokens]
 
 
@@ -93,14 +106,24 @@ class Peer:
 class Lab:
     network: FakeNetwork
     nursery: trio.Nursery
+    facts: ModelFacts = FACTS
+    settings: PlanSettings = SHARE
 
     async def join(
-        self, name: str, *, wants: bool = False, min_nodes: int = 1, joins: bool = False, **record: Any
+        self,
+        name: str,
+        *,
+        wants: bool = False,
+        min_nodes: int = 1,
+        joins: bool = False,
+        remembers: tuple[int, PlanSettings] | None = None,
+        **record: Any,
     ) -> Peer:
-        swarm = self.network.add(name, **{"machine_id": name, **record})
+        epoch, settings = remembers or (0, self.settings)
+        swarm = self.network.add(name, **{"machine_id": name, "plan_epoch": epoch, **record})
         events: list[Event] = []
         engines: list[FakeEngine] = []
-        desk = ToyDesk()
+        desk = ToyDesk(self.facts)
 
         @asynccontextmanager
         async def open_engine(threads: int) -> AsyncIterator[FakeEngine]:
@@ -122,9 +145,11 @@ class Lab:
             min_nodes=min_nodes,
             knows_peers=False,
             joins=joins,
-            last_epoch=0,
+            last_epoch=epoch,
+            settings=settings,
         )
-        peer = Peer(swarm, planner, holder, pipeline, desk, engines, trio.CancelScope(), events=events)
+        dispatcher = Dispatcher(swarm.node_id, pipeline.head, lambda: planner.plan, swarm.members)
+        peer = Peer(swarm, planner, holder, pipeline, dispatcher, desk, engines, trio.CancelScope(), events=events)
         if wants:
             await swarm.update(wanted_model=MODEL)
         self.nursery.start_soon(self._run, peer)
@@ -238,12 +263,13 @@ async def test_a_newcomer_takes_layers_over_without_a_moment_in_which_nothing_is
 
 @in_a_lab
 async def test_a_crashed_member_finds_its_place_kept_and_nobody_moves(lab: Lab) -> None:
+    lab.facts = LARGE
     ada = await lab.join("ada", wants=True, min_nodes=3)
     bob, cy = await lab.join("bob"), await lab.join("cy")
     await trio.sleep(8)
     before = {peer.swarm.node_id: peer.range for peer in (ada, bob, cy)}
     lab.kill(cy)
-    await trio.sleep(RETURN_GRACE_S - 20)
+    await trio.sleep(GRACE_S - 10)
     back = await lab.join("cy", node_id=fake_node_id("cy"))
     await trio.sleep(8)
     assert {peer.swarm.node_id: peer.range for peer in (ada, bob, back)} == before
@@ -254,11 +280,12 @@ async def test_a_crashed_member_finds_its_place_kept_and_nobody_moves(lab: Lab) 
 
 @in_a_lab
 async def test_a_member_that_stays_away_is_replaced_after_its_grace(lab: Lab) -> None:
+    lab.facts = LARGE
     ada = await lab.join("ada", wants=True, min_nodes=2)
     bob = await lab.join("bob")
     await trio.sleep(8)
     lab.kill(bob)
-    await trio.sleep(RETURN_GRACE_S - 5)
+    await trio.sleep(1.5 * GRACE_S - 5)
     assert ada.range in ((0, 3), (3, 6))
     await trio.sleep(15)
     assert ada.range == (0, 6)
@@ -320,7 +347,7 @@ async def test_two_halves_with_plans_of_their_own_agree_when_they_meet_again(lab
     bob = await lab.join("bob", wants=True)
     await trio.sleep(8)
     lab.network.partition(ada.swarm, bob.swarm)
-    await trio.sleep(RETURN_GRACE_S + 15)
+    await trio.sleep(15)
     assert (ada.range, bob.range) == ((0, 6), (0, 6))
     lab.network.heal(ada.swarm, bob.swarm)
     for one, other in ((ada, bob), (bob, ada)):
@@ -380,13 +407,28 @@ async def test_a_pool_that_is_too_small_says_so_and_is_cured_by_another_member(l
 
 
 @in_a_lab
+async def test_a_range_tells_its_speed_before_the_first_request(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True)
+    await trio.sleep(5)
+    times = ada.pipeline.stage.times
+    layer = times.layer()
+    assert layer is not None
+    step_ms = 1.0
+    assert layer.p50_ms == pytest.approx((1 - HEAD_SHARE) * step_ms / LAYERS)
+    assert times.head_ms == pytest.approx(HEAD_SHARE * step_ms)
+    assert times.overhead_ms is not None
+    assert times.in_service == 0
+
+
+@in_a_lab
 async def test_a_part_of_a_held_range_serves_a_route_that_needs_no_more(lab: Lab) -> None:
     ada = await lab.join("ada", wants=True, min_nodes=2, pinned_layers=(0, 4))
     bob = await lab.join("bob", pinned_layers=(2, 6))
     await trio.sleep(8)
     assert (ada.range, bob.range) == ((0, 4), (2, 6))
     assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
-    assert [(s.spec.start, s.spec.end) for s in bob.engines[0].stages] == [(2, 6), (4, 6)]
+    loaded = [{(s.spec.start, s.spec.end) for s in peer.engines[0].stages} for peer in (ada, bob)]
+    assert loaded in ([{(0, 4)}, {(2, 6), (4, 6)}], [{(0, 4), (0, 2)}, {(2, 6)}])
 
 
 @in_a_lab
@@ -472,3 +514,172 @@ def test_what_is_remembered_survives_a_damaged_file_and_a_full_disk(tmp_path: Pa
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
     Remembered(blocked / "model.json").remember(plan)  # its folder cannot be made: told in the log, no more
+
+
+@in_a_lab
+async def test_a_planner_killed_at_any_moment_of_a_plan_is_followed_by_one_valid_plan_within_5_s(lab: Lab) -> None:
+    for round_, moment_s in enumerate((0.0, 0.3, 0.55, 0.7, 1.2)):
+        names = [f"{name}{round_}" for name in "abcd"]
+        peers = [await lab.join(name, wants=True, min_nodes=4) for name in names]
+        await trio.sleep(8)
+        planner = min(peers, key=lambda peer: peer.swarm.node_id)
+        gone = next(peer for peer in peers if peer is not planner)
+        gone.scope.cancel()
+        lab.network.leave(gone.swarm)  # calls for a plan; the planner dies before, while or after it is told
+        await trio.sleep(moment_s)
+        lab.kill(planner)
+        await trio.sleep(5)
+        rest = [peer for peer in peers if peer not in (planner, gone)]
+        plan = rest[0].planner.plan
+        assert plan is not None
+        assert [peer.planner.plan for peer in rest] == [plan, plan]
+        assert {each.id for each in plan.assignments} == {peer.swarm.node_id for peer in rest}
+        assert [(each.start, each.end) for each in plan.assignments] == [(0, 3), (3, 6)]
+        for peer in rest:
+            peer.scope.cancel()
+            lab.network.leave(peer.swarm)
+        await trio.sleep(1)
+
+
+@in_a_lab
+async def test_any_member_applies_a_change_by_hand_and_the_planner_goes_on_with_it(lab: Lab) -> None:
+    peers = [await lab.join(name, wants=True, min_nodes=3) for name in ("a", "b", "c")]
+    await trio.sleep(8)
+    first, *_, last = sorted(peers, key=lambda peer: peer.swarm.node_id)
+    drained = PlanSettings("share", (Override(last.swarm.node_id, duty="drain"),))
+    dry = await last.planner.propose(drained)
+    assert dry.changes
+    assert last.planner.plan is not None
+    assert last.planner.plan.epoch == 1, "a dry run changes nothing"
+    done = await last.planner.apply(drained, epoch=1)
+    assert done.plan.author == last.swarm.node_id
+    await trio.sleep(5)
+    assert last.range is None
+    assert {peer.range for peer in peers if peer is not last} == {(0, 3), (3, 6)}
+    assert not (await first.planner.apply(drained)).changes
+    with pytest.raises(PlanChanged):
+        await first.planner.apply(PlanSettings("share"), epoch=1)
+    newcomer = await lab.join("d")
+    await trio.sleep(8)
+    plan = first.planner.plan
+    assert plan is not None
+    assert plan.settings == drained
+    assert {each.id for each in plan.assignments} == {p.swarm.node_id for p in (*peers, newcomer) if p is not last}
+
+
+@in_a_lab
+async def test_a_node_that_slows_down_loses_layers_only_when_that_pays(lab: Lab) -> None:
+    lab.settings = PlanSettings("latency")
+    ada = await lab.join("ada", wants=True, min_nodes=2, memory_cap_bytes=6 * MIB)
+    bob = await lab.join("bob", memory_cap_bytes=6 * MIB)
+    await trio.sleep(10)
+    assert ada.planner.plan is not None
+    before = ada.planner.plan
+    await bob.swarm.update(layer_latency=LayerLatency(1.0, 1.0, 1.0))
+    await ada.swarm.update(layer_latency=LayerLatency(1.05, 1.05, 1.05))
+    await trio.sleep(3 * REVIEW_S)
+    assert ada.planner.plan.epoch == before.epoch, "a little slower is no reason to move"
+    fastest = min(before.assignments, key=lambda each: (each.start - each.end, each.node_id))
+    slow = next(peer for peer in (ada, bob) if peer.swarm.node_id == fastest.node_id)
+    await slow.swarm.update(layer_latency=LayerLatency(400.0, 400.0, 400.0))
+    await trio.sleep((REVIEWS_AGREED + 2) * REVIEW_S)
+    assert ada.planner.plan.epoch > before.epoch
+    assert ada.planner.plan.assignments != before.assignments
+
+
+@in_a_lab
+async def test_noise_in_what_nodes_measure_moves_layers_a_few_times_an_hour_at_most(lab: Lab) -> None:
+    lab.settings = PlanSettings("latency")
+    ada = await lab.join("ada", wants=True, min_nodes=2, memory_cap_bytes=6 * MIB)
+    bob = await lab.join("bob", memory_cap_bytes=6 * MIB)
+    await trio.sleep(10)
+    assert ada.planner.plan is not None
+    epoch = ada.planner.plan.epoch
+    for minute in range(60):  # one is the slower now, then the other
+        slow, fast = (ada, bob) if minute % 2 else (bob, ada)
+        await slow.swarm.update(layer_latency=LayerLatency(400.0, 400.0, 400.0))
+        await fast.swarm.update(layer_latency=LayerLatency(1.0, 1.0, 1.0))
+        await trio.sleep(60)
+    assert 1 <= ada.planner.plan.epoch - epoch <= 7
+
+
+@in_a_lab
+async def test_a_member_without_the_models_files_lets_another_one_plan(lab: Lab) -> None:
+    peers = sorted([await lab.join(name, min_nodes=2) for name in ("a", "b")], key=lambda p: p.swarm.node_id)
+    first, other = peers
+    first.desk.missing = True  # it cannot even read the model's config
+    await other.swarm.update(wanted_model=MODEL)
+    await trio.sleep(12)
+    assert other.planner.plan is not None
+    assert other.planner.plan.author == other.swarm.node_id
+    first.desk.missing = False
+    await trio.sleep(40)
+    assert {first.range, other.range} == {(0, 3), (3, 6)}, "later it takes its part"
+
+
+@in_a_lab
+async def test_a_planner_needs_no_files_for_a_model_that_is_planned_already(lab: Lab) -> None:
+    peers = [await lab.join(name, wants=True, min_nodes=3) for name in ("a", "b", "c")]
+    await trio.sleep(8)
+    first, *_, last = sorted(peers, key=lambda peer: peer.swarm.node_id)
+    for peer in peers:
+        peer.desk.unreadable = True
+    last.scope.cancel()
+    lab.network.leave(last.swarm)
+    await trio.sleep(5)
+    assert first.planner.plan is not None
+    assert {each.id for each in first.planner.plan.assignments} == {p.swarm.node_id for p in peers if p is not last}
+
+
+@in_a_lab
+async def test_settings_of_a_former_run_that_leave_no_plan_do_not_keep_the_swarm_from_starting(lab: Lab) -> None:
+    lab.settings = PlanSettings("share", (Override(fake_node_id("ada"), duty="drain"),))
+    ada = await lab.join("ada", node_id=fake_node_id("ada"), wants=True)
+    await trio.sleep(6)
+    assert ada.range == (0, 6)
+
+
+@in_a_lab
+async def test_a_fault_in_planning_is_told_and_the_node_goes_on(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True)
+    ada.desk.faulty = True
+    await trio.sleep(5)
+    assert any(isinstance(event, PlanImpossible) and "a fault of ours" in event.reason for event in ada.events)
+    ada.desk.faulty = False
+    await trio.sleep(10)
+    assert ada.range == (0, 6)
+
+
+@in_a_lab
+async def test_left_to_itself_a_swarm_of_two_machines_does_not_split_what_one_holds_and_outlives_a_crash(
+    lab: Lab,
+) -> None:
+    lab.settings = PlanSettings()
+    ada = await lab.join("ada", wants=True)
+    await trio.sleep(5)
+    bob = await lab.join("bob")
+    await trio.sleep(10)
+    assert (ada.range, bob.range) == ((0, 6), (0, 6))
+    plan = ada.planner.plan
+    assert plan is not None
+    assert plan.objective == "balanced"
+    assert "not split" in plan.note
+    lab.kill(bob)
+    await trio.sleep(0.1)
+    assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
+    await trio.sleep(10)
+    assert ada.range == (0, 6)
+    assert len(ada.engines[0].loads) == 1, "nothing had to be loaded"
+
+
+@in_a_lab
+async def test_a_swarm_that_starts_again_keeps_its_settings_though_a_newcomer_is_first_in_line(lab: Lab) -> None:
+    ids = sorted(fake_node_id(name) for name in ("a", "b", "c"))
+    kept = PlanSettings("share", (Override(ids[2], duty="exclude"),))
+    newcomer = await lab.join("new", node_id=ids[0], wants=True, min_nodes=3)
+    old = [await lab.join(f"old{i}", node_id=ids[i], wants=True, min_nodes=3, remembers=(57, kept)) for i in (1, 2)]
+    await trio.sleep(10)
+    plan = newcomer.planner.plan
+    assert plan is not None
+    assert (plan.author, plan.epoch, plan.settings) == (ids[1], 58, kept)
+    assert {newcomer.range, old[0].range, old[1].range} == {(0, 3), (3, 6), None}

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from node.errors import DamagedModel
 from node.models import read_facts
+from node.plan.model_cost import ModelCost, cost_of_config, cost_of_facts
+from node.plan.presets import CONFIGS
 
 SMALL = {
     "vocab_size": 1000,
@@ -88,6 +90,28 @@ def test_families_have_the_sizes_of_transformers(tmp_path: Path, name: str, more
     assert facts.head_bytes == 2 * (parameters(model.lm_head) + parameters(model.model.norm))
 
 
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_plan_knows_of_a_model_what_its_config_says(tmp_path: Path, name: str) -> None:
+    config = {key: value for key, value in CONFIGS[name].items() if key != "quantization_config"}
+    whole = cost_of_config(name, config, weight_bytes=2.0)
+    live = cost_of_facts(name, read_facts(write(tmp_path, config), "bfloat16"), 2.0)
+
+    def figures(cost: ModelCost) -> dict[str, float]:
+        ends = [cost.ends_bytes(first=first, last=last) for first in (False, True) for last in (False, True)]
+        return {
+            "total": cost.total_bytes,
+            "layer": cost.layer_bytes,
+            "head": cost.head_flops,
+            **{f"ends {index}": size for index, size in enumerate(ends)},
+            **{f"cache at {tokens}": cost.kv_layer_bytes(tokens) for tokens in (100, 10_000)},
+            **{f"read by {users}": cost.layer_read_bytes(users, 1, 4096) for users in (1, 8)},
+            **{f"FLOPs of {users}": cost.layer_flops(users, 1, 4096) for users in (1, 8)},
+            **{f"FLOPs of {tokens} tokens": cost.layer_flops(1, tokens, tokens // 2) for tokens in (512, 8192)},
+        }
+
+    assert figures(live) == pytest.approx(figures(whole), rel=0.02)
+
+
 def test_the_cache_of_latent_attention_is_the_compressed_one(tmp_path: Path) -> None:
     values = {**SMALL, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
     assert read_facts(write(tmp_path, values), "bfloat16").kv_bytes_per_token_layer == (32 + 8) * 2
@@ -109,6 +133,19 @@ def test_too_many_layers_are_refused(tmp_path: Path) -> None:
         read_facts(write(tmp_path, {**SMALL, "num_hidden_layers": 20_000}), "float32")
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "top_k"),
+        ({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 0}, "moe_intermediate_size"),
+        ({"sliding_window": -1}, "sliding_window"),
+    ],
+)
+def test_a_mixture_or_a_window_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(DamagedModel, match=field):
+        read_facts(write(tmp_path, {**SMALL, **changes}), "float32")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "\x00", '{"text_config": 3}'])
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
@@ -128,7 +165,12 @@ json_values = st.recursive(
 )
 
 
-@given(changes=st.dictionaries(st.sampled_from([*SMALL, "kv_lora_rank", "num_experts", "mlp_bias"]), json_values))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*SMALL, "kv_lora_rank", "num_experts", "mlp_bias", "sliding_window", "layer_types"]),
+        json_values,
+    )
+)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_config_gives_facts_or_is_damaged(tmp_path: Path, changes: dict[str, object]) -> None:
     write(tmp_path, {**SMALL, **changes})

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from node.pipeline.answer import AnswerTiming, StopFilter
 from node.pipeline.head import TokenStep
-from node.pipeline.latency import LatencyWindow
 from node.wire.frames import HopTiming
 
 texts = st.text(alphabet="abc", max_size=12)
@@ -53,16 +52,3 @@ def test_the_first_token_is_prefill_and_stays_out_of_the_means() -> None:
     (hop,) = timing.hops()
     assert (hop.compute_ms, hop.total_ms, timing.return_ms, timing.tokens) == (20.0, 21.75, 2.0, 4)
     assert timing.ttft_ms > 0
-
-
-def test_latency_is_told_once_there_is_some() -> None:
-    window = LatencyWindow()
-    assert window.summary() is None
-    window.add(2.0)
-    assert window.summary() is not None
-    for _ in range(99):
-        window.add(1.0)
-    summary = window.summary()
-    assert summary is not None
-    assert summary.p50_ms == 1.0
-    assert 1.0 < summary.mean_ms < 1.1

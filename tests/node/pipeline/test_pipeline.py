@@ -174,7 +174,7 @@ async def test_many_requests_from_every_head_never_mix() -> None:
             assert answers[k] == expected_tokens(prompt, LAYERS, 5 + k % 4, sampling=sampling)
         await here.quiet()
         assert here.live_sessions() == [0, 0, 0]
-        assert all(peer.pipeline.stage.reserved_tokens == 0 for peer in here.peers)
+        assert all(peer.pipeline.stage.reserved_bytes == 0 for peer in here.peers)
 
 
 @timed

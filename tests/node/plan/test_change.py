@@ -56,7 +56,7 @@ def test_nothing_changes_nothing_moves() -> None:
     delta = change(plan, nodes)
     assert delta.plan is plan
     assert delta.steps == ()
-    assert delta.reason == "nothing changes"
+    assert delta.reason == "nobody's layers change"
 
 
 def test_a_join_loads_on_the_new_node_alone() -> None:

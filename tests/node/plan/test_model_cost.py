@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
+
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from node.errors import BadPool
 from node.plan.model_cost import cost_of_config, cost_of_facts
@@ -141,6 +148,69 @@ def test_facts_of_a_plan_are_enough() -> None:
     assert model.layer_bytes == facts.layer_bytes
     assert model.kv_token_bytes == facts.kv_bytes_per_token_layer
     assert model.embedding_bytes == pytest.approx(facts.embedding_bytes, rel=1e-6)
+
+
+LAYER_OF_EXPERTS = {"layer_bytes": 90_000_000, "experts": 8, "top_k": 2, "expert_bytes": 10_000_000}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({**LAYER_OF_EXPERTS, "top_k": 9}, "top_k"),
+        ({**LAYER_OF_EXPERTS, "top_k": 0}, "top_k"),
+        ({**LAYER_OF_EXPERTS, "expert_bytes": 0}, "expert_bytes"),
+        ({**LAYER_OF_EXPERTS, "expert_bytes": 2**50}, "expert_bytes"),
+        ({**LAYER_OF_EXPERTS, "dense_layers": 31, "dense_layer_bytes": 1}, "dense_layers"),
+        ({**LAYER_OF_EXPERTS, "dense_layers": 3}, "dense_layer_bytes"),
+        ({"top_k": 2}, "top_k"),
+        ({"windowed_layers": 31, "window_tokens": 128}, "windowed_layers"),
+        ({"windowed_layers": 3}, "window_tokens"),
+    ],
+)
+def test_facts_that_cannot_be_are_refused_by_name(changes: dict[str, int], field: str) -> None:
+    sizes = {"layers": 30, "layer_bytes": 7_000_000, "embedding_bytes": 56_000_000, "head_bytes": 56_000_000}
+    sizes |= {"kv_bytes_per_token_layer": 768, "hidden_size": 576, "vocab_size": 49152, "context_tokens": 8192}
+    with pytest.raises(msgspec.ValidationError, match=rf"facts\.{field} "):
+        msgspec.convert({**sizes, **changes}, ModelFacts)
+
+
+COUNT = st.integers(0, 2**53)
+
+
+@given(
+    layers=st.integers(1, 10_000),
+    layer_bytes=COUNT,
+    ends_bytes=COUNT,
+    cache_bytes=COUNT,
+    experts=st.integers(0, 100_000),
+    dense_layers=st.integers(0, 100),
+    score_width=COUNT,
+)
+def test_whatever_facts_the_wire_lets_through_can_be_reckoned_with(
+    layers: int,
+    layer_bytes: int,
+    ends_bytes: int,
+    cache_bytes: int,
+    experts: int,
+    dense_layers: int,
+    score_width: int,
+) -> None:
+    facts = ModelFacts(layers, layer_bytes, ends_bytes, ends_bytes, cache_bytes, 1, 1, 10**8, score_width=score_width)
+    with suppress(ValueError):
+        facts = replace(
+            facts,
+            experts=experts,
+            top_k=min(2, experts),
+            expert_bytes=layer_bytes // max(1, experts),
+            dense_layers=min(dense_layers, layers),
+            dense_layer_bytes=layer_bytes // 2,
+        )
+    model = cost_of_facts("any", facts, 2.0)
+    step = decode_cost(model, 3, 512)
+    assert 0 <= step.layer_bytes < math.inf
+    assert 0 <= step.layer_flops < math.inf
+    assert 0 <= model.total_bytes < math.inf
+    assert 0 <= layer_capacity(model, 2**34, first=True, last=True, context=512) <= model.layers
 
 
 def test_decode_is_bound_by_memory_and_prefill_by_arithmetic() -> None:

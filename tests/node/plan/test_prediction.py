@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,23 @@ def test_figures_of_one_node_follow_the_roofline() -> None:
     assert prediction.ttft_ms > prediction.tpot_ms
     assert "only limits you" in prediction.bottleneck
     assert "it runs alone" in prediction.bottleneck
+
+
+def test_a_measured_head_and_overhead_count_where_they_happen() -> None:
+    model = small_model(10)
+    plain = PoolNode("only", 4 * GIB, 100e9, 10e12, layer_ms=((1, 2.0),))
+    measured = replace(plain, head_ms=7.0, overhead_ms=0.5)
+    alone = predict(allocate(model, [measured], Links()), Workload(500, 24))
+    assert alone.tpot_ms == pytest.approx(10 * 2.0 + 7.0 + 0.5, rel=0.02)
+    pair = [replace(measured, node_id="a", pinned=(0, 5)), replace(measured, node_id="b", pinned=(5, 10), head_ms=3.0)]
+    apart = predict(allocate(model, pair, Links({("a", "b"): 4.0})), Workload(500, 24))
+    assert apart.tpot_ms == pytest.approx(10 * 2.0 + 3.0 + 2 * 0.5 + 4.0, rel=0.02), "the tail's head, both overheads"
+
+
+def test_a_node_with_a_slow_head_is_not_made_the_tail() -> None:
+    node = PoolNode("a", 1500 * 1024**2, 100e9, 10e12, layer_ms=((1, 2.0),))
+    pair = [replace(node, head_ms=9.0), replace(node, node_id="b", head_ms=1.0)]
+    assert allocate(small_model(24), pair, Links()).pipelines[0].stages[-1].node_id == "b"
 
 
 def test_more_users_get_more_together_and_less_each() -> None:

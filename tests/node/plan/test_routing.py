@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.errors import NoRoute
+from node.errors import NoRoom, NoRoute
 from node.plan import route, route_disjoint
 from node.plan.disjoint import most_disjoint
 from node.plan.pool import Links, PoolNode
@@ -116,6 +116,17 @@ def test_equal_to_exhaustive_search(
                       links, request) == pytest.approx(best)  # fmt: skip
 
 
+def test_two_ranges_of_one_node_are_two_stages() -> None:
+    """As in the middle of a change; a node runs a stage in one of the ranges that it holds, never across two."""
+    rows = [("a", 0, 4, 1.0), ("a", 3, 6, 1.0), ("b", 5, 8, 1.0)]
+    found = route(8, [Host(*row) for row in rows], Links())
+    assert all(
+        any(node == s.node_id and start <= s.start and s.end <= end for node, start, end, _ in rows)
+        for s in found.stages
+    )
+    assert [s.node_id for s in found.stages] == ["a", "a", "b"]
+
+
 def test_load_turns_requests_away_at_once_and_they_return_at_once() -> None:
     def chosen(load: float) -> tuple[str, ...]:
         hosts = [Host("a", 0, 4, 1.0, load=load), Host("b", 0, 4, 1.2)]
@@ -131,8 +142,53 @@ def test_room_in_the_cache_is_a_condition() -> None:
     hosts = [Host("a", 0, 4, 1.0, kv_free_tokens=100), Host("b", 0, 4, 5.0, kv_free_tokens=1000)]
     assert route(4, hosts, Links(), Request(kv_tokens=50)).nodes == ("a",)
     assert route(4, hosts, Links(), Request(kv_tokens=500)).nodes == ("b",)
-    with pytest.raises(NoRoute, match="without KV room for 5000"):
+    with pytest.raises(NoRoom, match=r"layers 0–3 of 4 .* without KV room for 5000"):
         route(4, hosts, Links(), Request(kv_tokens=5000))
+    with pytest.raises(NoRoute, match="layers 4–4 of 5 have no ready node") as absent:
+        route(5, hosts, Links(), Request(kv_tokens=5000))
+    assert not isinstance(absent.value, NoRoom)
+
+
+def test_nodes_to_avoid_are_not_used() -> None:
+    hosts = [Host("a", 0, 4, 1.0), Host("b", 0, 4, 5.0)]
+    assert route(4, hosts, Links(), Request(avoid=frozenset("a"))).nodes == ("b",)
+    with pytest.raises(NoRoute, match="have no ready node"):
+        route(4, hosts, Links(), Request(avoid=frozenset("ab")))
+
+
+def test_each_visit_and_the_last_stage_cost_what_they_cost() -> None:
+    hosts = [Host("a", 0, 6, 3, overhead_ms=1, head_ms=4), Host("b", 2, 4, 0.5, overhead_ms=10, head_ms=1)]
+    found = route(6, hosts, published({("a", "b"): 2}))
+    assert (found.nodes, found.cost_ms) == (("a",), 23)
+    halves = [Host("c", 0, 3, 1, overhead_ms=0.5), Host("d", 3, 6, 1, overhead_ms=0.25, head_ms=2)]
+    assert route(6, halves, published({("c", "d"): 1})).cost_ms == pytest.approx(6 + 0.5 + 0.25 + 2 + 1)
+
+
+@given(st.permutations(range(4)), st.integers(0, 11))
+def test_among_equal_chains_held_ranges_are_used_whole(order: list[int], spread: int) -> None:
+    held = [("a", 0, 3), ("b", 3, 6), ("c", 2, 6), ("d", 0, 4)]
+    links = Links({(x, y): 2.0 for x in "abcd" for y in "abcd" if x < y})
+    found = route(6, [Host(*held[i], 1.0) for i in order], links, Request(spread=spread))
+    assert [(s.node_id, s.start, s.end) for s in found.stages] == [("a", 0, 3), ("b", 3, 6)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(host, min_size=1, max_size=6),
+    st.lists(st.floats(0, 50), min_size=15, max_size=15),
+    st.integers(0, 5),
+    st.booleans(),
+)
+def test_equal_to_exhaustive_search_where_every_pair_was_measured(
+    rows: list[tuple[int, int, float, str, int]], rtt_ms: list[float], spread: int, with_head: bool
+) -> None:
+    hosts = [Host(f"n{i}", start, end, ms, "", load) for i, (start, end, ms, _, load) in enumerate(rows)]
+    pairs = [(f"n{i}", f"n{j}") for i in range(6) for j in range(i)]
+    links = Links(dict(zip(pairs, rtt_ms, strict=True)))
+    request = Request(64.0, 0, PoolNode("n0", 0) if with_head else None, spread)
+    best = exhaustive(LAYERS, hosts, links, request)
+    if best < float("inf"):
+        assert route(LAYERS, hosts, links, request).cost_ms == pytest.approx(best)
 
 
 def test_equal_nodes_share_the_requests() -> None:
@@ -192,5 +248,12 @@ def test_a_request_waits_for_room_on_a_much_faster_chain() -> None:
 
     assert answer(50.0) is None
     found = answer(2.0)
+    assert found is not None
+    assert found.nodes == ("slow",)
+
+
+def test_a_request_never_waits_for_a_node_that_is_too_small_for_it_even_when_idle() -> None:
+    small = Host("fast", 0, 4, 1.0, kv_free_tokens=10, kv_tokens=40)
+    found = route_or_wait(Router(4, [small, Host("slow", 0, 4, 50.0)], Links()), Request(kv_tokens=50))
     assert found is not None
     assert found.nodes == ("slow",)

@@ -16,8 +16,8 @@ from node.wire.codec import encode
 from node.wire.control import Leave
 from node.wire.ids import NodeId
 from node.wire.models import ModelFacts, ModelRef
-from node.wire.plans import Plan
-from node.wire.records import Envelope, NodeRecord
+from node.wire.plans import EPOCH_LEAP, Plan
+from node.wire.records import RECORD_LIMIT_BYTES, Envelope, NodeRecord
 
 Make = Callable[..., NodeRecord]
 MODEL = ModelRef("model", "default", "0" * 64)
@@ -172,3 +172,22 @@ def test_a_plan_of_ours_is_signed_once_it_outranks_what_is_known(gossip: Gossip,
     assert gossip.publish_plan(plan_by(ada, 1)) is None
     with pytest.raises(BadWireData, match="author"):
         gossip.publish_plan(plan_by(bob, 2))
+
+
+def test_a_record_as_large_as_only_a_plan_may_be_is_refused(gossip: Gossip, bob: Identity, record_of: Make) -> None:
+    large = record_of(bob.node_id, rtt_ms={f"{number:0100d}": 1.0 for number in range(800)})
+    with pytest.raises(BadWireData, match=f"at most {RECORD_LIMIT_BYTES}"):
+        gossip.hear(signed(bob, large), bob.node_id, 0.0)
+
+
+def test_a_plan_from_nowhere_is_neither_believed_nor_passed_on_and_a_newcomer_takes_what_is_in_force(
+    gossip: Gossip, bob: Identity, record_of: Make
+) -> None:
+    gossip.hear(signed(bob, record_of(bob.node_id)), bob.node_id, 0.0)
+    far = plan_by(bob, 40 * EPOCH_LEAP)
+    newcomer = gossip.hear(signed(bob, far, "plan"), bob.node_id, 0.0)
+    assert newcomer.news == [PlanHeard(far)]
+    beyond = gossip.hear(signed(bob, plan_by(bob, 41 * EPOCH_LEAP + 1), "plan"), bob.node_id, 0.0)
+    assert (beyond.news, beyond.spread) == ([], False)
+    following = plan_by(bob, far.epoch + 1)
+    assert gossip.hear(signed(bob, following, "plan"), bob.node_id, 0.0).news == [PlanHeard(following)]

@@ -11,6 +11,7 @@ from zeroconf import Zeroconf
 
 from node.home import Home, write_private
 from node.swarm import lan_discovery
+from node.swarm.base import MemberGone
 from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.neighbourhood import Neighbourhood
 from node.swarm.secret import SECRET_FILE
@@ -18,9 +19,9 @@ from node.swarm.secret import SECRET_FILE
 MakeHome = Callable[..., Home]
 
 
-def settings(home: Home, secret: str) -> SwarmSettings:
+def settings(home: Home, secret: str, announce: tuple[str, ...] = ()) -> SwarmSettings:
     write_private(home.data / SECRET_FILE, secret.encode())
-    return SwarmSettings(home, home.data.name, machine_id="here")
+    return SwarmSettings(home, home.data.name, announce=announce, machine_id="here")
 
 
 async def found(one: Neighbourhood, other: Neighbourhood) -> None:
@@ -49,6 +50,34 @@ def test_nodes_with_the_same_secret_find_each_other_and_no_others(make_home: Mak
                 await found(ada, bob)
                 await found(bob, ada)
                 assert set(eve.members()) == {eve.node_id}
+
+    trio.run(main)
+
+
+@pytest.mark.skipif(not multicast_works(), reason="no multicast on this machine")
+def test_nodes_of_one_lan_meet_and_meet_again_without_the_router_whose_address_they_announce(
+    make_home: MakeHome,
+) -> None:
+    router = ("/ip4/192.0.2.1/tcp/4001",)
+
+    async def main() -> None:
+        with trio.fail_after(30):
+            async with (
+                open_swarm(settings(make_home("ada"), "aa" * 32, router)) as ada,
+                open_swarm(settings(make_home("bob"), "aa" * 32, router)) as bob,
+            ):
+                await found(ada, bob)
+                await found(bob, ada)
+                for one, other in ((ada, bob), (bob, ada)):
+                    await one.update(sessions=1)
+                    while not other.members()[one.node_id].sessions:
+                        await other.news.receive()
+                for connection in ada.connections.all():
+                    connection.end("disconnected", "test")
+                async for news in bob.news:
+                    if isinstance(news, MemberGone):
+                        break
+                await found(bob, ada)
 
     trio.run(main)
 

@@ -26,7 +26,7 @@ from node.swarm.socket_stream import SocketStream
 from node.swarm.upgrade import Upgrader
 from node.wire.frames import Close, Progress, Tokens
 from node.wire.models import ModelFacts, ModelRef
-from node.wire.plans import Plan
+from node.wire.plans import Assignment, Override, Plan, PlanSettings
 
 MakeHome = Callable[..., Home]
 SESSION = "0" * 32
@@ -83,8 +83,12 @@ async def node(home: Home, name: str, *tokens: str, listen: str = "/ip4/127.0.0.
         nursery.cancel_scope.cancel()
 
 
-def plan_by(author: str, epoch: int) -> Plan:
-    return Plan(epoch, author, ModelRef("m", "default", "0"), "float32", ModelFacts(30, 1, 1, 1, 1, 1, 1, 1), ())
+def plan_for_a_thousand(author: str, epoch: int) -> Plan:
+    """Twice as large as a record may be."""
+    assigned = tuple(Assignment(f"12D3KooW{number:044d}", number % 30, number % 30 + 1) for number in range(1000))
+    facts = ModelFacts(30, 1, 1, 1, 1, 1, 1, 1)
+    settings = PlanSettings(overrides=tuple(Override(each.node_id, (0, 30)) for each in assigned))
+    return Plan(epoch, author, ModelRef("m", "default", "0"), "float32", facts, assigned, settings=settings)
 
 
 def test_members_learn_of_each_other_and_of_changes_and_a_goodbye_is_seen_at_once(make_home: MakeHome) -> None:
@@ -225,7 +229,7 @@ def test_plans_are_heard_by_all_and_by_those_who_join_when_the_author_is_gone(ma
             async with node(make_home("bob"), "bob", token) as bob:
                 await ada.sees(bob)
                 await bob.sees(ada)
-                plan = plan_by(bob.id, 7)
+                plan = plan_for_a_thousand(bob.id, 7)
                 await bob.swarm.publish_plan(plan)
                 await ada.until(lambda: PlanHeard(plan) in ada.news)
             async with node(make_home("eve"), "eve", token) as eve:

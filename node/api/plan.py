@@ -1,0 +1,113 @@
+"""`POST /v1/plan`, what would be, and `POST /v1/plan/apply`, make it so."""
+
+from __future__ import annotations
+
+import msgspec
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from node.api.body import read_body, require_json
+from node.api.plan_reply import plan_reply
+from node.api.plan_request import PLAN_BODY_LIMIT_BYTES, PlanRequest, changed_settings, parse_plan_request
+from node.api.replies import error_response
+from node.api.service import Here
+from node.errors import BadWireData, DoesNotFit, NoRoute, ParallaxError, PlanChanged, PlanError, RequestError
+from node.plan.proposal import Proposal
+from node.wire.plans import Plan, PlanSettings
+
+ATTEMPTS = 3
+"""The plan may change while a change of it is worked out; so often it is worked out anew."""
+
+
+class PlanEndpoint:
+    """Both routes. One request at a time: planning takes a processor, and changes made in turn do not collide."""
+
+    def __init__(self, here: Here) -> None:
+        self._here, self._turn = here, trio.Lock()
+
+    async def propose(self, request: Request) -> Response:
+        """What the plan would be; nothing is changed."""
+        return await self._answer(request, applies=False)
+
+    async def apply(self, request: Request) -> Response:
+        """The plan made so."""
+        return await self._answer(request, applies=True)
+
+    async def _answer(self, request: Request, *, applies: bool) -> Response:
+        try:
+            require_json(request.scope)
+            asked = parse_plan_request(await read_body(request.receive, PLAN_BODY_LIMIT_BYTES))
+            async with self._turn:
+                before, proposal = await (_applied if applies else _proposed)(self._here, asked)
+        except RequestError as error:
+            return error_response(error)
+        except ParallaxError as error:
+            return _plan_error(error)
+        names = {record.node_id: record.name for record in self._here.records()}
+        body = await trio.to_thread.run_sync(_body, proposal, before, names, applies)
+        return Response(body, media_type="application/json")
+
+
+async def refuse_to_apply(request: Request) -> Response:
+    """For a port that others than this machine's people can reach."""
+    message = (
+        "the plan is changed by people at the node's machine only, and this port is open to others; "
+        "use `parallax plan --apply` there"
+    )
+    body = {"error": {"message": message, "type": "permission_error", "param": None, "code": None}}
+    return JSONResponse(body, 403)
+
+
+def _body(proposal: Proposal, before: Plan, names: dict[str, str], applied: bool) -> bytes:
+    return msgspec.json.encode(plan_reply(proposal, before, names, applied=applied))
+
+
+async def _proposed(here: Here, asked: PlanRequest) -> tuple[Plan, Proposal]:
+    before = _in_force(here, asked)
+    return before, await here.propose(_settings(here, asked, before))
+
+
+async def _applied(here: Here, asked: PlanRequest) -> tuple[Plan, Proposal]:
+    """The settings are those of the plan in force with the changes laid over, so that nobody else's change is lost."""
+    for attempt in range(ATTEMPTS):
+        before = _in_force(here, asked)
+        try:
+            return before, await here.apply(_settings(here, asked, before), before.epoch)
+        except PlanChanged:
+            if asked.epoch is not None or attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _in_force(here: Here, asked: PlanRequest) -> Plan:
+    plan = here.plan()
+    if plan is None:
+        raise NoRoute(here.waiting_for())
+    if asked.epoch is not None and asked.epoch != plan.epoch:
+        raise PlanChanged(asked.epoch, plan.epoch)
+    return plan
+
+
+def _settings(here: Here, asked: PlanRequest, plan: Plan) -> PlanSettings | None:
+    if not asked.changes_settings:
+        return None
+    return changed_settings(asked, plan.settings, here.records(), plan.facts.layers)
+
+
+def _plan_error(error: ParallaxError) -> Response:
+    """409: too late. 422: understood, but it does not fit. 400: cannot be. 503: not now."""
+    match error:
+        case PlanChanged():
+            status = 409
+        case DoesNotFit():
+            status = 422
+        case PlanError() | BadWireData():  # the latter: more is set by hand than a plan can carry
+            status = 400
+        case _:
+            status = 503
+    code = type(error).__name__
+    told: dict[str, object] = {"message": str(error), "type": "plan_error", "param": None, "code": code}
+    if isinstance(error, DoesNotFit):
+        told["missing_bytes"] = error.missing_bytes
+    return JSONResponse({"error": told}, status)

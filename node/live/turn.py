@@ -1,0 +1,78 @@
+"""Waits for this node's turn to make room, by what the members' records say."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from node.plan.model_cost import ModelCost
+from node.plan.share import KV_TOKENS_PER_STAGE
+from node.plan.turns import Holding, drops_due, has_room, loads_due
+from node.wire.ids import NodeId
+
+LOOK_EVERY_S = 0.5
+
+PATIENCE_S = 15.0
+"""A member whose turn it is, and that does nothing for so long, is waited for no longer. Longer than a member takes to
+end the sequences on layers that it drops, and to fetch nothing yet; one that loads is waited for until it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the records say now."""
+
+    model: ModelCost
+    holdings: list[Holding]
+
+    @property
+    def context(self) -> int:
+        """Tokens of KV cache that each layer must have room for."""
+        return min(KV_TOKENS_PER_STAGE, self.model.context_tokens)
+
+
+class Patience:
+    """Which members should have acted long ago."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, tuple[Holding, float]] = {}
+        self.silent: frozenset[str] = frozenset()
+
+    def look(self, holdings: list[Holding], expected: set[str], now_s: float) -> None:
+        """Note who is `expected` to act now. Whoever does anything is given time again."""
+        for holding in holdings:
+            node = holding.node_id
+            shown = Holding(node, holding.held, holding.wanted, 0, holding.loading, keeps=holding.keeps)
+            noted, _ = self._since.get(node, (None, 0.0))
+            if noted is not None and noted != shown:
+                del self._since[node]
+            if node in expected and not holding.loading:
+                self._since.setdefault(node, (shown, now_s))
+            elif node not in self.silent:
+                self._since.pop(node, None)
+        self.silent = frozenset(n for n, (_, since_s) in self._since.items() if now_s - since_s > PATIENCE_S)
+
+
+async def layers_to_drop(
+    self_id: NodeId, look: Callable[[frozenset[str]], Awaitable[View]], patience: Patience
+) -> frozenset[int] | None:
+    """Wait until the node may load what it misses (None), or has to drop these layers first and it is its turn.
+
+    `look` reads the records, with the silent members as they are named to it. A turn must show in two looks, since a
+    record that tells otherwise may be on its way.
+    """
+    shown: frozenset[int] | None = None
+    while True:
+        view = await look(patience.silent)
+        own = next(holding for holding in view.holdings if holding.node_id == self_id)
+        if has_room(view.model, own, view.context):
+            return None
+        drops = drops_due(view.model, view.holdings, view.context)
+        loads = loads_due(view.model, view.holdings, view.context)
+        due = drops.get(self_id)
+        if due is not None and due == shown:
+            return due
+        shown = due
+        patience.look(view.holdings, {h.node_id for h in loads} | drops.keys() - {self_id}, trio.current_time())
+        await trio.sleep(LOOK_EVERY_S)

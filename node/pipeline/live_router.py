@@ -1,0 +1,116 @@
+"""Phase 2 over what members say now: keeps a router true to records, and new only where ranges or distances changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
+
+from node.errors import BadRequest, NoRoom, NoRoute
+from node.pipeline.ledger import Ledger
+from node.plan.hosts import Offer, Untold, in_service, offer_of
+from node.plan.model_cost import cost_of_plan
+from node.plan.round_trips import RoundTrips
+from node.plan.routing import Host, Request, Route, Router, route_or_wait, usable
+from node.wire.ids import NodeId
+from node.wire.models import DTYPE_BYTES
+from node.wire.plans import Plan
+from node.wire.records import NodeRecord
+
+LINKS_S, LINKS_S_PER_NODE = 5.0, 0.05
+"""Round trips move a little with every heartbeat; reading all of them takes a while for a thousand nodes."""
+
+Shape = tuple[tuple[str, int, int, str], ...]
+
+
+class LiveRouter:
+    """The members' ranges as they are now. `look` before the rest."""
+
+    def __init__(self, self_id: NodeId, ledger: Ledger, clock: Callable[[], float]) -> None:
+        self._self_id, self._ledger, self._clock = self_id, ledger, clock
+        self._plan: Plan | None = None
+        self._records: Mapping[NodeId, NodeRecord] = {}
+        self._offers: dict[NodeId, tuple[int, Untold, Offer]] = {}
+        self._links, self._links_at_s = RoundTrips(()), float("-inf")
+        self._router: Router | None = None
+        self._shape: Shape = ()
+
+    def look(self, plan: Plan, records: Mapping[NodeId, NodeRecord]) -> None:
+        """Take plan and records as they are, with what the ledger knows beyond them."""
+        if plan is not self._plan:
+            self._plan, self._model = plan, cost_of_plan(plan)
+            self._duty = {override.node_id: override.duty for override in plan.settings.overrides}
+            self._offers = {}
+        self._records = records
+        self._ledger.keep_only(records)
+        known, self._offers = self._offers, {}
+        for node, record in records.items():
+            self._ledger.heard(record)
+            untold = self._ledger.untold(node)
+            former = known.get(node)
+            if former is None or former[0] != record.seq or former[1] != untold:
+                former = record.seq, untold, offer_of(record, self._duty.get(node, "serve"), self._model, untold)
+            self._offers[node] = former
+
+    def covers(self, avoid: Set[str]) -> bool:
+        """Whether every layer has a node beside those to avoid, full or not."""
+        assert self._plan is not None
+        try:
+            usable(self._plan.facts.layers, self._hosts(avoid), Request(avoid=frozenset(avoid)))
+        except NoRoom:
+            return True
+        except NoRoute:
+            return False
+        return True
+
+    def route(self, request: Request, *, patient: bool) -> Route | None:
+        """The fastest chain with room; None while there is none, or, for the patient, while waiting is better.
+
+        `request` tells its tokens, its spread and whom it avoids.
+
+        Raises:
+            BadRequest: it has no room even where nothing else runs.
+            NoRoute: some layers are served by nobody.
+        """
+        plan = self._plan
+        assert plan is not None
+        hosts = self._hosts(request.avoid)
+        own = self._records.get(self._self_id)
+        whole = replace(
+            request,
+            hop_bytes=plan.facts.hidden_size * DTYPE_BYTES[plan.dtype],
+            head=Host(self._self_id, 0, 0, 0.0, own.region if own is not None else ""),
+        )
+        router = self._router_for(plan.facts.layers, hosts)
+        try:
+            return route_or_wait(router, whole) if patient else router.route(whole)
+        except NoRoom:
+            _check_size(plan.facts.layers, hosts, whole)
+            return None
+
+    def _hosts(self, avoid: Set[str]) -> list[Host]:
+        assert self._plan is not None
+        return in_service(self._plan.facts.layers, (offer for _, _, offer in self._offers.values()), avoid)
+
+    def _router_for(self, layers: int, hosts: list[Host]) -> Router:
+        shape = tuple((host.node_id, host.start, host.end, host.region) for host in hosts)
+        every_s = LINKS_S + LINKS_S_PER_NODE * len(hosts)
+        if self._clock() >= self._links_at_s + every_s or any(host.node_id not in self._links for host in hosts):
+            self._links, self._links_at_s = RoundTrips(self._records.values()), self._clock()
+            self._router = None
+        if self._router is None or shape != self._shape:
+            self._router, self._shape = Router(layers, hosts, self._links), shape
+        else:
+            self._router.update(hosts)
+        return self._router
+
+
+def _check_size(layers: int, hosts: list[Host], request: Request) -> None:
+    try:
+        usable(layers, hosts, request, idle=True)
+    except NoRoom as error:
+        most = max((host.kv_tokens for host in hosts if host.kv_tokens is not None), default=0)
+        raise BadRequest(
+            "max_tokens",
+            f"prompt and answer may take {request.kv_tokens} tokens; {error.reason.partition(';')[0]}, even when "
+            f"idle (the largest KV cache has {most}); ask for fewer tokens",
+        ) from None

@@ -1,0 +1,68 @@
+"""Round trips between all live members as one matrix: what `pool_of_records` gives pair by pair, for a thousand nodes.
+
+A pair's round trip is the smaller of what both ends say; inside a machine it is short whatever a busy heartbeat says;
+one that nobody has measured is the usual one inside a region that has a name, and pessimistic elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.plan.distances import Distances
+from node.plan.pool import PRIOR_FAR_MBPS, PRIOR_NEAR_MBPS, PRIOR_NEAR_MS, Links, Located
+from node.plan.records import SAME_MACHINE_MS, UNKNOWN_MS
+from node.wire.records import NodeRecord
+
+TRIPS = Links().trips
+
+
+class RoundTrips:
+    """Among the nodes of these records. Every node is a place of its own."""
+
+    def __init__(self, records: Iterable[NodeRecord]) -> None:
+        known = list(records)
+        self._index = {record.node_id: i for i, record in enumerate(known)}
+        self._rtt_ms = _told(known, self._index)
+        self._rtt_ms = np.fmin(self._rtt_ms, self._rtt_ms.T)
+        machine, region = _codes([r.machine_id for r in known]), _codes([r.region for r in known])
+        self._near = region[:, None] == region[None, :]
+        named = self._near & np.array([bool(r.region) for r in known], dtype=bool)[:, None]
+        unknown = np.isnan(self._rtt_ms)
+        self._rtt_ms[unknown] = np.where(named, PRIOR_NEAR_MS, UNKNOWN_MS)[unknown]
+        same = machine[:, None] == machine[None, :]
+        self._rtt_ms[same] = np.minimum(self._rtt_ms[same], SAME_MACHINE_MS)
+        np.fill_diagonal(self._rtt_ms, 0.0)
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._index
+
+    def distances(self, places: Sequence[Located]) -> Distances:
+        """Between every two of `places`, all of them nodes of the records."""
+        at = np.array([self._index[place.node_id] for place in places], dtype=np.int64)
+        mbps = np.where(self._near[np.ix_(at, at)], PRIOR_NEAR_MBPS, PRIOR_FAR_MBPS)
+        return Distances(self._rtt_ms[np.ix_(at, at)], mbps, TRIPS)
+
+    def way_ms(self, a: Located, b: Located) -> float:
+        """Time of an empty message from `a` to `b`."""
+        if a.node_id not in self._index or b.node_id not in self._index:
+            return UNKNOWN_MS * TRIPS
+        return float(self._rtt_ms[self._index[a.node_id], self._index[b.node_id]]) * TRIPS
+
+
+def _told(records: Sequence[NodeRecord], index: dict[str, int]) -> NDArray[np.float64]:
+    """(from, to): what each says of its peers; NaN where it says nothing."""
+    told = np.full((len(records), len(records) + 1), np.nan)  # the last column takes peers without a record
+    for row, record in zip(told, records, strict=True):
+        if record.rtt_ms:
+            columns = [index.get(peer, -1) for peer in record.rtt_ms]
+            row[columns] = list(record.rtt_ms.values())
+    return told[:, :-1].copy()
+
+
+def _codes(names: Sequence[str]) -> NDArray[np.int64]:
+    """Equal numbers for equal names."""
+    codes: dict[str, int] = {}
+    return np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int64)

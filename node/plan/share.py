@@ -1,0 +1,193 @@
+"""The objective `share`: a contiguous range for every node, proportional to memory, stable while the nodes stay.
+
+The rule is exo's ring partition, with the ends' extra weights (embedding, LM head) counted, hand-set ranges honoured,
+and memory as a hard bound. Shares are rounded by largest remainder, so the result never depends on arrival order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from node.errors import BadLayers, DoesNotFit
+from node.plan.allocation import Allocation, Stage, Standby
+from node.plan.layout import judged
+from node.plan.model_cost import ModelCost
+from node.plan.pool import Links, Pool, PoolNode, Workload
+from node.plan.stage_time import layer_capacity
+
+KV_TOKENS_PER_STAGE = 2048
+"""KV cache that a range must have room for beside its weights: one conversation of that length."""
+
+
+def shared(
+    model: ModelCost, nodes: Sequence[PoolNode], links: Links, workload: Workload, current: Allocation | None
+) -> Allocation:
+    """Layers for every node that may serve; what `current` gives them stays while it is right and nobody is new.
+
+    Raises:
+        BadLayers: a hand-set range reaches beyond the model.
+        DoesNotFit: all nodes' memory together is too small.
+    """
+    pool = Pool(tuple(sorted(nodes, key=lambda node: node.node_id)), links)
+    able = [node for node in pool.nodes if not node.barred]
+    if not able:
+        raise DoesNotFit(model.name, model.total_bytes)
+    previous = sorted(current.stages(), key=_by_place) if current is not None else []
+    counted = {stage.node_id for stage in previous}
+    counted |= {each.node_id for each in (current.standby if current is not None else ()) if not each.barred}
+    as_shared = current is not None and current.objective == "share"
+    if not as_shared or counted != {node.node_id for node in able} or not still_right(model, able, previous):
+        previous = share_layers(model, able, previous)
+    holders = {stage.node_id for stage in previous}
+    standby = tuple(
+        Standby(node.node_id, _why_idle(node), barred=bool(node.barred))
+        for node in pool.nodes
+        if node.node_id not in holders
+    )
+    note = _note(model, previous)
+    return judged(Allocation(model, pool, workload, "share", (), (), standby, 0.0, 0.0, note), previous, pool)
+
+
+def _why_idle(node: PoolNode) -> str:
+    if node.barred:
+        return f"{node.label} holds nothing: {node.barred}"
+    return f"{node.label} has too small a part of the memory for a layer of its own"
+
+
+def _note(model: ModelCost, stages: Sequence[Stage]) -> str:
+    gaps = _gaps(model.layers, stages)
+    if not gaps:
+        return "every node has layers in proportion to its memory"
+    text = ", ".join(f"{start}–{end - 1}" for start, end in gaps)
+    return f"layers {text} are left open by ranges set by hand: nothing can be served"
+
+
+def _by_place(stage: Stage) -> tuple[int, int, str]:
+    return stage.start, stage.end, stage.node_id
+
+
+def share_layers(model: ModelCost, nodes: Sequence[PoolNode], previous: Sequence[Stage] = ()) -> list[Stage]:
+    """Layers for every node, in layer order.
+
+    Nodes that held layers before keep their order along the pipeline; new ones follow by id. With hand-set ranges only
+    what these leave open is shared out, and a gap that nobody may take stays a gap. A share may round to nothing.
+
+    Raises:
+        BadLayers: a hand-set range reaches beyond the model.
+        DoesNotFit: all nodes' memory together is too small; `missing_bytes` says by how much.
+    """
+    for node in nodes:
+        if node.pinned is not None and node.pinned[1] > model.layers:
+            start, end = node.pinned
+            raise BadLayers(f"{start}:{end}", f"the model has {model.layers} layers")
+    pinned = [Stage(node.node_id, *node.pinned) for node in nodes if node.pinned is not None]
+    free = _in_pipeline_order([node for node in nodes if node.pinned is None], previous)
+    gaps = _gaps(model.layers, pinned)
+    taken: list[Stage] = []
+    if gaps and free:
+        for (start, end), takers in zip(gaps, _nodes_per_gap(gaps, free), strict=True):
+            taken += _share(model, start, end, takers)
+    return sorted([*pinned, *taken], key=_by_place)
+
+
+def _in_pipeline_order(nodes: Sequence[PoolNode], previous: Sequence[Stage]) -> list[PoolNode]:
+    """Nodes by their former place; newcomers behind them, by id."""
+    place = {stage.node_id: stage.start for stage in previous}
+    return sorted(nodes, key=lambda n: (n.node_id not in place, place.get(n.node_id, 0), n.node_id))
+
+
+def _room(model: ModelCost, node: PoolNode, *, first: bool, last: bool) -> int:
+    context = min(KV_TOKENS_PER_STAGE, model.context_tokens)
+    return layer_capacity(model, node.memory_bytes, first=first, last=last, context=context)
+
+
+def _gaps(layers: int, pinned: Sequence[Stage]) -> list[tuple[int, int]]:
+    """What hand-set ranges leave open."""
+    gaps: list[tuple[int, int]] = []
+    reached = 0
+    for start, end in [*sorted((a.start, a.end) for a in pinned), (layers, layers)]:
+        if start > reached:
+            gaps.append((reached, start))
+        reached = max(reached, end)
+    return gaps
+
+
+def _nodes_per_gap(gaps: Sequence[tuple[int, int]], nodes: Sequence[PoolNode]) -> list[list[PoolNode]]:
+    """Deal nodes to gaps so that each gap's memory grows with its length; the longest gap never goes empty first."""
+    dealt: list[list[PoolNode]] = [[] for _ in gaps]
+    need = [end - start for start, end in gaps]
+    memory = [0] * len(gaps)
+    for node in nodes:
+        neediest = max(range(len(gaps)), key=lambda i: (need[i] / (memory[i] or 1), -i))
+        dealt[neediest].append(node)
+        memory[neediest] += node.memory_bytes
+    return dealt
+
+
+def _share(model: ModelCost, start: int, end: int, nodes: Sequence[PoolNode]) -> list[Stage]:
+    """Layers [start, end) over `nodes` in order, proportional to memory and within it.
+
+    A node whose share comes out empty is left out and the rest computed again, so that the ends' extra weights are
+    counted for those who really hold the ends.
+    """
+    if not nodes:
+        return []
+    last = len(nodes) - 1
+    capacities = [
+        _room(model, node, first=start == 0 and i == 0, last=end == model.layers and i == last)
+        for i, node in enumerate(nodes)
+    ]
+    layers = end - start
+    missing = layers - sum(capacities)
+    if missing > 0:
+        cache = model.kv_layer_bytes(min(KV_TOKENS_PER_STAGE, model.context_tokens))
+        raise DoesNotFit(model.name, missing * (model.layer_bytes + cache))
+    counts = proportional_counts(layers, [node.memory_bytes for node in nodes], capacities)
+    if 0 in counts:
+        return _share(model, start, end, [node for node, count in zip(nodes, counts, strict=True) if count])
+    stages: list[Stage] = []
+    for node, count in zip(nodes, counts, strict=True):
+        stages.append(Stage(node.node_id, start, start + count))
+        start += count
+    return stages
+
+
+def proportional_counts(layers: int, weights: Sequence[int], capacities: Sequence[int]) -> list[int]:
+    """Whole numbers that sum to `layers`, proportional to `weights`, none above its capacity.
+
+    Largest remainder, ties to the earlier one; what a full member cannot take goes to the others by the same rule.
+    Needs sum(capacities) >= layers.
+    """
+    counts: dict[int, int] = {}
+    while True:  # who is full takes its capacity; each round fills at least one more
+        left = layers - sum(counts.values())
+        free = [i for i in range(len(weights)) if i not in counts]
+        total = sum(weights[i] for i in free)
+        quota = {i: left * weights[i] / total if total else left / len(free) for i in free}
+        full = {i: capacities[i] for i in free if quota[i] >= capacities[i]}
+        if not full:
+            break
+        counts |= full
+    counts |= {i: int(quota[i]) for i in free}
+    rest = layers - sum(counts.values())
+    for i in sorted(free, key=lambda i: (int(quota[i]) - quota[i], i))[:rest]:
+        counts[i] += 1
+    return [counts[i] for i in range(len(weights))]
+
+
+def still_right(model: ModelCost, nodes: Sequence[PoolNode], previous: Sequence[Stage]) -> bool:
+    """Whether former ranges are still right for `nodes`: nobody's layers must move.
+
+    They cover the model, fit every memory, honour every hand-set range, and name nobody who is not there.
+    """
+    by_id = {node.node_id: node for node in nodes}
+    if _gaps(model.layers, previous) or any(stage.node_id not in by_id for stage in previous):
+        return False
+    held = {stage.node_id: (stage.start, stage.end) for stage in previous}
+    if any(node.pinned is not None and held.get(node.node_id) != node.pinned for node in nodes):
+        return False
+    return all(
+        by_id[stage.node_id].pinned is not None
+        or stage.layers <= _room(model, by_id[stage.node_id], first=stage.start == 0, last=stage.end == model.layers)
+        for stage in previous
+    )

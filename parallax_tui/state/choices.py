@@ -1,0 +1,39 @@
+"""What was decided about the layers, in words: the plan's aim, what people have set by hand, who stands by and why."""
+
+from __future__ import annotations
+
+from node.journal.state import State
+from node.wire.ids import NodeId
+from node.wire.plans import Override, Plan
+from parallax_tui.state.figures import layers, size
+
+DUTIES = {"serve": "", "drain": "drains", "exclude": "is excluded"}
+"""`serve` is what a node does anyway."""
+
+
+def objective_words(plan: Plan) -> str:
+    """`latency`, or `share (auto)` where people left the choice to the swarm."""
+    return f"{plan.objective} (auto)" if plan.settings.objective == "auto" else plan.objective
+
+
+def override_words(override: Override) -> str:
+    """`holds layers 0–9, uses at most 6.0 GiB, drains`; empty where nothing is set."""
+    words = [
+        f"holds layers {layers(*override.layers)}" if override.layers is not None else "",
+        f"uses at most {size(override.memory_bytes)}" if override.memory_bytes is not None else "",
+        DUTIES[override.duty],
+    ]
+    return ", ".join(word for word in words if word)
+
+
+def set_by_hand(plan: Plan) -> tuple[tuple[NodeId, str], ...]:
+    """What people have set, node by node."""
+    return tuple((NodeId(each.node_id), override_words(each)) for each in plan.settings.overrides)
+
+
+def standby_reasons(state: State) -> tuple[tuple[NodeId, str], ...]:
+    """Live members that hold nothing, and why, in sentences that name them."""
+    if state.plan is None:
+        return ()
+    told = ((NodeId(each.node_id), each.reason) for each in state.plan.standby if each.reason)
+    return tuple((node_id, reason) for node_id, reason in told if node_id in state.nodes)

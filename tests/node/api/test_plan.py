@@ -1,0 +1,282 @@
+"""The plan over HTTP: what would be, made so, and every way to be refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import httpx
+import pytest
+import trio
+from msgspec.structs import replace
+from starlette.testclient import TestClient
+
+from node.api.routes import client_app, control_app
+from node.api.service import Service
+from node.journal.log import Journal
+from node.pipeline.head import Head
+from node.wire.plans import Assignment, Override, PlanSettings
+from node.wire.records import HeldRange, NodeRecord
+from tests.fakes.here import FakeHere
+from tests.fakes.swarms import DESK, FACTS, GIB, LOFT, NAMES, STUDIO, plan, record
+
+MEMBERS = tuple(record(node_id) for node_id in (DESK, STUDIO, LOFT))
+
+
+def swarm(members: Sequence[NodeRecord] = MEMBERS, **changes: object) -> FakeHere:
+    """The three machines, ten layers each."""
+    return FakeHere(replace(plan(), **changes), members)
+
+
+def service(here: FakeHere) -> Service:
+    return Service(here, cast("Head", None), Journal(DESK))
+
+
+def asked(here: FakeHere, path: str = "/v1/plan", status: int = 200, **body: object) -> dict[str, Any]:
+    client = TestClient(control_app(service(here), token=None), base_url="http://node", backend="trio")
+    reply = client.post(path, json=body)
+    assert reply.status_code == status, reply.text
+    return cast("dict[str, Any]", reply.json())
+
+
+def applied(here: FakeHere, status: int = 200, **body: object) -> dict[str, Any]:
+    return asked(here, "/v1/plan/apply", status, **body)
+
+
+def refused(here: FakeHere, status: int = 400, **body: object) -> str:
+    return cast("str", asked(here, status=status, **body)["error"]["message"])
+
+
+def test_a_dry_run_says_what_would_be_and_changes_nothing() -> None:
+    here = swarm()
+    reply = asked(here, nodes={"loft": {"duty": "drain"}})
+    assert here.in_force == plan()
+    assert (reply["applied"], reply["changes"], reply["epoch"]) == (False, True, 2)
+    assert [(move["name"], move["before"], move["after"]) for move in reply["moves"]] == [
+        ("desk", [0, 10], [0, 15]),
+        ("studio", [10, 20], [15, 30]),
+        ("loft", [20, 30], None),
+    ]
+    assert reply["load_bytes"] > 0
+    assert reply["load_bytes"] == sum(step["weight_bytes"] for step in reply["steps"] if step["kind"] == "load")
+    assert [each["name"] for each in reply["standby"]] == ["loft"]
+    assert "desk" in reply["text"]
+    assert "tokens/s" in reply["text"]
+
+
+def test_applied_it_is_the_plan_and_its_settings_stay_for_the_next_change() -> None:
+    here = swarm()
+    applied(here, nodes={"loft": {"duty": "drain"}})
+    applied(here, objective="latency", nodes={LOFT: {"memory_bytes": "1g"}, "studio": {"memory_bytes": GIB}})
+    assert here.in_force is not None
+    assert here.in_force.epoch == 3
+    assert here.in_force.settings == PlanSettings(
+        "latency", (Override(LOFT, memory_bytes=GIB, duty="drain"), Override(STUDIO, memory_bytes=GIB))
+    )
+    reply = applied(here, objective="auto", nodes={"loft": {"duty": "serve", "memory_bytes": None}}, reset=["studio"])
+    assert here.in_force.settings == PlanSettings()
+    assert (reply["applied"], reply["settings"]) == (True, {"objective": "auto", "overrides": []})
+
+
+def test_nothing_asked_is_the_plan_as_things_are() -> None:
+    reply = asked(swarm())
+    assert reply["settings"]["objective"] == "auto"
+    assert reply["objective"] == "share"
+
+
+@pytest.mark.parametrize("layers", [[0, 12], "0:12"])
+def test_a_pin_is_held_exactly(layers: object) -> None:
+    here = swarm()
+    reply = applied(here, nodes={"desk": {"layers": layers}})
+    assert here.in_force is not None
+    assert here.in_force.range_of(DESK) == Assignment(DESK, 0, 12)
+    assert reply["settings"]["overrides"][0]["name"] == "desk"
+    assert here.in_force.settings.of(DESK).layers == (0, 12)
+
+
+def test_what_is_reset_can_be_set_anew_in_the_same_request() -> None:
+    settings = PlanSettings(overrides=(Override(DESK, (0, 12), GIB, "drain"),))
+    here = swarm(settings=settings)
+    applied(here, reset=["desk"], nodes={"desk": {"memory_bytes": GIB // 2}})
+    assert here.in_force is not None
+    assert here.in_force.settings.overrides == (Override(DESK, memory_bytes=GIB // 2),)
+
+
+def test_a_node_that_is_away_can_be_reset_by_its_id_or_the_end_of_it() -> None:
+    settings = PlanSettings(overrides=(Override("12D3KooWaway0000gone0009", duty="exclude"),))
+    for called in ("12D3KooWaway0000gone0009", "gone0009"):
+        here = swarm(settings=settings)
+        applied(here, reset=[called])
+        assert here.in_force is not None
+        assert not here.in_force.settings.overrides
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"nodes": {"cellar": {"duty": "drain"}}}, f"cellar.*desk \\({DESK}\\)"),
+        ({"reset": ["cellar"]}, "reset.*cellar"),
+        ({"nodes": {"desk": {"layers": "0:31"}}}, "desk.layers.*30 layers"),
+        ({"nodes": {"desk": {"layers": [5, 5]}}}, "desk.layers"),
+        ({"nodes": {"desk": {"layers": [-1, 5]}}}, "desk.layers"),
+        ({"nodes": {"desk": {"layers": [0, 10**30]}}}, "desk.layers"),
+        ({"nodes": {"desk": {"layers": [0, 5, 9]}}}, "desk.*layers"),
+        ({"nodes": {"desk": {"layers": "all"}}}, "desk.layers.*'all'"),
+        ({"nodes": {"desk": {"memory_bytes": 0}}}, "desk.memory_bytes"),
+        ({"nodes": {"desk": {"memory_bytes": -1}}}, "desk.memory_bytes"),
+        ({"nodes": {"desk": {"memory_bytes": 10**30}}}, "desk"),
+        ({"nodes": {"desk": {"memory_bytes": "lots"}}}, "desk.memory_bytes.*'lots'"),
+        ({"nodes": {"desk": {"memory_bytes": True}}}, "desk"),
+        ({"nodes": {"desk": {"duty": "sleep"}}}, "desk.*sleep"),
+        ({"nodes": {"desk": {"colour": "red"}}}, "desk.*colour"),
+        ({"nodes": {"desk": {"duty": "drain"}, DESK: {"duty": "serve"}}}, "once"),
+        ({"nodes": {"": {}}}, "nodes"),
+        ({"nodes": []}, "nodes"),
+        ({"objective": "speed"}, "objective"),
+        ({"objectives": "latency"}, "objectives"),
+        ({"epoch": -1}, "epoch"),
+        ({"reset": "desk"}, "reset"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name_and_changes_nothing(body: dict[str, object], named: str) -> None:
+    here = swarm()
+    message = applied(here, status=400, **body)["error"]["message"]
+    assert re.search(named, message)
+    assert here.in_force == plan()
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b"\xff", b'{"nodes": {"desk": {"memory_bytes": NaN}}}', b"[" * 5000])
+def test_no_bytes_do_anything_but_a_refusal(body: bytes) -> None:
+    client = TestClient(control_app(service(swarm()), token=None), base_url="http://node", backend="trio")
+    reply = client.post("/v1/plan", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"]
+
+
+def test_a_body_without_end_is_refused() -> None:
+    assert "larger" in refused(swarm(), reset=["x" * 100] * 20_000)
+
+
+def test_a_name_that_two_nodes_share_needs_an_id() -> None:
+    here = swarm([*MEMBERS[:2], record(LOFT, name="desk")])
+    message = refused(here, nodes={"desk": {"duty": "drain"}})
+    assert DESK in message
+    assert LOFT in message
+    asked(here, nodes={LOFT: {"duty": "drain"}})
+
+
+def test_what_its_owner_set_is_not_undone_from_elsewhere() -> None:
+    here = swarm([record(DESK, pinned_layers=(0, 12)), *MEMBERS[1:]])
+    assert "--layers 0:12" in refused(here, nodes={"desk": {"layers": [0, 20]}})
+    asked(here, nodes={"desk": {"layers": [0, 12]}})
+
+
+def test_what_does_not_fit_says_how_much_is_missing() -> None:
+    tiny = {"memory_bytes": "20m"}
+    error = asked(swarm(), status=422, nodes={"desk": tiny, "studio": tiny, "loft": tiny})["error"]
+    assert error["missing_bytes"] > 0
+    assert "missing" in error["message"]
+
+
+def test_a_pin_that_overfills_its_node_is_refused() -> None:
+    assert "GiB" in refused(swarm(), objective="latency", nodes={"desk": {"layers": [0, 30], "memory_bytes": "64m"}})
+
+
+def test_a_gap_that_pins_leave_is_told_without_a_speed() -> None:
+    reply = asked(
+        swarm(), nodes={"desk": {"layers": [0, 5]}, "studio": {"layers": [10, 20]}, LOFT: {"layers": [20, 30]}}
+    )
+    assert "layers 5–9 are left open" in reply["text"]
+    assert "tokens/s" not in reply["text"]
+
+
+def test_a_change_of_a_plan_that_is_no_longer_in_force_comes_too_late() -> None:
+    here = swarm()
+    applied(here, objective="latency", epoch=1)
+    before = here.in_force
+    error = applied(here, status=409, objective="balanced", epoch=1)["error"]
+    assert (error["code"], here.in_force) == ("PlanChanged", before)
+    assert "plan 2 is in force" in error["message"]
+
+
+def test_another_members_change_that_comes_in_between_is_kept() -> None:
+    def meanwhile(here: FakeHere) -> None:
+        assert here.in_force is not None
+        if here.in_force.epoch == 1:
+            settings = PlanSettings(overrides=(Override(DESK, memory_bytes=GIB),))
+            here.in_force = replace(here.in_force, epoch=2, settings=settings)
+
+    here = swarm()
+    here.before_apply = meanwhile
+    applied(here, nodes={"loft": {"memory_bytes": GIB}})
+    assert here.in_force is not None
+    assert [override.node_id for override in here.in_force.settings.overrides] == [DESK, LOFT]
+
+
+def test_changes_asked_at_once_are_made_in_turn() -> None:
+    here = swarm()
+    app = control_app(service(here), token=None)
+
+    async def ask_all() -> list[int]:
+        codes: list[int] = []
+
+        async def ask(client: httpx.AsyncClient, name: str, memory_bytes: int) -> None:
+            reply = await client.post("/v1/plan/apply", json={"nodes": {name: {"memory_bytes": memory_bytes}}})
+            codes.append(reply.status_code)
+
+        node = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://node")  # type: ignore[arg-type]
+        async with node as client, trio.open_nursery() as nursery:
+            for more in range(3):
+                for name in NAMES.values():
+                    nursery.start_soon(ask, client, name, GIB + more)
+        return codes
+
+    assert trio.run(ask_all) == [200] * 9
+    assert here.in_force is not None
+    assert [override.node_id for override in here.in_force.settings.overrides] == sorted(NAMES)
+
+
+def test_without_a_plan_there_is_nothing_to_change() -> None:
+    here = FakeHere(None, MEMBERS)
+    assert "measure themselves" in refused(here, status=503)
+
+
+def test_a_member_that_is_loading_counts_with_its_plan() -> None:
+    here = swarm([record(DESK, held=(HeldRange(0, 10, "loading", 1),)), *MEMBERS[1:]])
+    assert asked(here)["layers"] == FACTS.layers
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://localhost:3000"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "evil.example"}, 403),
+        ({"content-type": "text/plain"}, 400),
+        ({"content-type": "application/x-www-form-urlencoded"}, 400),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/plan", "/v1/plan/apply"])
+def test_a_web_page_cannot_change_the_plan(path: str, headers: dict[str, str], status: int) -> None:
+    here = swarm()
+    app = client_app(service(here), loopback_only=True)
+    client = TestClient(app, base_url="http://localhost", backend="trio")
+    body = json.dumps({"objective": "latency"})
+    reply = client.post(path, content=body, headers={"content-type": "application/json", **headers})
+    assert reply.status_code == status
+    assert (here.in_force == plan()) == (status != 200 or path == "/v1/plan")
+
+
+def test_a_port_that_others_reach_shows_the_plan_and_never_changes_it() -> None:
+    here = swarm()
+    app = client_app(service(here), loopback_only=False)
+    client = TestClient(app, base_url="http://desk.example", backend="trio")
+    assert client.post("/v1/plan", json={"objective": "latency"}).status_code == 200
+    reply = client.post("/v1/plan/apply", json={"objective": "latency"})
+    assert reply.status_code == 403
+    assert "parallax plan --apply" in reply.json()["error"]["message"]
+    assert here.in_force == plan()

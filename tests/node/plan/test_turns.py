@@ -1,0 +1,197 @@
+"""Who loads and who drops when, with every node acting by itself on what the others' records say."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace as changed
+
+from node.plan.allocation import Stage
+from node.plan.steps import layers_of, ordered_steps
+from node.plan.turns import Holding, drops_due, has_room, holdings_of, kept_layers, loads_due, weights_of
+from node.wire.ids import NodeId
+from node.wire.models import ModelFacts, ModelRef
+from node.wire.plans import Assignment, Override, Plan, PlanSettings
+from node.wire.records import Hardware, HeldRange, NodeRecord
+from tests.fakes.pools import small_model
+
+LAYERS = 12
+MODEL = small_model(LAYERS, layer_mib=1, vocab=256)
+MIB = MODEL.layer_bytes
+
+
+def layers(start: int, end: int) -> frozenset[int]:
+    return frozenset(range(start, end))
+
+
+def node(name: str, held: tuple[int, int] | None, wanted: tuple[int, int] | None, room: int) -> Holding:
+    """One that has memory for `room` layers."""
+    own = layers(*held) if held else layers(0, 0)
+    return Holding(name, own, layers(*wanted) if wanted else layers(0, 0), room * MIB + 2 * MODEL.embedding_bytes)
+
+
+def test_who_has_room_for_both_loads_and_drops_nothing() -> None:
+    swap = [node("a", (0, 6), (6, 12), 12), node("b", (6, 12), (0, 6), 12)]
+    assert [holding.node_id for holding in loads_due(MODEL, swap, 0)] == ["a", "b"]
+    assert drops_due(MODEL, swap, 0) == {}
+
+
+def test_of_two_that_lack_room_one_makes_a_start() -> None:
+    swap = [node("b", (6, 12), (0, 6), 6), node("a", (0, 6), (6, 12), 6)]
+    assert drops_due(MODEL, swap, 0) == {"a": layers(0, 6)}
+    begun = [swap[0], replace(swap[1], held=layers(0, 0), loading=True)]
+    assert drops_due(MODEL, begun, 0) == {}, "a loads: b keeps what nobody else has"
+    done = [swap[0], replace(swap[1], held=layers(6, 12))]
+    assert drops_due(MODEL, done, 0) == {"b": layers(6, 12)}
+
+
+def test_who_only_lets_go_needs_no_room() -> None:
+    pool = [node("a", (0, 6), (3, 6), 4), node("b", None, (0, 3), 12)]
+    assert has_room(MODEL, pool[0], 0)
+    assert drops_due(MODEL, pool, 0) == {}
+
+
+def test_layers_that_another_keeps_may_go_while_others_still_load() -> None:
+    pool = [node("a", (0, 4), (4, 8), 4), node("b", (0, 8), (0, 8), 12), node("c", None, (8, 12), 12)]
+    assert drops_due(MODEL, pool, 0) == {"a": layers(0, 4)}
+
+
+def test_what_only_a_drainer_holds_is_not_counted_on() -> None:
+    pool = [node("a", (0, 4), (4, 8), 4), node("b", (0, 4), None, 4), node("c", None, (0, 4), 4)]
+    assert drops_due(MODEL, pool, 0) == {}, "c will have them in a moment"
+
+
+def test_one_that_failed_holds_up_nobody() -> None:
+    pool = [node("a", (0, 6), (6, 12), 6), replace(node("b", None, (0, 6), 6), awaited=False, keeps=False)]
+    assert drops_due(MODEL, pool, 0) == {"a": layers(0, 6)}
+
+
+def test_a_tied_embedding_is_counted_once() -> None:
+    tied = replace(MODEL, tied=True)
+    assert weights_of(tied, layers(0, LAYERS)) == tied.total_bytes
+    assert weights_of(tied, {0, LAYERS - 1}) == 2 * MIB + tied.embedding_bytes
+    small = Holding("a", layers(0, 1), layers(LAYERS - 1, LAYERS), 2 * MIB + tied.embedding_bytes)
+    assert has_room(tied, small, 0)
+    assert not has_room(MODEL, small, 0)
+
+
+def test_dense_layers_count_with_their_own_size() -> None:
+    mixture = replace(MODEL, experts=4, top_k=1, expert_params=1_000_000, dense_layers=2)
+    assert weights_of(mixture, {1, 2}) == mixture.dense_layer_bytes + mixture.sparse_layer_bytes
+
+
+ranges = st.tuples(st.integers(0, LAYERS - 1), st.integers(1, LAYERS)).filter(lambda r: r[0] < r[1])
+rows = st.lists(st.tuples(st.none() | ranges, st.none() | ranges, st.integers(1, LAYERS + 4)), min_size=1, max_size=6)
+
+
+def play(pool: dict[str, Holding], chance: random.Random, told: set[str] | None = None) -> set[int]:
+    """Every node acts when chance has it until none can any more; layers that were covered and at some time were not.
+
+    `told` have the plan already; the others hear of it some time.
+    """
+    told = set(pool) if told is None else told
+    covered = frozenset[int]().union(*(h.held for h in pool.values()))
+    lost: set[int] = set()
+    while True:
+        seen = list(pool.values())
+        loads, drops, kept = loads_due(MODEL, seen, 0), drops_due(MODEL, seen, 0), kept_layers(seen)
+        doers = {n for n in told if pool[n].awaited}
+        moves = [("hears", n) for n in pool if n not in told]
+        moves += [("loads" if not h.loading else "has it", h.node_id) for h in loads if h.node_id in doers]
+        moves += [("drops", n) for n in drops if n in doers]
+        moves += [("retires", n) for n in doers if pool[n].surplus & kept and not pool[n].missing]
+        if not moves:
+            return lost
+        move, name = chance.choice(sorted(moves))
+        mine = pool[name]
+        match move:
+            case "hears":
+                told.add(name)
+                pool[name] = replace(mine, keeps=True)
+            case "loads":
+                pool[name] = replace(mine, loading=True)
+            case "has it":
+                pool[name] = replace(mine, loading=False, held=mine.held | mine.wanted)
+            case "drops":
+                pool[name] = replace(mine, held=mine.held - drops[name])
+            case "retires":
+                pool[name] = replace(mine, held=mine.held - (mine.surplus & kept))
+        lost |= covered - frozenset[int]().union(*(h.held for h in pool.values()))
+
+
+@given(rows, st.integers(0, 2**32), st.integers(0, 5))
+def test_in_any_order_of_events_everybody_arrives_and_no_more_is_uncovered_than_foretold(
+    figures: list[tuple[tuple[int, int] | None, tuple[int, int] | None, int]], seed: int, late: int
+) -> None:
+    before = [Stage(f"n{i}", *held) for i, (held, _, _) in enumerate(figures) if held]
+    after = [Stage(f"n{i}", *wanted) for i, (_, wanted, _) in enumerate(figures) if wanted]
+    pool = {f"n{i}": node(f"n{i}", *row) for i, row in enumerate(figures)}
+    memory = {name: holding.memory_bytes for name, holding in pool.items()}
+    foretold: set[int] = set()
+    state = {name: set(held) for name, held in layers_of(before).items()}
+    covered = set[int]().union(*state.values()) if state else set()
+    for step in ordered_steps(MODEL, before, after, memory, 0):
+        span = set(range(step.start, step.end))
+        mine = state.setdefault(step.node_id, set())
+        state[step.node_id] = mine | span if step.kind == "load" else mine - span
+        foretold |= covered - set[int]().union(*state.values())
+    told = set(list(pool)[late:])
+    pool |= {name: replace(pool[name], keeps=False) for name in pool if name not in told}
+
+    lost = play(pool, random.Random(seed), told)
+
+    assert lost <= foretold
+    assert all(not holding.missing for holding in pool.values())
+    kept = kept_layers(pool.values())
+    assert all(not holding.surplus & kept for holding in pool.values()), "what others keep is dropped in the end"
+
+
+@given(rows, st.integers(0, 2**32), st.data())
+def test_members_that_do_nothing_keep_nobody_else_from_arriving(
+    figures: list[tuple[tuple[int, int] | None, tuple[int, int] | None, int]], seed: int, data: st.DataObject
+) -> None:
+    pool = {f"n{i}": node(f"n{i}", *row) for i, row in enumerate(figures)}
+    idle = data.draw(st.sets(st.sampled_from(sorted(pool))))
+    pool |= {name: replace(pool[name], awaited=False, keeps=False) for name in idle}
+    play(pool, random.Random(seed))
+    assert all(not holding.missing for name, holding in pool.items() if name not in idle)
+
+
+FACTS = ModelFacts(LAYERS, MIB, MIB, MIB, 8, 4, 251, 4096)
+PLAN = Plan(
+    3,
+    "a",
+    ModelRef("toy", "test", "toy"),
+    "float32",
+    FACTS,
+    (Assignment("a", 0, 6), Assignment("b", 6, 12)),
+    settings=PlanSettings(overrides=(Override("b", memory_bytes=5 * MIB),)),
+)
+RECORD = NodeRecord(
+    "a", "ada", 1, 5.0, "desk", (), "fake", hardware=Hardware("cpu", "toy", 100 * MIB, 1e9, 1e9, 1), plan_epoch=3
+)
+
+
+def holding_of(record: NodeRecord, silent: set[str] | None = None) -> Holding:
+    records = {NodeId(record.node_id): record}
+    return holdings_of(PLAN, records, silent or ())[0]
+
+
+def test_a_record_tells_what_a_node_holds_and_whether_to_wait_for_it() -> None:
+    held = (HeldRange(0, 2, "draining", 1), HeldRange(4, 6, "ready", 2), HeldRange(6, 12, "loading", 3))
+    ada = holding_of(changed(RECORD, held=held))
+    assert (ada.held, ada.wanted) == (layers(0, 2) | layers(4, 6), layers(0, 6))
+    assert (ada.loading, ada.awaited, ada.keeps) == (True, True, True)
+    assert not holding_of(RECORD, {"a"}).awaited
+    failed = holding_of(changed(RECORD, held=held, state="failed"))
+    assert (failed.loading, failed.awaited, failed.keeps, failed.held) == (False, False, False, ada.held)
+    assert not holding_of(changed(RECORD, hardware=None)).awaited
+    assert not holding_of(changed(RECORD, plan_epoch=2)).keeps
+
+
+def test_a_cap_from_the_plan_binds() -> None:
+    assert holding_of(changed(RECORD, node_id="b")).memory_bytes == 5 * MIB
+    assert holding_of(RECORD).memory_bytes == 70 * MIB
