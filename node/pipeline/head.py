@@ -184,7 +184,7 @@ class Head:
         chain = opened.chain
         if isinstance(frame, Failed):
             if any(hop.node_id == arrival.peer for hop in chain):
-                self._fail(request, arrival.peer, self._error(request, arrival.peer, frame))
+                self._failed(request, arrival.peer, frame)
             return
         if arrival.peer != chain[-1].node_id:
             return
@@ -212,16 +212,22 @@ class Head:
         if (request := self._open.get(session)) is not None:
             self._end(request, RequestError(reason))
 
-    def _error(self, request: _Open, peer: NodeId, frame: Failed) -> RequestError:
-        hop = next(hop for hop in request.opened.chain if hop.node_id == peer)
+    def _failed(self, request: _Open, peer: NodeId, frame: Failed) -> None:
+        """A stage has given up: because of itself, or because of another hop that it has lost."""
         name = request.names[peer]
-        match frame.kind:
-            case "overloaded":
-                return Overloaded(f"node {name}: {frame.reason}; try again when another request has ended")
-            case "refused":
-                return NoRoute(f"node {name} refused layers {_layers(hop)}: {frame.reason}; try again")
-            case "lost":
-                return HopLost(name, _layers(hop), frame.reason)
+        hops = {NodeId(hop.node_id): hop for hop in reversed(request.opened.chain)}
+        unreachable = NodeId(frame.unreachable) if frame.unreachable is not None else None
+        error: RequestError
+        if unreachable in hops and unreachable not in (peer, self._self_id):
+            text = f"node {name} lost the link to it: {frame.reason}"
+            peer, error = unreachable, HopLost(request.names[unreachable], _layers(hops[unreachable]), text)
+        elif frame.kind == "overloaded":
+            error = Overloaded(f"node {name}: {frame.reason}; try again when another request has ended")
+        elif frame.kind == "refused":
+            error = NoRoute(f"node {name} refused layers {_layers(hops[peer])}: {frame.reason}; try again")
+        else:
+            error = HopLost(name, _layers(hops[peer]), frame.reason)
+        self._fail(request, peer, error)
 
     def _fail(self, request: _Open, peer: NodeId, error: RequestError) -> None:
         request.failure = NodeFailure(peer, error)

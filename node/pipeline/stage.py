@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Literal
 
 import trio
 from msgspec.structs import replace
@@ -130,7 +131,7 @@ class StageRunner:
         """
         for session in list(self._sessions.values()):
             if peer in session.needs():
-                self._fail(session, f"lost the link to node {peer[-8:]}: {reason}")
+                self._fail(session, reason, unreachable=peer)
 
     def drop_all_on(self, stage: Stage, reason: str) -> None:
         """A stage is gone: every sequence on it ends with `reason`."""
@@ -332,10 +333,16 @@ class StageRunner:
 
     # --- endings ----------------------------------------------------------------------------------------------------
 
-    def _fail(self, session: StageSession, reason: str, kind: str = "lost") -> None:
+    def _fail(
+        self,
+        session: StageSession,
+        reason: str,
+        kind: Literal["lost", "refused"] = "lost",
+        unreachable: NodeId | None = None,
+    ) -> None:
         opened = session.opened
         self._drop(session)
-        self._post(session.head, Failed(opened.session, opened.epoch, reason[:1000], kind))  # type: ignore[arg-type]
+        self._post(session.head, Failed(opened.session, opened.epoch, reason[:1000], kind, unreachable))
 
     def _drop(self, session: StageSession) -> None:
         if self._sessions.pop(session.key, None) is not None:

@@ -147,6 +147,8 @@ class Failed(Struct, frozen=True, tag="failed"):
     epoch: Count
     reason: Reason
     kind: Literal["lost", "overloaded", "refused"] = "lost"
+    unreachable: Id | None = None
+    """The node of the chain that the stage has lost, where that is why: that one is to be gone around."""
 
 
 Frame = Open | Tokens | Activations | Sampled | Progress | Close | Failed

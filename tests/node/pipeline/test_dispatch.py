@@ -339,6 +339,22 @@ async def test_a_node_that_is_lost_before_the_first_token_is_gone_around(lab: La
 
 
 @in_a_lab
+async def test_the_node_that_a_neighbour_has_lost_is_gone_around_and_not_the_neighbour(lab: Lab) -> None:
+    head = await lab.join("h")
+    first = await lab.join("a", (0, 3))
+    lost = await lab.join("b", (3, 6), step_s=2.0, layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    await lab.join("c", (3, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+    await lab.join("d", (0, 3), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+
+    async def lose() -> None:
+        await trio.sleep(1)
+        first.pipeline.lost(lost.swarm.node_id, "its cable was cut")
+
+    await together(head.ask, lose)
+    assert head.names() == [("a", "b"), ("a", "c")]
+
+
+@in_a_lab
 async def test_a_lost_node_that_nobody_stands_in_for_is_named(lab: Lab) -> None:
     head = await lab.join("h", (0, 3))
     only = await lab.join("a", (3, 6), step_s=2.0)

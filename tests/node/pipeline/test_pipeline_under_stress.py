@@ -166,3 +166,17 @@ async def test_a_head_that_only_we_cannot_reach_is_told_by_what_it_sees_itself()
                     pass
         await here.quiet()
         assert here.live_sessions() == [0, 0, 0]
+
+
+@timed
+async def test_a_hop_that_only_its_neighbour_cannot_reach_is_the_one_that_is_named() -> None:
+    async with lab(0, 2, 4, 6) as here:
+        head, middle, tail = here.peers
+        with pytest.raises(HopLost, match=r"node n2 \(layers 4–5\) was lost .*: node n1 lost the link to it: a cut"):
+            async with head.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 2, 4, 6), 1) as tokens:
+                await anext(tokens)
+                middle.pipeline.lost(tail.swarm.node_id, "a cut")
+                async for _ in tokens:
+                    pass
+        await here.quiet()
+        assert here.live_sessions() == [0, 0, 0]
