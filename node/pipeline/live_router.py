@@ -94,7 +94,7 @@ class LiveRouter:
     def _router_for(self, layers: int, hosts: list[Host]) -> Router:
         shape = tuple((host.node_id, host.start, host.end, host.region) for host in hosts)
         every_s = LINKS_S + LINKS_S_PER_NODE * len(hosts)
-        if self._clock() >= self._links_at_s + every_s or any(host.node_id not in self._links for host in hosts):
+        if self._clock() >= self._links_at_s + every_s or any(host.node_id not in self._links.named for host in hosts):
             self._links, self._links_at_s = RoundTrips(self._records.values()), self._clock()
             self._router = None
         if self._router is None or shape != self._shape:

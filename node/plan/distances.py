@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +35,10 @@ class Described:
 
     def __init__(self, links: Links) -> None:
         self._links = links
-        self._named = {end for figures in (links.rtt_ms, links.mbps) for pair in figures for end in pair}
-
-    def __contains__(self, node_id: object) -> bool:
-        return node_id in self._named
+        self.named: Collection[str] = {
+            end for figures in (links.rtt_ms, links.mbps) for pair in figures for end in pair
+        }
+        """Nodes and regions with figures of their own."""
 
     def distances(self, places: Sequence[Located]) -> Distances:
         """Between every two of `places`."""

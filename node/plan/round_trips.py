@@ -6,7 +6,7 @@ one that nobody has measured is the usual one inside a region that has a name, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,10 @@ class RoundTrips:
         self._rtt_ms[same] = np.minimum(self._rtt_ms[same], SAME_MACHINE_MS)
         np.fill_diagonal(self._rtt_ms, 0.0)
 
-    def __contains__(self, node_id: object) -> bool:
-        return node_id in self._index
+    @property
+    def named(self) -> Collection[str]:
+        """Nodes with figures of their own: all of the records."""
+        return self._index.keys()
 
     def distances(self, places: Sequence[Located]) -> Distances:
         """Between every two of `places`, all of them nodes of the records."""

@@ -162,19 +162,22 @@ class Router:
 
     def __init__(self, layers: int, hosts: Sequence[Host], links: Links | RoundTrips) -> None:
         self._layers, self._links = layers, Described(links) if isinstance(links, Links) else links
+        named = self._links.named
         keyed = sorted(
-            ((h.region, h.node_id if h.node_id in self._links else "", h.node_id, h.start), i)
-            for i, h in enumerate(hosts)
-            if _serves(h, layers)
+            [
+                (h.region, h.node_id if h.node_id in named else "", h.node_id, h.start, i)
+                for i, h in enumerate(hosts)
+                if _serves(h, layers)
+            ]
         )
-        self._order = [i for _, i in keyed]
+        self._order = [key[-1] for key in keyed]
         self.hosts = [hosts[i] for i in self._order]
         """Those that can serve at all."""
         places: dict[tuple[str, str], int] = {}
-        self._place = np.array([places.setdefault(key[:2], len(places)) for key, _ in keyed], dtype=np.int64)
+        self._place = np.array([places.setdefault(key[:2], len(places)) for key in keyed], dtype=np.int64)
         self._shown = [self.hosts[i] for i in np.flatnonzero(np.diff(self._place, prepend=-1)).tolist()]
         self._distances = self._links.distances(self._shown)
-        self._single = np.array([h.node_id in self._links for h in self._shown], dtype=bool)
+        self._single = np.array([h.node_id in named for h in self._shown], dtype=bool)
         self._segments = segments_of(layers, self.hosts, self._place)
         self._states = np.concatenate([segment.hosts for segment in self._segments])
         self._layers_of = np.repeat([s.layers for s in self._segments], [len(s.hosts) for s in self._segments])

@@ -68,21 +68,26 @@ def segments_of(layers: int, hosts: Sequence[Ranged], place: Indices) -> list[Se
     within = place[able]
     first = np.ones(len(able), dtype=bool)
     first[1:] = (within[1:] != within[:-1]) | (where[1:] != where[:-1])
+    groups = np.concatenate([[0], first.cumsum()])  # places before each state, over all segments
+    group = groups[1:] - 1 - np.repeat(groups[offset[:-1]], counts)
+    firsts = np.flatnonzero(first)
+    places = within[firsts]
+    firsts -= offset[where[firsts]]
+    bounds = groups[offset].tolist()
     entered = (starts[able] < cuts[where]).astype(np.float64)
     left = (ends[able] > cuts[where + 1]).astype(np.float64)
     segments: list[Segment] = []
     former = np.zeros(0)
     for i, (begin, end) in enumerate(pairwise(offset.tolist())):
-        here = slice(begin, end)
-        firsts = first[here].nonzero()[0]
+        here, among = slice(begin, end), slice(bounds[i], bounds[i + 1])
         segments.append(
             Segment(
                 start=int(cuts[i]),
                 layers=float(cuts[i + 1] - cuts[i]),
                 hosts=able[here],
-                places=within[here][firsts],
-                firsts=firsts if len(firsts) < end - begin else None,
-                group=first[here].cumsum() - 1,
+                places=places[among],
+                firsts=firsts[among] if bounds[i + 1] - bounds[i] < end - begin else None,
+                group=group[here],
                 before=before[here],
                 entered_inside=entered[here],
                 left_inside=former,
