@@ -175,6 +175,7 @@ class Member:
                 kv_tokens_total=self.holder.kv_tokens,
                 kv_tokens_used=self.holder.kv_tokens_used,
                 sessions=stage.sessions,
+                load=stage.load,
                 queue_depth=stage.queue_depth,
                 layer_latency=stage.times.layer(),
                 head_ms=stage.times.head_ms,

@@ -119,7 +119,7 @@ class Dispatcher:
                 if route is not None:
                     self._line.goes(place)
                     chain = tuple(Hop(stage.node_id, stage.start, stage.end) for stage in route.stages)
-                    return epoch, chain, self._ledger.opened((NodeId(n) for n in route.nodes), wanted.kv_tokens)
+                    return epoch, chain, self._ledger.opened([NodeId(n) for n in route.nodes], wanted.kv_tokens)
         raise Overloaded(
             f"no KV room for {wanted.kv_tokens} more tokens came free within {WAIT_LIMIT_S:.0f} s; "
             "try again when other requests have ended, or ask for fewer tokens"

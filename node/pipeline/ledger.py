@@ -5,7 +5,8 @@ A record comes about once a second. Until then two requests of one head would ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from node.plan.hosts import NONE_UNTOLD, Untold
@@ -21,7 +22,7 @@ FORGET_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    requests: int
+    load: float
     kv_tokens: int
     seq: int
     """Of the node's record when it happened."""
@@ -34,8 +35,10 @@ class _Change:
 class Entry:
     """One request under way."""
 
-    kv_tokens: Mapping[NodeId, int]
-    """What it reserves on each node of its chain."""
+    visits: Counter[NodeId]
+    """How often its chain comes to each node."""
+    kv_tokens: int
+    """What it reserves at each visit."""
 
 
 class Ledger:
@@ -47,17 +50,15 @@ class Ledger:
         """The number of each node's record, and when it was first heard."""
         self._changes: dict[NodeId, list[_Change]] = {}
 
-    def opened(self, nodes: Iterable[NodeId], kv_tokens: int) -> Entry:
+    def opened(self, nodes: Sequence[NodeId], kv_tokens: int) -> Entry:
         """A request goes along `nodes`; one that is there twice reserves twice."""
-        reserved: dict[NodeId, int] = {}
-        for node in nodes:
-            reserved[node] = reserved.get(node, 0) + kv_tokens
-        self._note_all(reserved, 1)
-        return Entry(reserved)
+        entry = Entry(Counter(nodes), kv_tokens)
+        self._note_all(entry, 1)
+        return entry
 
     def closed(self, entry: Entry) -> None:
         """It has ended, however it did."""
-        self._note_all(entry.kv_tokens, -1)
+        self._note_all(entry, -1)
 
     def refused(self, node: NodeId, kv_tokens: int) -> None:
         """A node has said that it has no room for a request, whatever its record tells."""
@@ -75,7 +76,7 @@ class Ledger:
             self._changes[record.id] = known
 
     def _is_told(self, change: _Change, seq: int, heard_s: float) -> bool:
-        settle_s = SETTLE_S if change.requests >= 0 else 0.0
+        settle_s = SETTLE_S if change.load >= 0 else 0.0
         told = seq > change.seq and heard_s >= change.at_s + settle_s
         return told or self._clock() >= change.at_s + FORGET_S
 
@@ -91,14 +92,16 @@ class Ledger:
         if not changes:
             return NONE_UNTOLD
         return Untold(
-            sum(c.requests for c in changes),
+            sum(c.load for c in changes),
             sum(c.kv_tokens for c in changes),
             min((c.refused_tokens for c in changes if c.refused_tokens is not None), default=None),
         )
 
-    def _note_all(self, reserved: Mapping[NodeId, int], sign: int) -> None:
-        for node, kv_tokens in reserved.items():
-            self._note(node, _Change(sign, sign * kv_tokens, self._seq_of(node), self._clock()))
+    def _note_all(self, entry: Entry, sign: int) -> None:
+        hops = entry.visits.total()
+        for node, visits in entry.visits.items():
+            load, kv_tokens = visits / hops, visits * entry.kv_tokens
+            self._note(node, _Change(sign * load, sign * kv_tokens, self._seq_of(node), self._clock()))
 
     def _note(self, node: NodeId, change: _Change) -> None:
         self._changes.setdefault(node, []).append(change)

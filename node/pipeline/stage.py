@@ -79,6 +79,11 @@ class StageRunner:
         return len({session for session, _ in self._sessions})
 
     @property
+    def load(self) -> float:
+        """Of them: how many are here at a time when each is spread evenly over its chain."""
+        return sum(1 / len(session.opened.chain) for session in self._sessions.values())
+
+    @property
     def queue_depth(self) -> int:
         """Steps that wait for the engine."""
         return len(self._work)

@@ -28,7 +28,7 @@ MOST_LOAD = 1e6
 class Untold:
     """Requests that a node has got, or has been rid of, since its record was written."""
 
-    requests: int = 0
+    load: float = 0.0
     kv_tokens: int = 0
     refused_tokens: int | None = None
     """It said since that it has no room for so many."""
@@ -68,7 +68,7 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, untold: Untold = 
         layer_ms=node.layer_ms[0][1] if node.layer_ms else step.layer_ms(node),
         region=record.region,
         kv_free_tokens=refused,
-        load=min(MOST_LOAD, max(0, record.sessions + untold.requests)),
+        load=min(MOST_LOAD, max(0, record.load + untold.load)),
         overhead_ms=node.overhead_ms,
         head_ms=step.head_ms(node, fitted_head_efficiency(model, node)),
     )

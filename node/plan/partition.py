@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from node.plan.chain import Chain, build_chain, overlap, share_out, token_ms
+from node.plan.chain import Chain, build_chain, share_out, token_ms
 from node.plan.pool_table import LARGE_BATCH, PoolTable
 from node.plan.water import water_level
 
@@ -247,7 +247,7 @@ class _Search:
             room += [self.table.classes[c].capacity[0]] * number
             speeds += [1 / self.table.classes[c].large_layer_ms] * number
         slowest = water_level(room, speeds, self.table.layers)
-        return 1000 * LARGE_BATCH * min(level / time, 1 / slowest) * overlap(level)
+        return 1000 * LARGE_BATCH * min(level / time, 1 / slowest)
 
     def _fullest(self, state: int) -> Chain | None:
         """The chain of the most tokens per second among the cheapest ways through `state`."""

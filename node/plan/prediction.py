@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from node.plan.allocation import Allocation, Pipeline, Stage
-from node.plan.chain import overlap
 from node.plan.figures import figure
 from node.plan.model_cost import ModelCost
 from node.plan.pool import PoolNode, Workload
@@ -149,7 +148,7 @@ def pipeline_rate(plan: Allocation, pipeline: Pipeline, work: Workload, users: i
     batch = -(-running // stages)
     shares = _shares(plan, pipeline, work, batch)
     slowest = max(share.milliseconds for share in shares[:: 2 if stages > 1 else 1])
-    return 1000 * min(running / sum(share.milliseconds for share in shares), batch / slowest) * overlap(stages)
+    return 1000 * min(running / sum(share.milliseconds for share in shares), batch / slowest)
 
 
 def _users_rate(plan: Allocation, work: Workload) -> float:

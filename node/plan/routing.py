@@ -29,7 +29,7 @@ from node.plan.round_trips import RoundTrips
 from node.plan.segments import Floats, Segment, segments_of
 
 LOAD = 1.0
-"""One more request on a node delays the next by this many of its steps there."""
+"""A sequence that is at a node delays the next one by this many of its steps there."""
 PATIENCE = 3.0
 """A request waits for room rather than take a chain that costs this many times what the full one does."""
 TIE = 1e-11
@@ -52,7 +52,7 @@ class Host:
     """Of one decode step in one layer, measured or predicted."""
     region: str = ""
     load: float = 0.0
-    """Requests that it serves or that wait for it now."""
+    """Sequences that are there at a time: of each request on a chain of n stages, 1/n is at every one of them."""
     kv_free_tokens: int | None = None
     """Room in its KV cache; None: not bounded here."""
     kv_tokens: int | None = None

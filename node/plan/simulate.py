@@ -1,13 +1,16 @@
 """A swarm in discrete events: arrivals, hops, batches, joins, leaves, crashes and slow-downs, from 3 nodes to 10,000.
 
-The event loop is a heap of (time, number, what). A node serves one batch at a time: all decode steps that wait, and one
-chunk of a prompt, so that decode never waits behind a long prompt. Nodes and links take the cost model's times; who
-holds what and who serves whom is up to a `Scheduler`: ours (`TwoPhase`), or another to compare with.
+The event loop is a heap of (time, number, what). A node serves one batch at a time: decode steps that wait, and one
+chunk of a prompt, so that decode never waits behind a long prompt. Of the decode steps it takes no more than would be
+there if they were spread evenly over their chains: else all of them gather in one batch, and every stage waits for it.
+Nodes and links take the cost model's times; who holds what and who serves whom is up to a `Scheduler`: ours
+(`TwoPhase`), or another to compare with.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +28,7 @@ from node.plan.stage_time import decode_cost, fitted_efficiency, fitted_head_eff
 CHUNK_TOKENS = 256
 """A prompt goes through the chain in chunks of this size."""
 MOST_IN_BATCH = 64
+ROUNDING = 1e-9
 BATCHES = (1, 16)
 """A step's time is linear between and beyond these batch sizes."""
 
@@ -173,8 +177,8 @@ class _Machine:
     """Per layer and prompt token."""
     queue: deque[_Work] = field(default_factory=deque)
     busy: bool = False
-    load: int = 0
-    """Sessions whose chain leads through it."""
+    load: float = 0.0
+    """Sequences that are here at a time when all are spread evenly over their chains."""
     kv_used: int = 0
     """Token-layers in its cache."""
 
@@ -288,7 +292,7 @@ class Simulation:
         for stage in session.chain:
             machine = self._machines.get(stage.node_id)
             if machine is not None:
-                machine.load += sign
+                machine.load += sign / len(session.chain)
                 machine.kv_used += sign * tokens * stage.layers
 
     def _arrive(self, work: _Work) -> None:
@@ -305,12 +309,13 @@ class Simulation:
         batch: list[_Work] = []
         rest: deque[_Work] = deque()
         decodes, layers, prompt_ms, head_ms, chunk = 0, 0, 0.0, 0.0, False
+        most = min(MOST_IN_BATCH, max(1, math.ceil(machine.load - ROUNDING)))
         while machine.queue:
             work = machine.queue.popleft()
             if work.life != work.session.life:
                 continue
             stage = work.session.chain[work.stage]
-            if (work.prompt and chunk) or (not work.prompt and decodes == MOST_IN_BATCH):
+            if (work.prompt and chunk) or (not work.prompt and decodes == most):
                 rest.append(work)
                 continue
             if work.prompt:

@@ -117,6 +117,8 @@ class NodeRecord(Struct, frozen=True):
     kv_tokens_used: Count = 0
     """By sequences on any of its ranges, and by layers that come or go beside the ready one."""
     sessions: Count = 0
+    load: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """Sequences that are here at a time when each is spread evenly over the hops of its chain."""
     queue_depth: Count = 0
     """Steps that wait for the engine now."""
     layer_latency: LayerLatency | None = None
@@ -134,7 +136,7 @@ class NodeRecord(Struct, frozen=True):
     """Why it does not serve, for people."""
 
     def __post_init__(self) -> None:
-        _require_finite("record", ttl_s=self.ttl_s, head_ms=self.head_ms, overhead_ms=self.overhead_ms)
+        _require_finite("record", ttl_s=self.ttl_s, load=self.load, head_ms=self.head_ms, overhead_ms=self.overhead_ms)
         _require_finite("record", **{f"rtt_ms[{peer}]": ms for peer, ms in self.rtt_ms.items()})
         if self.pinned_layers is not None and self.pinned_layers[1] <= self.pinned_layers[0]:
             raise ValueError(f"record.pinned_layers {self.pinned_layers} is empty")

@@ -56,7 +56,7 @@ class Node:
         stage = self.pipeline.stage
         start, end = next(iter(self.stages), (0, LAYERS))
         used = stage.reserved_bytes // (KV_BYTES_PER_TOKEN_LAYER * (end - start))
-        await self.swarm.update(sessions=stage.sessions, kv_tokens_used=used)
+        await self.swarm.update(sessions=stage.sessions, load=stage.load, kv_tokens_used=used)
 
     def names(self) -> list[tuple[str, ...]]:
         """Of the nodes of its chains."""

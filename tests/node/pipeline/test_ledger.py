@@ -9,7 +9,7 @@ from node.plan.hosts import NONE_UNTOLD, Untold
 from node.wire.ids import NodeId
 from tests.node.plan.test_decide import record
 
-A, B = NodeId("a"), NodeId("b")
+A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 
 
 class Clock:
@@ -23,13 +23,14 @@ def test_a_request_counts_at_once_and_until_a_newer_record_has_come() -> None:
     clock = Clock()
     ledger, told = Ledger(clock), record("a", seq=5)
     ledger.heard(told)
-    ledger.opened([A, B, A], 30)
-    assert (ledger.untold(A), ledger.untold(B)) == (Untold(1, 60), Untold(1, 30))
+    ledger.opened([A, B, A, B], 30)
+    ledger.opened([A, C], 30)
+    assert [ledger.untold(node) for node in (A, B, C)] == [Untold(1.0, 90), Untold(0.5, 60), Untold(0.5, 30)]
     clock.now_s += SETTLE_S / 2
     ledger.heard(replace(told, seq=6))
     clock.now_s += SETTLE_S
     ledger.heard(replace(told, seq=6))
-    assert ledger.untold(A) == Untold(1, 60), "that record was written before the node knew"
+    assert ledger.untold(A) == Untold(1.0, 90), "that record was written before the node knew"
     ledger.heard(replace(told, seq=7))
     assert ledger.untold(A) == NONE_UNTOLD
 

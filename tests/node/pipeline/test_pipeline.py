@@ -372,6 +372,21 @@ async def test_one_node_may_be_two_hops_of_a_chain() -> None:
 
 
 @timed
+async def test_a_sequence_loads_each_hop_of_its_chain_with_its_part() -> None:
+    async with lab(0, 2, 6) as here:
+        first, second = here.peers
+        first.stages[2, 6] = await first.engine.load(StageSpec("toy", 2, 6, "float32", 1_000_000))
+        alone = (Hop(first.swarm.node_id, 0, 2), Hop(first.swarm.node_id, 2, 6))
+        async with (
+            first.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 2, 6), 1) as tokens,
+            first.pipeline.head.generate(asked([1, 2], 500), alone, 1) as others,
+        ):
+            await anext(tokens)
+            await anext(others)
+            assert (first.pipeline.stage.load, second.pipeline.stage.load) == (1.5, 0.5)
+
+
+@timed
 async def test_the_hops_times_add_up_to_the_time_of_a_token() -> None:
     async with lab(0, 2, 4, 6, step_s=0.02, delay_s=0.005) as here:
         started = trio.current_time()

@@ -49,7 +49,7 @@ def test_of_overlapping_ranges_one_is_used_in_part() -> None:
 
 
 def test_fewest_stages_win_among_alike_and_then_the_idle_node() -> None:
-    whole, busy = holding("z", (0, 6, "ready")), holding("a", (0, 6, "ready"), sessions=3)
+    whole, busy = holding("z", (0, 6, "ready")), holding("a", (0, 6, "ready"), load=3.0)
     assert routed(holding("a", (0, 3, "ready")), holding("b", (3, 6, "ready")), whole) == [("z", 0, 6)]
     assert routed(busy, whole) == [("z", 0, 6)]
 
@@ -111,7 +111,7 @@ absurd = [
     {"layer_latency": LayerLatency(1e9, 1e9, 1e9)},
     {"layer_latency": LayerLatency(0.0, 0.0, 0.0)},
     {"head_ms": 1e9, "overhead_ms": 1e9},
-    {"sessions": 2**53, "queue_depth": 2**53},
+    {"load": 1e6, "sessions": 2**53, "queue_depth": 2**53},
     {"rtt_ms": {"b": 1e9}},
 ]
 
@@ -128,7 +128,7 @@ def test_absurd_figures_leave_the_node_usable_and_its_times_finite(figures: dict
 
 
 def test_load_and_room_count_what_the_record_does_not_tell_yet() -> None:
-    told = holding("a", (0, 6, "ready"), sessions=2, kv_tokens_total=1000, kv_tokens_used=300)
+    told = holding("a", (0, 6, "ready"), load=2.0, kv_tokens_total=1000, kv_tokens_used=300)
     assert (host_of(told).load, host_of(told).kv_free_tokens) == (2, 700)
     more = host_of(told, Untold(1, 200))
     assert (more.load, more.kv_free_tokens) == (3, 500)
