@@ -147,6 +147,7 @@ class Holder:
             if self.pipeline is not None:
                 nursery.start_soon(Remeasuring(self._swarm, self._ranges, self.pipeline.stage).run)
             await engine.died.wait()
+            self._mover.engine_died()
             nursery.cancel_scope.cancel()
 
     # --- what the pipeline does with ranges -------------------------------------------------------------------------

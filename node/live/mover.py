@@ -14,7 +14,7 @@ import trio
 from msgspec.structs import replace
 
 from node.engine.base import Engine, Stage, StageInfo, StageSpec
-from node.errors import ParallaxError, WorkerDied
+from node.errors import LoadFailed, ParallaxError, WorkerDied
 from node.live.desk import ModelDesk
 from node.live.held import MOST_TOLD, Held, HeldRanges
 from node.live.parts import load_part
@@ -42,6 +42,9 @@ MIN_KV_BYTES = 64 * 1024 * 1024
 SAME_ROOM = 0.05
 """A KV cache is left as it is where its room changes by no more than this share of it."""
 
+Goal = tuple[int, int, str]
+"""Layers [start, end) of these weights."""
+
 
 class Mover:
     """Follows plans on one engine at a time."""
@@ -60,7 +63,7 @@ class Mover:
         self._swarm, self._desk, self._emit, self._ranges, self._loaded = swarm, desk, emit, ranges, loaded
         self._retiring = Retiring(ranges, swarm, lambda: self.plan, in_use, close, self._tell)
         self._engine: Engine | None = None
-        self._goal: tuple[int, int, str] | None = None
+        self._goal: Goal | None = None
         """Layers and weights that are being moved to."""
         self._failed = False
         """It could not be done, and is tried again after a pause."""
@@ -71,6 +74,10 @@ class Mover:
         self._wake = trio.Event()
         self._transition = trio.CancelScope()
         self._retry_s = RETRY_S
+        self._entrusted: StageSpec | None = None
+        """What the engine loads now."""
+        self._crash: tuple[Goal, LoadFailed] | None = None
+        """A load that ended the worker before this one."""
 
     def follow(self, plan: Plan) -> None:
         """A new plan is in force. What is being done for an older one is given up unless it is still wanted.
@@ -82,6 +89,13 @@ class Mover:
             self._transition.cancel()
         self.plan = plan
         self._wake.set()
+
+    def engine_died(self) -> None:
+        """The engine's process has ended, before `run` has been cancelled for that."""
+        spec, self._entrusted = self._entrusted, None
+        if spec is not None and self._goal is not None:
+            reason = "the engine worker died of it, as it does where memory runs out; assign fewer layers"
+            self._crash = self._goal, LoadFailed(f"{spec.start}–{spec.end - 1}", reason)
 
     async def run(self, engine: Engine) -> None:
         """Follow plans with this engine until it dies, or until cancelled."""
@@ -102,6 +116,7 @@ class Mover:
     async def _try_to_move(self, engine: Engine, plan: Plan) -> None:
         with trio.CancelScope() as self._transition:
             try:
+                self._own_up(plan)
                 await self._move_to(engine, plan)
             except WorkerDied:
                 await trio.sleep_forever()  # who runs the worker notices, and cancels
@@ -112,6 +127,17 @@ class Mover:
                 self._wake.set()
         self._goal = self._loading = None
         self._failed = False
+
+    def _own_up(self, plan: Plan) -> None:
+        """A load that has killed the former worker is a failed one: this one would fare no better.
+
+        Raises:
+            LoadFailed: the plan still asks for the same.
+        """
+        crash, self._crash = self._crash, None
+        if crash is not None and crash[0] == _goal_of(plan, plan.range_of(self._swarm.node_id)):
+            self._goal, error = crash
+            raise error
 
     async def _move_to(self, engine: Engine, plan: Plan) -> None:
         target = plan.range_of(self._swarm.node_id)
@@ -200,7 +226,7 @@ class Mover:
         spec = self._spec(plan, folder, start, end)
         self._reading = frozenset(range(start, end))
         try:
-            stage = await engine.load(spec)
+            stage = await self._loaded_by(engine, spec)
         finally:
             self._reading = frozenset()
         held = Held(stage, folder, start, end, plan.weights, spec.kv_bytes, plan.epoch)
@@ -211,13 +237,25 @@ class Mover:
         log.info("layers [%d, %d) are ready after %.1f s", start, end, stage.info.load_s)
         return held
 
+    async def _loaded_by(self, engine: Engine, spec: StageSpec) -> Stage:
+        self._entrusted = spec
+        try:
+            stage = await engine.load(spec)
+        except WorkerDied:
+            raise  # `engine_died` is told, and asks of what
+        except BaseException:
+            self._entrusted = None
+            raise
+        self._entrusted = None
+        return stage
+
     async def _resize(self, engine: Engine, plan: Plan, held: Held) -> Held:
         """`held` with the KV cache that the node's memory has room for now, which a cap or another node on the machine
         may have changed. Tensors are shared, and sequences go on where they are."""
         spec = self._spec(plan, held.folder, held.start, held.end)
         if abs(spec.kv_bytes - held.kv_bytes) <= SAME_ROOM * held.kv_bytes:
             return held
-        stage = await engine.load(spec)
+        stage = await self._loaded_by(engine, spec)
         resized = Held(stage, held.folder, held.start, held.end, held.weights, spec.kv_bytes, plan.epoch)
         for old in self._ranges:  # parts of it too: they were made for the same memory
             if held.covers(old.start, old.end):
@@ -280,5 +318,5 @@ class Mover:
         log.error("%s; next try in %.0f s", error, self._retry_s)
 
 
-def _goal_of(plan: Plan, target: Assignment | None) -> tuple[int, int, str] | None:
+def _goal_of(plan: Plan, target: Assignment | None) -> Goal | None:
     return (target.start, target.end, plan.weights) if target is not None else None

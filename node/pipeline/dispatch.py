@@ -37,7 +37,7 @@ MOST_TRIES = 3
 """Chains on which one request may fail. A swarm in which three fail before a word has other troubles. Nodes that have
 no room after all are not counted."""
 PAUSE_S = 1.0
-"""Before a node that failed is tried again where there is no other: its next record tells whether it serves."""
+"""Before a node that failed is tried again where no other has room: its next record tells whether it serves."""
 
 Started = Callable[[tuple[Hop, ...]], None]
 """Told the chain, each time that one is opened."""
@@ -110,11 +110,14 @@ class Dispatcher:
         self._line.look_again()
 
     async def _in_turn(self, weights: str, wanted: Request, give_up_at_s: float) -> tuple[int, tuple[Hop, ...], Entry]:
-        impatient_at_s = trio.current_time() + PATIENCE_S
-        with trio.move_on_at(give_up_at_s), self._line.place(wanted.kv_tokens) as place:
+        impatient_at_s, forgive_at_s = trio.current_time() + PATIENCE_S, trio.current_time() + PAUSE_S
+        with trio.move_on_at(give_up_at_s), self._line.place(wanted.kv_tokens, wanted.avoid) as place:
             while True:
                 await self._line.turn(place, LOOK_AGAIN_S)
                 epoch = self._look(weights)
+                if trio.current_time() >= forgive_at_s:
+                    place.avoid = frozenset()
+                    wanted = replace(wanted, avoid=place.avoid)
                 route = self._router.route(wanted, patient=trio.current_time() < impatient_at_s)
                 if route is not None:
                     self._line.goes(place)

@@ -1,8 +1,8 @@
 """Requests of this head that wait for room, in the order in which they came.
 
 A large one must not hold up all that come after it, nor be overtaken for ever. So it lets smaller ones go before it
-until they have taken as much room, all together, as it needs itself. One that needs as much as one before it would find
-no room either, and does not look.
+until they have taken as much room, all together, as it needs itself. One that needs as much as one before it would find no
+room either, and does not look, but where the other one keeps away from nodes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class Place:
     """Room that it needs."""
     gives_way_tokens: int
     """Room that those behind it may still take before it."""
+    avoid: frozenset[str] = frozenset()
+    """Nodes whose room it does not want."""
     called: trio.Event = field(default_factory=trio.Event)
 
 
@@ -32,9 +34,9 @@ class Line:
         self._places: list[Place] = []
 
     @contextmanager
-    def place(self, kv_tokens: int) -> Iterator[Place]:
+    def place(self, kv_tokens: int, avoid: frozenset[str]) -> Iterator[Place]:
         """A place at the end, for as long as the block runs."""
-        place = Place(kv_tokens, kv_tokens)
+        place = Place(kv_tokens, kv_tokens, avoid)
         place.called.set()
         self._places.append(place)
         try:
@@ -52,7 +54,8 @@ class Line:
             with trio.move_on_after(again_s if at == 0 else float("inf")):
                 await place.called.wait()
             place.called = trio.Event()
-            if all(place.kv_tokens < before.gives_way_tokens for before in self._before(place)):
+            rivals = (before for before in self._before(place) if before.avoid <= place.avoid)
+            if all(place.kv_tokens < rival.gives_way_tokens for rival in rivals):
                 return
 
     def goes(self, place: Place) -> None:

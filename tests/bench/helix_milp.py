@@ -1,6 +1,6 @@
 """The placement of the largest max-flow as a mixed-integer program, as Helix states it, solved by HiGHS.
 
-Per node i: its first layer s_i, and for every number of layers j a binary b_ij, so that it ends at e_i = s_i + Σ j·b_ij.
+Per node i: its first layer s_i, and for every number of layers j a binary b_ij; it ends at e_i = s_i + Σ j·b_ij.
 Per connection (i, k): its flow and a binary that is 1 only where s_k <= e_i < e_k, for k may run a part of what it
 holds; from the source where s_i = 0, to the sink where e_i = L. A node with j layers passes on at most its rate for j.
 """
@@ -54,7 +54,7 @@ def largest_flow(
     start: Mapping[str, Window],
     time_limit_s: float,
 ) -> Placement:
-    """The best placement found in time, at least as good as `start`. `rates` are the connections', tokens per second."""
+    """The best placement found in time, at least as good as `start`; `rates` are tokens per second by connection."""
     solver = highspy.Highs()
     solver.silent()
     for option, value in (("time_limit", time_limit_s), ("mip_rel_gap", GAP), ("threads", 1)):

@@ -179,6 +179,8 @@ class FakeEngine:
         self.close_error: EngineError | None = None
         """What the next stage that is closed raises instead."""
         self._refusals: list[EngineError] = []
+        self.dies_loading = False
+        """The next load kills it, as where memory runs out."""
 
     @property
     def live_sessions(self) -> int:
@@ -186,6 +188,8 @@ class FakeEngine:
         return sum(len(stage.sequences) for stage in self.stages)
 
     async def load(self, spec: StageSpec) -> FakeStage:
+        if self.dies_loading:
+            self.die()
         await self._enter(None)
         self.loads.append(spec)
         if not 0 <= spec.start < spec.end <= self.layers:

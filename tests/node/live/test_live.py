@@ -88,6 +88,8 @@ class Peer:
     engines: list[FakeEngine]
     scope: trio.CancelScope
     failing_starts: int = 0
+    out_of_memory: bool = False
+    """Every load kills the worker."""
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -132,6 +134,7 @@ class Lab:
                 peer.failing_starts -= 1
                 raise WorkerDied(1, "no memory")
             engines.append(SlowEngine(LAYERS, memory_bytes=64 * 1024 * MIB, step_s=0.001))
+            engines[-1].dies_loading = peer.out_of_memory
             yield engines[-1]
 
         holder = Holder(swarm, desk, open_engine, events.append, cores=4)  # type: ignore[arg-type]
@@ -392,6 +395,23 @@ def test_a_load_that_fails_is_told_planned_around_and_tried_again(cause: str) ->
         assert await bob.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
 
     run()
+
+
+@in_a_lab
+async def test_layers_whose_loading_kills_the_worker_go_to_others_and_are_tried_ever_more_rarely(lab: Lab) -> None:
+    ada = await lab.join("ada", wants=True, min_nodes=2)
+    bob = await lab.join("bob")
+    bob.out_of_memory = True
+    await trio.sleep(8)
+    assert bob.swarm.record.state == "failed"
+    assert "died" in bob.swarm.record.problem
+    assert ada.range == (0, 6)
+    assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
+    await trio.sleep(600)
+    assert len(bob.engines) < 10
+    bob.out_of_memory = bob.engines[-1].dies_loading = False
+    await trio.sleep(700)
+    assert {ada.range, bob.range} == {(0, 3), (3, 6)}
 
 
 @in_a_lab

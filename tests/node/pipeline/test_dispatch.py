@@ -15,7 +15,7 @@ import trio.testing
 
 from node.engine.base import Stage, StageSpec
 from node.errors import BadRequest, EngineError, HopLost, NoRoute, Overloaded, RequestError
-from node.pipeline.dispatch import MOST_TRIES, WAIT_LIMIT_S, Dispatcher
+from node.pipeline.dispatch import MOST_TRIES, PAUSE_S, WAIT_LIMIT_S, Dispatcher
 from node.pipeline.head import ANSWER_LIMIT_S, Generation
 from node.pipeline.pipeline import Pipeline
 from node.swarm.base import MemberGone
@@ -322,6 +322,32 @@ async def test_a_node_that_refuses_before_the_first_token_is_gone_around(lab: La
     bad.stages.clear()
     await head.ask()
     assert head.names() == [("a",), ("b",)]
+
+
+@in_a_lab
+async def test_a_node_that_failed_is_tried_again_while_the_others_are_full_and_meanwhile_serves_others(lab: Lab) -> None:
+    head, other_head = await lab.join("h"), await lab.join("o")
+    quick = await lab.join("a", (0, 6), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    await lab.join("b", (0, 6), layer_latency=LayerLatency(0.01, 0.01, 0.01), step_s=1.0)
+    quick_stages = dict(quick.stages)
+    quick.stages.clear()
+    waited_s: dict[str, float] = {}
+
+    async def ask(name: str, after_s: float) -> None:
+        await trio.sleep(after_s)
+        if name == "second":
+            quick.stages.update(quick_stages)
+        await head.ask(answer=60, name=name)
+        waited_s[name] = trio.current_time() - started_s - after_s
+
+    async with other_head.request(answer=90) as tokens:  # fails on the one, and fills the other
+        await anext(tokens)
+        assert other_head.names() == [("a",), ("b",)]
+        started_s = trio.current_time()
+        await together(partial(ask, "first", 0.0), partial(ask, "second", 0.1))
+    assert head.names() == [("a",), ("a",), ("a",)]
+    assert waited_s["second"] < PAUSE_S
+    assert waited_s["first"] < PAUSE_S + 2
 
 
 @in_a_lab
