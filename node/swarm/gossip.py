@@ -38,6 +38,8 @@ class Heard:
     news: list[SwarmNews] = field(default_factory=list)
     spread: bool = False
     """Whether it was new to us, and so may be to others."""
+    released: Envelope | None = None
+    """A plan that was held back until this was heard: likewise new to others."""
 
 
 class Gossip:
@@ -53,7 +55,7 @@ class Gossip:
         self._statements: dict[NodeId, Envelope] = {}
         self._plan_envelope: Envelope | None = None
         self._orphan: tuple[Plan, Envelope] | None = None
-        """A plan whose author we have not heard of yet: its record may still be under way."""
+        """A plan by nobody we know that nobody we know follows: a record that tells otherwise may still be under way."""
 
     def members(self) -> dict[NodeId, NodeRecord]:
         """Every live member's newest record, our own included."""
@@ -172,9 +174,12 @@ class Gossip:
         heard = Heard(list(self._membership.hear(record, now, direct=via == record.id)), spread=True)
         if self._membership.is_member(record.id):
             self._statements[record.id] = envelope
-        if self._orphan and self._orphan[0].author == record.node_id:
-            heard.news += self._adopt(*self._orphan)
+        if self._orphan is not None and self._vouches(record, self._orphan[0]):
+            plan, plan_envelope = self._orphan
             self._orphan = None
+            adopted = self._adopt(plan, plan_envelope)
+            heard.news += adopted
+            heard.released = plan_envelope if adopted else None
         return heard
 
     def _hear_leave(self, envelope: Envelope, now: float) -> Heard:
@@ -195,11 +200,16 @@ class Gossip:
             return Heard()
         verify(envelope)
         author = NodeId(plan.author)
-        if trusted or author == self.record.id or self._membership.is_remembered(author):
+        known = trusted or author == self.record.id or self._membership.is_remembered(author)
+        if known or any(self._vouches(record, plan) for record in self._membership.members().values()):
             return Heard(self._adopt(plan, envelope), spread=True)
         if self._orphan is None or plan.may_follow(self._orphan[0]):
             self._orphan = (plan, envelope)
         return Heard()
+
+    def _vouches(self, record: NodeRecord, plan: Plan) -> bool:
+        """Whether this member made the plan or follows it: its author may be long gone."""
+        return record.node_id == plan.author or record.plan_epoch >= plan.epoch
 
     def _adopt(self, plan: Plan, envelope: Envelope) -> list[SwarmNews]:
         if not plan.may_follow(self.plan):

@@ -181,6 +181,8 @@ class Neighbourhood:
             heard = self._gossip.hear(envelope, connection.peer, trio.current_time(), welcome=told.welcome)
             if heard.spread:
                 self._spread(envelope, connection.peer)
+            if heard.released is not None:
+                self._spread(heard.released, connection.peer)
             self._tell(heard.news)
             if envelope.kind == "leave" and envelope.node_id == connection.peer and heard.spread:
                 for one in self.connections.to(connection.peer):

@@ -191,3 +191,26 @@ def test_a_plan_from_nowhere_is_neither_believed_nor_passed_on_and_a_newcomer_ta
     assert (beyond.news, beyond.spread) == ([], False)
     following = plan_by(bob, far.epoch + 1)
     assert gossip.hear(signed(bob, following, "plan"), bob.node_id, 0.0).news == [PlanHeard(following)]
+
+
+def test_a_plan_by_a_member_long_gone_is_taken_and_passed_on_when_a_member_follows_it(
+    gossip: Gossip, bob: Identity, eve: Identity, record_of: Make
+) -> None:
+    plan = signed(eve, plan_by(eve, 9), "plan")
+    held_back = gossip.hear(plan, bob.node_id, 0.0)
+    assert (held_back.news, held_back.spread) == ([], False)
+    assert gossip.hear(signed(bob, record_of(bob.node_id, 5, plan_epoch=8)), bob.node_id, 0.0).released is None
+    heard = gossip.hear(signed(bob, record_of(bob.node_id, 6, plan_epoch=9)), bob.node_id, 0.0)
+    assert heard.news[-1] == PlanHeard(plan_by(eve, 9))
+    assert heard.released == plan
+    newer = gossip.hear(signed(eve, plan_by(eve, 10), "plan"), bob.node_id, 0.0)
+    assert not newer.spread, "nobody follows that one"
+
+
+def test_a_plan_that_a_known_member_follows_is_taken_at_once(
+    gossip: Gossip, bob: Identity, eve: Identity, record_of: Make
+) -> None:
+    gossip.hear(signed(bob, record_of(bob.node_id, 5, plan_epoch=9)), bob.node_id, 0.0)
+    heard = gossip.hear(signed(eve, plan_by(eve, 9), "plan"), bob.node_id, 0.0)
+    assert heard.news == [PlanHeard(plan_by(eve, 9))]
+    assert heard.spread
