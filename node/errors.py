@@ -37,7 +37,10 @@ A message answers three things: what, where, what to do now. Leaves carry data; 
 
 from __future__ import annotations
 
+import math
+
 GIB = 1024**3
+MIB = 1024**2
 
 
 class ParallaxError(Exception):
@@ -220,14 +223,20 @@ class PlanError(ParallaxError):
     exit_code = 2
 
 
+def amount(missing_bytes: int) -> str:
+    """Rounded up, so that this much is enough."""
+    unit, name = (GIB, "GiB") if missing_bytes >= GIB else (MIB, "MiB")
+    return f"{max(0.01, math.ceil(missing_bytes / unit * 100) / 100):.2f} {name}"
+
+
 class DoesNotFit(PlanError):
     """The pool's memory is too small for the model."""
 
     def __init__(self, model: str, missing_bytes: int) -> None:
         self.model, self.missing_bytes = model, missing_bytes
         super().__init__(
-            f"{model} does not fit: {missing_bytes / GIB:.2f} GiB missing; "
-            "join another machine, raise --memory or choose a smaller model"
+            f"{model} does not fit: {amount(missing_bytes)} missing; with one more machine that has so much memory for "
+            "the model it would fit; or let the nodes use more of theirs, or choose a smaller model"
         )
 
 

@@ -1,8 +1,8 @@
 """Requests of this head that wait for room, in the order in which they came.
 
 A large one must not hold up all that come after it, nor be overtaken for ever. So it lets smaller ones go before it
-until they have taken as much room, all together, as it needs itself. One that needs as much as one before it would find no
-room either, and does not look, but where the other one keeps away from nodes.
+until they have taken as much room, all together, as it needs itself. One that needs as much as one before it would find
+no room either, and does not look, but where the other one keeps away from nodes.
 """
 
 from __future__ import annotations

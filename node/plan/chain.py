@@ -122,7 +122,7 @@ def _rate(table: PoolTable, order: Sequence[int], counts: Sequence[int], sequenc
     LARGE_BATCH per stage are not counted on.
     """
     stages = len(order)
-    share = table.users * sum(table.classes[c].capacity[0] for c in order) / max(1, table.room)
+    share = table.users * sum(table.classes[c].room for c in order) / max(1, table.room)
     running = max(1.0, min(float(sequences), share, float(LARGE_BATCH * stages)))
     batch = max(1.0, running / stages)
     part = (batch - 1) / (LARGE_BATCH - 1)

@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 
 from node.plan.chain import Chain, build_chain, hops_ms
+from node.plan.fit import ends_that_fit
 from node.plan.partition import best_partition, score_of, state_count
 from node.plan.pool_table import LARGE_BATCH, PoolTable
 
@@ -40,9 +41,32 @@ def good_partition(table: PoolTable) -> tuple[list[Chain], float]:
         better = LARGER_IS_BETTER if spare > 1 else 1 + 1e-12
         if score_of(picked, table.objective) > score_of(best, table.objective) * better:
             best = picked
+    if not best:
+        best = _last_resort(table)
     if table.objective == "latency":
         best = _with_fastest(table, builder, best)
     return best, max(upper_bound(table), score_of(best, table.objective))
+
+
+def _last_resort(table: PoolTable) -> list[Chain]:
+    """A chain of whoever has room, wherever they are, where nothing better was found and one is possible."""
+    order = [c for c, kind in enumerate(table.classes) for _ in kind.members]
+    ends = ends_that_fit([table.classes[c].capacity for c in order], table.layers)
+    if ends is None:
+        return []
+    first, last = ends
+    chosen = [order[first]]
+    if first != last:
+        room = [kind.capacity[0] for kind in table.classes]
+        need = table.layers - table.classes[order[first]].capacity[1] - table.classes[order[last]].capacity[2]
+        for c in sorted((c for i, c in enumerate(order) if i not in ends), key=lambda c: (-room[c], c)):
+            if need <= 0:
+                break
+            chosen.append(c)
+            need -= room[c]
+        chosen.append(order[last])
+    chain = build_chain(table, chosen)
+    return [chain] if chain is not None else []
 
 
 def best_prefix(chains: list[Chain], objective: str) -> list[Chain]:
@@ -102,17 +126,15 @@ class _Builder:
 
     def all_chains(self, fastest_first: bool, spare: float) -> list[Chain]:
         """Whole chains from the inside of clusters outwards, until no cluster can make another."""
-        left = [len(kind.members) if kind.capacity[0] > 0 else 0 for kind in self.table.classes]
+        left = [len(kind.members) if kind.room > 0 else 0 for kind in self.table.classes]
         return [chain for ring in self._rings for near in ring for chain in self._of(near, left, fastest_first, spare)]
 
     def _of(self, near: Sequence[int], left: list[int], fastest_first: bool, spare: float) -> Iterator[Chain]:
         classes = self.table.classes
-        roomy = sorted(near, key=lambda c: (-classes[c].capacity[0], classes[c].layer_ms, c))
-        eager = (
-            sorted(near, key=lambda c: (classes[c].layer_ms, -classes[c].capacity[0], c)) if fastest_first else roomy
-        )
+        roomy = sorted(near, key=lambda c: (-classes[c].room, classes[c].layer_ms, c))
+        eager = sorted(near, key=lambda c: (classes[c].layer_ms, -classes[c].room, c)) if fastest_first else roomy
         while True:
-            if sum(left[c] * classes[c].capacity[0] for c in near) < self.table.layers:
+            if sum(left[c] * classes[c].room for c in near) < self.table.layers:
                 return
             chain = self._next(roomy, eager, left, spare)
             if chain is None:
@@ -130,11 +152,11 @@ class _Builder:
             present = [c for c in eager if free[c]]
             if not present:
                 return self._chain(chosen) if spare > 1 and chosen else None
-            enough = [c for c in roomy if free[c] and self.table.classes[c].capacity[0] >= need]
+            enough = [c for c in roomy if free[c] and self.table.classes[c].room >= need]
             taken = enough[-1] if enough and chosen else present[0]
             chosen.append(taken)
             free[taken] -= 1
-            need -= self.table.classes[taken].capacity[0]
+            need -= self.table.classes[taken].room
             if need <= 0:
                 chain = self._chain(chosen)
                 if chain is not None:
@@ -173,7 +195,7 @@ def _with_fastest(table: PoolTable, builder: _Builder, chains: list[Chain]) -> l
     kept: list[int] = []
     states = 1
     for c in order:
-        room = table.classes[c].capacity[0]
+        room = table.classes[c].room
         if room < 1:
             continue
         members = min(len(table.classes[c].members), -(-table.layers // room))
@@ -182,9 +204,7 @@ def _with_fastest(table: PoolTable, builder: _Builder, chains: list[Chain]) -> l
         states *= members + 1
         kept.append(c)
     nodes = [
-        node
-        for c in kept
-        for node in table.classes[c].members[: -(-table.layers // max(1, table.classes[c].capacity[0]))]
+        node for c in kept for node in table.classes[c].members[: -(-table.layers // max(1, table.classes[c].room))]
     ]
     last = table.model.layers if table.has_last else table.layers + (0 if table.has_first else 1)
     small = PoolTable(table.model, nodes, table.links, "latency", table.workload, (last - table.layers, last))
@@ -213,10 +233,10 @@ def upper_bound(table: PoolTable) -> float:
     k chains run k·L layers: not faster than on the fastest nodes' room, fractions and all; and they need at least as
     many nodes as the largest capacities say, each with at least the shortest hop.
     """
-    kinds = [kind for kind in table.classes if kind.capacity[0] > 0]
+    kinds = [kind for kind in table.classes if kind.room > 0]
     layers = table.layers
     numbers = np.array([len(kind.members) for kind in kinds], dtype=np.float64)
-    room = np.array([kind.capacity[0] for kind in kinds], dtype=np.float64)
+    room = np.array([kind.room for kind in kinds], dtype=np.float64)
     if not kinds or float(numbers @ room) < layers:
         return 0.0
     if table.objective == "throughput":

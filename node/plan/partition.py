@@ -92,7 +92,7 @@ class _Search:
         )
         self.around: Floats = self.ways + returns.reshape(n, 1, n) * (self.levels > 1)[None, :, None] + alone
         self.shortest: Floats = self.around.min(axis=(0, 2)) if n else np.full(1, np.inf)
-        room = np.array([c.capacity[0] for c in table.classes], dtype=np.int64)
+        room = np.array([c.room for c in table.classes], dtype=np.int64)
         enough = (self.digits @ room >= table.layers) & (self.levels <= table.layers) & (self.levels > 0)
         enough &= ~((self.digits > 0) & (room < 1)).any(axis=1)
         chosen = np.flatnonzero(enough)
@@ -244,7 +244,7 @@ class _Search:
         time = float(self.relaxed[state] + self.shortest[state])
         room, speeds = [], []
         for c, number in enumerate(self.digits[state].tolist()):
-            room += [self.table.classes[c].capacity[0]] * number
+            room += [self.table.classes[c].room] * number
             speeds += [1 / self.table.classes[c].large_layer_ms] * number
         slowest = water_level(room, speeds, self.table.layers)
         return 1000 * LARGE_BATCH * min(level / time, 1 / slowest)

@@ -42,10 +42,8 @@ def around_pins(
         search = best_partition if state_count(table) <= MOST_STATES else good_partition
         chains = search(table)[0] if table.classes else []
         if not chains:
-            needed = model.range_bytes(start, end) - sum(node.memory_bytes for node in left)
-            raise DoesNotFit(
-                f"{model.name}, layers {start}:{end} beside those set by hand,", max(needed, model.layer_bytes)
-            )
+            beside = f"{model.name}, layers {start}–{end - 1} beside those set by hand,"
+            raise DoesNotFit(beside, table.missing_bytes)
         chain = min(chains, key=lambda chain: chain.token_ms)
         taken = {c: list(table.classes[c].members) for c in chain.order}
         for c, layers in zip(chain.order, chain.counts, strict=True):

@@ -76,7 +76,7 @@ def allocate(
     table, chains, bound = _with_room_for_users(model, free, links, objective, workload)
     score = score_of(chains, objective)
     if not chains and not pipelines:
-        raise DoesNotFit(model.name, missing_bytes(model, free, table))
+        raise DoesNotFit(model.name, table.missing_bytes)
     found = realise(table, chains, current)
     kept = _still_good(model, table, nodes, current, score) if current is not None and not pinned else None
     if kept is not None:
@@ -154,14 +154,6 @@ def _overflow(
     best_ms = min(pipeline.token_ms for pipeline in pipelines)
     chains = [chain for chain in good_partition(rest)[0] if chain.token_ms <= TOO_SLOW * best_ms]
     return [stage for pipeline in realise(rest, chains, current) for stage in pipeline.stages]
-
-
-def missing_bytes(model: ModelCost, nodes: Sequence[PoolNode], table: PoolTable) -> int:
-    """Memory that the pool lacks for one chain: of the whole, or of the layers that whole nodes leave over."""
-    cache = model.kv_layer_bytes(table.context)
-    short = model.total_bytes + model.layers * cache - sum(node.memory_bytes for node in nodes)
-    room = sum(kind.capacity[0] * len(kind.members) for kind in table.classes)
-    return max(short, (model.layers - room) * (model.layer_bytes + cache), 1)
 
 
 def realise(table: PoolTable, chains: Sequence[Chain], current: Allocation | None) -> list[Pipeline]:

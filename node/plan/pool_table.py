@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from node.plan.allocation import Objective
+from node.plan.fit import Capacity, missing_bytes
 from node.plan.model_cost import ModelCost
 from node.plan.pool import Links, PoolNode, Workload
 from node.plan.stage_time import decode_cost, fitted_efficiency, fitted_head_efficiency, layer_capacity, prefill_cost
@@ -30,8 +31,10 @@ class NodeClass:
 
     members: tuple[PoolNode, ...]
     """By id."""
-    capacity: tuple[int, int, int, int]
+    capacity: Capacity
     """Layers that fit beside: nothing, the embedding, the head, both."""
+    room: int
+    """The most of these: the first layers of some models are so small that more fit in spite of the embedding."""
     layer_ms: float
     """Per token of one user."""
     large_layer_ms: float
@@ -70,7 +73,7 @@ class PoolTable:
         self._many = decode_cost(model, LARGE_BATCH, self.context)
         self._prompt = prefill_cost(model, workload.prompt_tokens)
         self.classes = tuple(self._class(members) for members in interchangeable(nodes, links))
-        self.room = sum(len(c.members) * c.capacity[0] for c in self.classes)
+        self.room = sum(len(c.members) * c.room for c in self.classes)
         """Layers that all nodes together could hold."""
         self.users = max(workload.users, USERS_PER_NODE * len(nodes))
         """Users whom throughput is made for."""
@@ -83,26 +86,39 @@ class PoolTable:
         share = prompt.layer_ms(node, efficiency) / work.output_tokens
         head_efficiency = fitted_head_efficiency(self.model, node)
         head_share = prompt.head_ms(node, head_efficiency) / work.output_tokens
-        plain, first, last, both = (self._capacity(node.memory_bytes, *ends) for ends in ENDS)
+        capacity = self.capacity_of(node.memory_bytes)
         return NodeClass(
             members,
-            (plain, first, last, both),
+            capacity,
+            max(capacity),
             one.layer_ms(node, efficiency) + share,
             many.layer_ms(node, efficiency) + LARGE_BATCH * share,
             one.head_ms(node, head_efficiency) + head_share,
             many.head_ms(node, head_efficiency) + LARGE_BATCH * head_share,
         )
 
-    def _capacity(self, memory_bytes: int, first: bool, last: bool) -> int:
-        held = layer_capacity(
-            self.model,
-            memory_bytes,
-            first=first and self.has_first,
-            last=last and self.has_last,
-            context=self.context,
-            sequences=self.sequences,
+    def capacity_of(self, memory_bytes: int) -> Capacity:
+        """Layers that so much memory has room for."""
+        plain, first, last, both = (
+            layer_capacity(
+                self.model,
+                memory_bytes,
+                first=first and self.has_first,
+                last=last and self.has_last,
+                context=self.context,
+                sequences=self.sequences,
+            )
+            for first, last in ENDS
         )
-        return min(held, self.layers)
+        return min(plain, self.layers), min(first, self.layers), min(last, self.layers), min(both, self.layers)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Memory of one more node that the layers would fit with; 0 where they fit."""
+        capacities = [kind.capacity for kind in self.classes for _ in kind.members]
+        cache = self.model.kv_layer_bytes(self.context, self.sequences)
+        alone = self.layers * (self.model.layer_bytes + cache) + self.model.ends_bytes(first=True, last=True)
+        return missing_bytes(capacities, self.layers, self.capacity_of, alone)
 
     def hop_ms(self, a: int, b: int) -> float:
         """Out of a node of class `a`, and to another of class `b`, per token of one user: overhead and activations."""

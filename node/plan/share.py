@@ -10,10 +10,14 @@ from collections.abc import Sequence
 
 from node.errors import BadLayers, DoesNotFit
 from node.plan.allocation import Allocation, Stage, Standby
+from node.plan.fit import Capacity, ends_that_fit, missing_bytes
 from node.plan.layout import judged
 from node.plan.model_cost import ModelCost
 from node.plan.pool import Links, Pool, PoolNode, Workload
 from node.plan.stage_time import layer_capacity
+
+MOST_BYTES = 2**50
+"""A machine with so much holds any model."""
 
 KV_TOKENS_PER_STAGE = 2048
 """KV cache that a range must have room for beside its weights: one conversation of that length."""
@@ -96,9 +100,9 @@ def _in_pipeline_order(nodes: Sequence[PoolNode], previous: Sequence[Stage]) -> 
     return sorted(nodes, key=lambda n: (n.node_id not in place, place.get(n.node_id, 0), n.node_id))
 
 
-def _room(model: ModelCost, node: PoolNode, *, first: bool, last: bool) -> int:
+def _room(model: ModelCost, memory_bytes: int, *, first: bool, last: bool) -> int:
     context = min(KV_TOKENS_PER_STAGE, model.context_tokens)
-    return layer_capacity(model, node.memory_bytes, first=first, last=last, context=context)
+    return layer_capacity(model, memory_bytes, first=first, last=last, context=context)
 
 
 def _gaps(layers: int, pinned: Sequence[Stage]) -> list[tuple[int, int]]:
@@ -132,16 +136,24 @@ def _share(model: ModelCost, start: int, end: int, nodes: Sequence[PoolNode]) ->
     """
     if not nodes:
         return []
-    last = len(nodes) - 1
-    capacities = [
-        _room(model, node, first=start == 0 and i == 0, last=end == model.layers and i == last)
-        for i, node in enumerate(nodes)
-    ]
-    layers = end - start
-    missing = layers - sum(capacities)
-    if missing > 0:
-        cache = model.kv_layer_bytes(min(KV_TOKENS_PER_STAGE, model.context_tokens))
-        raise DoesNotFit(model.name, missing * (model.layer_bytes + cache))
+    layers, last = end - start, len(nodes) - 1
+
+    def capacity_of(memory_bytes: int) -> Capacity:
+        first, last = start == 0, end == model.layers
+        plain, begins, ends, both = (
+            min(layers, _room(model, memory_bytes, first=first and f, last=last and t))
+            for f, t in ((False, False), (True, False), (False, True), (True, True))
+        )
+        return plain, begins, ends, both
+
+    rooms = [capacity_of(node.memory_bytes) for node in nodes]
+    capacities = [room[(i == 0) + 2 * (i == last)] for i, room in enumerate(rooms)]
+    if sum(capacities) < layers:
+        ends = ends_that_fit(rooms, layers)
+        if ends is None:
+            raise DoesNotFit(model.name, missing_bytes(rooms, layers, capacity_of, MOST_BYTES))
+        between = [node for i, node in enumerate(nodes) if i not in ends and ends[0] != ends[1]]
+        return _share(model, start, end, [nodes[ends[0]], *between, *([nodes[ends[1]]] if ends[0] != ends[1] else [])])
     counts = proportional_counts(layers, [node.memory_bytes for node in nodes], capacities)
     if 0 in counts:
         return _share(model, start, end, [node for node, count in zip(nodes, counts, strict=True) if count])
@@ -188,6 +200,7 @@ def still_right(model: ModelCost, nodes: Sequence[PoolNode], previous: Sequence[
         return False
     return all(
         by_id[stage.node_id].pinned is not None
-        or stage.layers <= _room(model, by_id[stage.node_id], first=stage.start == 0, last=stage.end == model.layers)
+        or stage.layers
+        <= _room(model, by_id[stage.node_id].memory_bytes, first=stage.start == 0, last=stage.end == model.layers)
         for stage in previous
     )

@@ -55,7 +55,7 @@ class Gossip:
         self._statements: dict[NodeId, Envelope] = {}
         self._plan_envelope: Envelope | None = None
         self._orphan: tuple[Plan, Envelope] | None = None
-        """A plan by nobody we know that nobody we know follows: a record that tells otherwise may still be under way."""
+        """A plan that no member we know has made or follows; a record that tells otherwise may be under way."""
 
     def members(self) -> dict[NodeId, NodeRecord]:
         """Every live member's newest record, our own included."""

@@ -325,7 +325,9 @@ async def test_a_node_that_refuses_before_the_first_token_is_gone_around(lab: La
 
 
 @in_a_lab
-async def test_a_node_that_failed_is_tried_again_while_the_others_are_full_and_meanwhile_serves_others(lab: Lab) -> None:
+async def test_a_node_that_failed_is_tried_again_where_the_others_are_full_and_holds_up_nobody(
+    lab: Lab,
+) -> None:
     head, other_head = await lab.join("h"), await lab.join("o")
     quick = await lab.join("a", (0, 6), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
     await lab.join("b", (0, 6), layer_latency=LayerLatency(0.01, 0.01, 0.01), step_s=1.0)

@@ -42,7 +42,7 @@ def test_shares_follow_memory() -> None:
 
 
 def test_a_pool_that_is_too_small_says_how_much_is_missing() -> None:
-    with pytest.raises(DoesNotFit, match=r"0\.\d\d GiB missing") as caught:
+    with pytest.raises(DoesNotFit, match=r"\d\.\d\d MiB missing") as caught:
         share_layers(SMOLLM, members(0.2, 0.2))
     assert caught.value.missing_bytes > 0
 
