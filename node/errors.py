@@ -240,6 +240,10 @@ class DoesNotFit(PlanError):
         )
 
 
+class NotCovered(PlanError):
+    """Nobody can hold some layers now, for who may is set by hand or others are away."""
+
+
 class BadLayers(PlanError):
     """A layer range set by hand that cannot be served."""
 

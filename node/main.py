@@ -53,8 +53,14 @@ def run_node(settings: Settings, home: Home) -> int:
 @contextmanager
 def _locked(home: Home) -> Iterator[None]:
     """One node per home."""
-    private_folder(home.data)
-    private_folder(home.runtime)
+    try:
+        private_folder(home.data)
+        private_folder(home.runtime)
+    except OSError as error:
+        where = error.filename or home.data
+        raise UsageError(
+            f"{where}: {error.strerror or error}; set PARALLAX_HOME or --data-dir to a folder that can be written"
+        ) from error
     lock = FileLock(home.lock)
     try:
         lock.acquire(timeout=0)

@@ -12,7 +12,16 @@ from node.api.plan_reply import plan_reply
 from node.api.plan_request import PLAN_BODY_LIMIT_BYTES, PlanRequest, changed_settings, parse_plan_request
 from node.api.replies import error_response
 from node.api.service import Here
-from node.errors import BadWireData, DoesNotFit, NoRoute, ParallaxError, PlanChanged, PlanError, RequestError
+from node.errors import (
+    BadWireData,
+    DoesNotFit,
+    NoRoute,
+    NotCovered,
+    ParallaxError,
+    PlanChanged,
+    PlanError,
+    RequestError,
+)
 from node.plan.proposal import Proposal
 from node.wire.plans import Plan, PlanSettings
 
@@ -96,11 +105,11 @@ def _settings(here: Here, asked: PlanRequest, plan: Plan) -> PlanSettings | None
 
 
 def _plan_error(error: ParallaxError) -> Response:
-    """409: too late. 422: understood, but it does not fit. 400: cannot be. 503: not now."""
+    """409: too late. 422: understood, but the nodes cannot hold the layers. 400: cannot be. 503: not now."""
     match error:
         case PlanChanged():
             status = 409
-        case DoesNotFit():
+        case DoesNotFit() | NotCovered():
             status = 422
         case PlanError() | BadWireData():  # the latter: more is set by hand than a plan can carry
             status = 400

@@ -24,7 +24,7 @@ def plan_reply(proposal: Proposal, before: Plan, names: Mapping[str, str], *, ap
     """
 
     def name_of(node_id: str) -> str:
-        return names.get(node_id) or node_id[-8:]
+        return names.get(node_id) or proposal.plan.settings.of(node_id).name or node_id[-8:]
 
     prediction = predict(proposal.allocation)
     settings = msgspec.to_builtins(proposal.plan.settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -31,11 +31,15 @@ class NodeChange(Struct, frozen=True, forbid_unknown_fields=True):
     """`[A, B]` or `"A:B"`: exactly layers A to B-1."""
     memory_bytes: int | str | UnsetType | None = UNSET
     """At most this much; bytes, or a size such as `"6g"`."""
-    duty: Literal["serve", "drain", "exclude"] | UnsetType = UNSET
+    duty: Literal["serve", "drain", "exclude"] | UnsetType | None = UNSET
+
+
+_Change = NodeChange | None
+"""None takes all of it back."""
 
 
 class _Body(Struct, frozen=True, forbid_unknown_fields=True):
-    objective: Literal["auto"] | Objective | UnsetType = UNSET
+    objective: Literal["auto"] | Objective | UnsetType | None = UNSET
     nodes: Annotated[dict[Called, Raw], Meta(max_length=MOST_NODES)] = {}
     reset: Annotated[tuple[Called, ...], Meta(max_length=MOST_NODES)] = ()
     epoch: Annotated[int, Meta(ge=0, le=2**53)] | None = None
@@ -65,11 +69,14 @@ def parse_plan_request(body: bytes) -> PlanRequest:
     Raises:
         BadRequest: with the key's name and what is wrong with it.
     """
-    asked = _decoded(body or b"{}", _Body, None)
-    nodes = {called: _decoded(bytes(raw), NodeChange, f"nodes.{called}") for called, raw in asked.nodes.items()}
-    checked = {called: _checked(called, change) for called, change in nodes.items()}
-    objective = None if isinstance(asked.objective, UnsetType) else asked.objective
-    return PlanRequest(objective, checked, asked.reset, asked.epoch)
+    asked: _Body = _decoded(body or b"{}", _Body, None)
+    nodes = {called: _decoded(bytes(raw), _Change, f"nodes.{called}") for called, raw in asked.nodes.items()}
+    checked = {called: _checked(called, change) for called, change in nodes.items() if change is not None}
+    reset = (*asked.reset, *(called for called, change in nodes.items() if change is None))
+    objective: Literal["auto"] | Objective | None = None
+    if not isinstance(asked.objective, UnsetType):
+        objective = asked.objective or "auto"
+    return PlanRequest(objective, checked, reset, asked.epoch)
 
 
 def changed_settings(
@@ -88,7 +95,8 @@ def changed_settings(
     """
     members = {record.node_id: record for record in records}
     overrides = {override.node_id: override for override in before.overrides}
-    known = {node_id: members[node_id].name if node_id in members else "" for node_id in (*members, *overrides)}
+    known = {node_id: each.name for node_id, each in overrides.items()}
+    known |= {node_id: record.name for node_id, record in members.items()}
     for called in request.reset:
         overrides.pop(_id_of(called, "reset", known), None)
     named: dict[str, str] = {}
@@ -101,13 +109,13 @@ def changed_settings(
         override = _overlaid(overrides.get(node_id, Override(node_id)), change)
         if override.layers is not None:
             _check_layers(override.layers, f"{at}.layers", members.get(node_id), layers)
-        overrides[node_id] = override
+        overrides[node_id] = msgspec.structs.replace(override, name=known[node_id])
     told = (overrides[node_id] for node_id in sorted(overrides))
-    kept = tuple(override for override in told if override != Override(override.node_id))
+    kept = tuple(each for each in told if (each.layers, each.memory_bytes, each.duty) != (None, None, "serve"))
     return PlanSettings(request.objective or before.objective, kept)
 
 
-def _decoded(body: bytes, kind: type[T], at: str | None) -> T:
+def _decoded(body: bytes, kind: Any, at: str | None) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors, as is invalid UTF-8
@@ -126,6 +134,8 @@ def _checked(called: str, change: NodeChange) -> NodeChange:
         memory_bytes = _read(parse_bytes, memory_bytes, f"{at}.memory_bytes")
     elif isinstance(memory_bytes, int) and not 0 < memory_bytes <= 2**53:
         raise BadRequest(f"{at}.memory_bytes", f"{memory_bytes} is no amount of memory; write bytes or a size like 6g")
+    if isinstance(layers, tuple) and change.duty in ("drain", "exclude"):
+        raise BadRequest(at, f"layers to hold and the duty {change.duty!r} contradict each other; give one of them")
     return NodeChange(layers, memory_bytes, change.duty)
 
 
@@ -146,7 +156,7 @@ def _id_of(called: str, at: str, known: Mapping[str, str]) -> str:
         return found[0]
     if found:
         raise BadRequest(at, f"{len(found)} nodes are called {called!r}; use an id: {', '.join(sorted(found))}")
-    told = sorted(f"{name or 'away'} ({node_id})" for node_id, name in known.items())
+    told = sorted(f"{name} ({node_id})" if name else node_id for node_id, name in known.items())
     more = ["…"] if len(told) > NAMES_SHOWN else []
     raise BadRequest(at, f"no node is called {called!r}; there are {', '.join([*told[:NAMES_SHOWN], *more])}")
 
@@ -159,7 +169,7 @@ def _overlaid(override: Override, change: NodeChange) -> Override:
     if not isinstance(change.memory_bytes, UnsetType):
         assert not isinstance(change.memory_bytes, str)
         memory_bytes = change.memory_bytes
-    duty = override.duty if isinstance(change.duty, UnsetType) else change.duty
+    duty = override.duty if isinstance(change.duty, UnsetType) else change.duty or "serve"
     return Override(override.node_id, layers, memory_bytes, duty)
 
 

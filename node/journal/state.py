@@ -70,23 +70,30 @@ class State(Struct, frozen=True):
     notices: tuple[Notice, ...] = ()
 
     def name_of(self, node_id: NodeId) -> str:
-        """The node's name, or the end of its id where it is unknown."""
+        """The node's name; of one that is away and that something is set for by hand, the name that it had then; or the
+        end of its id."""
         view = self.nodes.get(node_id)
-        return view.record.name if view else node_id[-8:]
+        if view is not None:
+            return view.record.name
+        overrides = self.plan.settings.overrides if self.plan is not None else ()
+        known = next((each.name for each in overrides if each.node_id == node_id and each.name), "")
+        return f"{known} (away)" if known else node_id[-8:]
 
     def uncovered(self) -> tuple[tuple[int, int], ...]:
-        """Layer ranges of the plan that no live member holds ready, in order; empty when the model is whole."""
+        """Layer ranges of the plan that no live member serves, in order; empty when the model is whole."""
         if self.plan is None:
             return ()
+        layers, binding = self.plan.facts.layers, self.plan.settings.binding
+        excluded = {node_id for node_id, override in binding.items() if override.duty == "exclude"}
         ready = sorted(
             (held.start, held.end)
             for view in self.nodes.values()
             for held in view.record.held
-            if held.state in ("ready", "draining")
+            if held.state in ("ready", "draining") and held.end <= layers and view.record.node_id not in excluded
         )
         gaps: list[tuple[int, int]] = []
         reached = 0
-        for start, end in [*ready, (self.plan.facts.layers, self.plan.facts.layers)]:
+        for start, end in [*ready, (layers, layers)]:
             if start > reached:
                 gaps.append((reached, start))
             reached = max(reached, end)

@@ -122,7 +122,7 @@ class Holder:
             first = False
             if trio.current_time() - started_s > 60:
                 pause_s = RESTART_FIRST_S
-            self._emit(Notice("error", f"the engine worker died; another is started in {pause_s:.1f} s"))
+            self._emit(Notice.of("error", f"the engine worker died; another is started in {pause_s:.1f} s"))
             await self._swarm.update(state="starting", held=(), problem="the engine worker died and is started again")
             await trio.sleep(pause_s)
             pause_s = min(RESTART_MOST_S, pause_s * 2)

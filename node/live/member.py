@@ -150,7 +150,7 @@ class Member:
         if self._settings.model and self._wanted is not None and self._wanted != plan.model:
             text = f"the swarm serves {plan.model.name}; --model {self._settings.model} applies to a swarm of your own"
             log.warning(text)
-            self.emit(Notice("warning", text))
+            self.emit(Notice.of("warning", text))
         self.holder.follow(plan)
         if self._nursery is not None:
             self._nursery.start_soon(self._learn, plan.model)
@@ -162,7 +162,7 @@ class Member:
                 await self.desk.metadata(model)
             except (ParallaxError, OSError) as error:
                 log.error("%s", error)
-                self.emit(Notice("error", str(error)))
+                self.emit(Notice.of("error", str(error)))
                 await trio.sleep(15)
 
     async def _report(self) -> None:

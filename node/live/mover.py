@@ -312,7 +312,7 @@ class Mover:
 
     async def _tell_failure(self, error: ParallaxError | OSError) -> None:
         self._failed, self._loading = True, None
-        self._emit(Notice("error", str(error)))
+        self._emit(Notice.of("error", str(error)))
         self._emit(ModelProgress(self.plan.model.name if self.plan else "", "failed", text=str(error)))
         await self._swarm.update(held=self._told(), state="failed", problem=str(error)[:500])
         log.error("%s; next try in %.0f s", error, self._retry_s)

@@ -17,7 +17,7 @@ from node.plan.decide import Problem, decide, return_grace_s
 from node.plan.members import eligible, planner_of
 from node.plan.proposal import Proposal, propose
 from node.swarm.base import MemberGone, Swarm
-from node.wire.events import Event, PlanImpossible
+from node.wire.events import Event, Notice, PlanImpossible
 from node.wire.ids import NodeId
 from node.wire.models import Dtype, ModelRef
 from node.wire.plans import Plan, PlanSettings
@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 GATHER_S = 10.0
 """A first plan waits at most this long for members that are still measuring themselves."""
+
+SET_ASIDE_S = 20.0
+"""A swarm that starts again waits so long for members without whom it cannot keep what people have set by hand."""
 
 REUNION_S = 4.0
 """A node that knows peers from before gives them this long to answer before it plans without them."""
@@ -51,8 +54,8 @@ RETRY_S = 15.0
 
 FEW_NODES = 4
 
-CONFIRM_S = 0.5
-"""A change by hand is done when no plan of somebody else has outranked it for this long."""
+CONFIRM_S, CONFIRM_LOOKS = 0.5, 10
+"""A change by hand is done when all members follow it, or after so many looks, if nobody's plan has outranked it."""
 
 
 class Planner:
@@ -80,6 +83,7 @@ class Planner:
         self._unable_until_s = float("-inf")
         self._not_before_s = trio.current_time() + (REUNION_S if knows_peers else 0.0)
         self._gather_until_s = trio.current_time() + GATHER_S
+        self._set_aside_at_s = trio.current_time() + SET_ASIDE_S
         self._expected_until_s: dict[NodeId, float] = {}
         self.waiting = ""
         """What the first plan waits for, in words; empty where it waits for nothing that is known here."""
@@ -131,7 +135,10 @@ class Planner:
             raise PlanChanged(proposal.plan.epoch - 1, self._last_epoch)
         if not await self._swarm.publish_plan(proposal.plan):
             raise PlanChanged(proposal.plan.epoch - 1, self._last_epoch)
-        await trio.sleep(CONFIRM_S)
+        for _ in range(CONFIRM_LOOKS):
+            await trio.sleep(CONFIRM_S)
+            if all(r.plan_epoch >= proposal.plan.epoch for r in eligible(self._swarm.members()).values()):
+                break
         if self.settings != proposal.plan.settings:
             raise PlanChanged(proposal.plan.epoch - 1, self._last_epoch)
         return proposal
@@ -144,6 +151,7 @@ class Planner:
         self._last_epoch = max(self._last_epoch, plan.epoch)
         self._unable_until_s = float("-inf")
         self._say("")
+        log.info("plan %d: %s", plan.epoch, _in_words(plan, self._swarm.members()))
         self._adopt(plan)
         self.wake()
         return True
@@ -182,7 +190,10 @@ class Planner:
             await self._swarm.update(state="starting", problem="")
         records = self._swarm.members()
         self.waiting = self._waiting_for(records)
-        if planner_of(records, first=self.plan is None) != self._swarm.node_id or self.waiting:
+        if planner_of(records, first=self.plan is None) != self._swarm.node_id:
+            self._say("")  # another one sees to it now
+            return
+        if self.waiting:
             return
         wanted = self._wanted(records)
         due = self._due(records) if wanted is not None else ""
@@ -197,15 +208,17 @@ class Planner:
             self._say(outcome.reason)
         elif outcome is None:
             self._agreed = 0
+            self._say("")
         elif self._is_agreed(due) and self.heard(outcome):
-            log.info("plan %d: %s", outcome.epoch, _in_words(outcome, self._swarm.members()))
+            self._weighed = (outcome, *self._weighed[1:])  # our own plan is no change to weigh
+            self._tell_what_is_set_aside(outcome.settings, current)
             await self._swarm.publish_plan(outcome)
 
     async def _decided(self, model: ModelRef, dtypes: tuple[Dtype, ...]) -> Plan | Problem | None:
         """The decision for the first of `dtypes` that fits. A plan in force tells all that is needed of its model."""
         facts = [self.plan.facts] if self.plan is not None else [(await self._metadata(model)).facts(d) for d in dtypes]
         outcome: Plan | Problem | None = None
-        for settings in dict.fromkeys((self.settings, self._settings_to_start_with())):
+        for settings in self._settings_to_try():
             for dtype, sizes in zip(dtypes, facts, strict=True):
                 outcome = await _computed(
                     decide,
@@ -223,13 +236,24 @@ class Planner:
                     return outcome
         return outcome
 
-    def _settings_to_start_with(self) -> PlanSettings:
-        """Where no first plan is possible with what was set by hand in a former run: without it. Else as they are."""
-        return self.settings if self.plan is not None else PlanSettings(self.settings.objective)
+    def _settings_to_try(self) -> tuple[PlanSettings, ...]:
+        """What is set by hand, all of it. Where no plan is possible with it, then as it binds now, with some set aside.
+
+        A swarm that started again and has no plan yet sets aside what a former run has left it, once it has waited for
+        members that are missing: better an answer than none. It binds again as soon as it can.
+        """
+        wanted = self.settings.all_set_aside(False)
+        if self._may_set_aside():
+            return tuple(dict.fromkeys((wanted, self.settings.all_set_aside(True))))
+        return tuple(dict.fromkeys((wanted, self.settings))) if self.plan is not None else (wanted,)
+
+    def _may_set_aside(self) -> bool:
+        return self.plan is None and trio.current_time() >= self._set_aside_at_s
 
     def _due(self, records: dict[NodeId, NodeRecord]) -> Literal["", "change", "review"]:
         """Whether anything has changed that a plan depends on, or it is time to look at what nodes measure."""
-        weighed = (self.plan, tuple(sorted(self._expected())), *(_fixed_in(r) for _, r in sorted(records.items())))
+        fixed = (_fixed_in(record) for _, record in sorted(records.items()))
+        weighed = (self.plan, self._may_set_aside(), tuple(sorted(self._expected())), *fixed)
         now_s = trio.current_time()
         if weighed != self._weighed:
             if self._weighed[1:] != weighed[1:]:
@@ -247,13 +271,20 @@ class Planner:
 
     def _is_agreed(self, due: Literal["", "change", "review"]) -> bool:
         """Whether a plan that was found is to be followed: after a change at once, else when it is found repeatedly."""
-        if due == "change":
+        if due == "change" or self.plan is None:
             return True
         self._agreed += 1
         if self._agreed < REVIEWS_AGREED:
             return False
         self._review_s = min(REVIEW_MOST_S, 2 * self._review_s)
         return True
+
+    def _tell_what_is_set_aside(self, settings: PlanSettings, before: Plan | None) -> None:
+        aside = [each.name or each.node_id[-8:] for each in settings.overrides if each.set_aside]
+        if aside and before is None:
+            text = f"what was set by hand for {', '.join(aside)} is set aside until members are here who make it possible"
+            log.warning(text)
+            self._emit(Notice.of("warning", text))
 
     async def _tell_unable(self, problem: str) -> None:
         """Say why this member cannot plan. Without a plan, let others do it for a while: it may be only us."""

@@ -38,7 +38,7 @@ class LiveRouter:
         """Take plan and records as they are, with what the ledger knows beyond them."""
         if plan is not self._plan:
             self._plan, self._model = plan, cost_of_plan(plan)
-            self._duty = {override.node_id: override.duty for override in plan.settings.overrides}
+            self._duty = {node_id: override.duty for node_id, override in plan.settings.binding.items()}
             self._offers = {}
         self._records = records
         self._ledger.keep_only(records)

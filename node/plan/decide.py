@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from node.errors import NoRoute, PlanError
+from node.errors import PlanError
 from node.plan.change import LOAD_RATE
 from node.plan.members import planner_of
 from node.plan.model_cost import cost_of_plan
@@ -51,7 +51,7 @@ def decide(
         return None
     try:
         proposal = propose(self_id, records, model, dtype, facts, current, settings, last_epoch, lenient=True)
-    except (PlanError, NoRoute) as error:
+    except PlanError as error:
         return Problem(str(error))
     return proposal.plan if proposal.changes else None
 

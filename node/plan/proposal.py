@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from node.errors import BadLayers, NoRoute
+from node.errors import BadLayers, NotCovered
 from node.plan.allocation import Allocation, Stage, Standby
 from node.plan.change import Delta, loaded_bytes, replan, steps_between
 from node.plan.layout import judged
@@ -67,7 +67,7 @@ def propose(
 
     Raises:
         DoesNotFit: all members' memory together is too small; says how much is missing.
-        NoRoute: nobody can hold layers that were held by members who are gone, or nobody may hold any.
+        NotCovered: nobody can hold layers that were held by members who are gone, or nobody may hold any.
         BadLayers: a range set by hand reaches beyond the model, or overfills its node.
         BadWireData: the plan is too large to travel; only thousands of settings by hand lead there.
     """
@@ -76,7 +76,9 @@ def propose(
     pool = _beside_bad_pins(read.pool, cost, records, lenient)
     if pool.nodes and all(node.barred for node in pool.nodes):
         reasons = "; ".join(f"{node.label}: {node.barred}" for node in pool.nodes[:MOST_NAMED])
-        raise NoRoute(f"no node may hold layers ({reasons}); `parallax plan --reset NAME --apply` takes settings back")
+        raise NotCovered(
+            f"no node may hold layers ({reasons}); `parallax plan --reset NAME --apply` takes settings back"
+        )
     objective = resolved(settings, records, current)
     serves = current if current is not None and (current.model, current.dtype) == (model, dtype) else None
     held: Allocation | None = None
@@ -89,7 +91,7 @@ def propose(
         delta = replan(held, pool)
         if delta.uncovered is not None:
             start, end = delta.uncovered
-            raise NoRoute(f"layers {start}–{end - 1} can be held by no node now: {delta.reason}")
+            raise NotCovered(f"layers {start}–{end - 1} can be held by no node now: {delta.reason}")
     standby = tuple(ToldStandby(s.node_id, s.reason[:MOST_SENTENCE], s.barred) for s in delta.plan.standby)
     epoch = max(last_epoch, current.epoch if current is not None else 0) + 1
     note = delta.plan.note[:MOST_SENTENCE]

@@ -48,7 +48,7 @@ def pool_of_records(records: Iterable[NodeRecord], settings: PlanSettings | None
     among the nodes of a machine; round trips are the smaller of what both ends say. A figure that cannot be is taken
     as not measured, a node without one that it needs is left out; either is told of.
     """
-    by_hand = {override.node_id: override for override in (settings.overrides if settings is not None else ())}
+    by_hand = settings.binding if settings is not None else {}
     measured = {record.id: record for record in records if record.hardware is not None}
     siblings = siblings_of(measured)
     nodes: list[PoolNode] = []

@@ -93,10 +93,11 @@ def holdings_of(plan: Plan, records: Mapping[NodeId, NodeRecord], silent: Collec
     """What the members' records say, by node id. `silent` are those that should have acted long ago."""
     siblings = siblings_of({node: record for node, record in records.items() if record.hardware is not None})
     targets = {a.node_id: frozenset(range(a.start, a.end)) for a in plan.assignments}
+    binding = plan.settings.binding
     holdings = []
     for node, record in sorted(records.items()):
         failed = record.state == "failed" or record.hardware is None
-        most_bytes = plan.settings.of(node).memory_bytes
+        most_bytes = binding[node].memory_bytes if node in binding else None
         holdings.append(
             Holding(
                 node,

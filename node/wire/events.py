@@ -11,6 +11,9 @@ from node.wire.ids import NodeId, RequestId
 from node.wire.plans import Plan
 from node.wire.records import NodeRecord
 
+NOTICE_LIMIT = 2048
+"""Characters."""
+
 
 class HopLatency(Struct, frozen=True):
     """Mean time per decode step that one hop of a request took, split into its parts; all in milliseconds."""
@@ -108,7 +111,12 @@ class Notice(Struct, frozen=True, tag="notice"):
     """A sentence for the person at the terminal."""
 
     level: Literal["info", "warning", "error"]
-    text: Annotated[str, Meta(max_length=2048)]
+    text: Annotated[str, Meta(max_length=NOTICE_LIMIT)]
+
+    @classmethod
+    def of(cls, level: Literal["info", "warning", "error"], text: str) -> Notice:
+        """One whose text is cut where it is too long: the words of an engine or a library may be pages."""
+        return cls(level, text if len(text) <= NOTICE_LIMIT else f"{text[: NOTICE_LIMIT - 1]}…")
 
 
 Event = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from node.wire.ids import NodeId
 from node.wire.models import Count, Dtype, ModelFacts, ModelRef
@@ -48,6 +49,10 @@ class Override(Struct, frozen=True):
     duty: Literal["serve", "drain", "exclude"] = "serve"
     """drain: it gives its layers up as soon as others have them ready. exclude: nothing new goes through it from now
     on, even where that leaves layers without a node for a while."""
+    name: Annotated[str, Meta(max_length=64)] = ""
+    """What the node was called when this was set: it can be named while it is away."""
+    set_aside: bool = False
+    """It does not bind now: a swarm that started again could not have served with it, for members were missing."""
 
     def __post_init__(self) -> None:
         if self.layers is not None and self.layers[1] <= self.layers[0]:
@@ -62,9 +67,22 @@ class PlanSettings(Struct, frozen=True):
     overrides: Annotated[tuple[Override, ...], Meta(max_length=MOST_NODES)] = ()
     """By node id, at most one each. Kept for a member that is away."""
 
+    def __post_init__(self) -> None:
+        if len({each.node_id for each in self.overrides}) < len(self.overrides):
+            raise ValueError("settings.overrides names a node twice")
+
+    @property
+    def binding(self) -> dict[str, Override]:
+        """What counts now, by node id."""
+        return {each.node_id: each for each in self.overrides if not each.set_aside}
+
     def of(self, node_id: str) -> Override:
-        """What is set for one node."""
-        return next((each for each in self.overrides if each.node_id == node_id), Override(node_id))
+        """What counts for one node."""
+        return self.binding.get(node_id, Override(node_id))
+
+    def all_set_aside(self, aside: bool) -> PlanSettings:
+        """The same with every override set aside, or with every one binding again."""
+        return replace(self, overrides=tuple(replace(each, set_aside=aside) for each in self.overrides))
 
 
 class Standby(Struct, frozen=True):

@@ -51,6 +51,9 @@ def read_changes(
         excluded,
         frozenset(resets),
     )
+    for option, names in (("--drain", drained), ("--exclude", excluded)):
+        for name in sorted(names & changes.pins.keys()):
+            raise UsageError(f"--pin {name} and {option} {name} contradict each other; give one of them")
     for name in (*changes.nodes(), *changes.resets):
         if not name.isprintable() or not 0 < len(name) <= MOST_CHARACTERS:
             raise UsageError(f"{name[:MOST_CHARACTERS]!r} is no node's name or id; see `parallax status`")

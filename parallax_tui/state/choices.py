@@ -23,7 +23,8 @@ def override_words(override: Override) -> str:
         f"uses at most {size(override.memory_bytes)}" if override.memory_bytes is not None else "",
         DUTIES[override.duty],
     ]
-    return ", ".join(word for word in words if word)
+    told = ", ".join(word for word in words if word)
+    return f"{told} (set aside until the members are here that this takes)" if override.set_aside else told
 
 
 def set_by_hand(plan: Plan) -> tuple[tuple[NodeId, str], ...]:

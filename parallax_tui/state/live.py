@@ -51,7 +51,8 @@ class Live:
 
     def name_of(self, node_id: NodeId) -> str:
         """The node's name, even after it has gone; the end of its id where no name was ever seen."""
-        return next((safe(name) for known, name in self.names if known == node_id), node_id[-8:])
+        seen = next((safe(name) for known, name in self.names if known == node_id), "")
+        return seen or (safe(self.state.name_of(node_id)) if self.state is not None else node_id[-8:])
 
     def at(self, state: State) -> Live:
         """The picture after a snapshot."""

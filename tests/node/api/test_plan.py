@@ -73,7 +73,11 @@ def test_applied_it_is_the_plan_and_its_settings_stay_for_the_next_change() -> N
     assert here.in_force is not None
     assert here.in_force.epoch == 3
     assert here.in_force.settings == PlanSettings(
-        "latency", (Override(LOFT, memory_bytes=GIB, duty="drain"), Override(STUDIO, memory_bytes=GIB))
+        "latency",
+        (
+            Override(LOFT, memory_bytes=GIB, duty="drain", name="loft"),
+            Override(STUDIO, memory_bytes=GIB, name="studio"),
+        ),
     )
     reply = applied(here, objective="auto", nodes={"loft": {"duty": "serve", "memory_bytes": None}}, reset=["studio"])
     assert here.in_force.settings == PlanSettings()
@@ -101,7 +105,7 @@ def test_what_is_reset_can_be_set_anew_in_the_same_request() -> None:
     here = swarm(settings=settings)
     applied(here, reset=["desk"], nodes={"desk": {"memory_bytes": GIB // 2}})
     assert here.in_force is not None
-    assert here.in_force.settings.overrides == (Override(DESK, memory_bytes=GIB // 2),)
+    assert here.in_force.settings.overrides == (Override(DESK, memory_bytes=GIB // 2, name="desk"),)
 
 
 def test_a_node_that_is_away_can_be_reset_by_its_id_or_the_end_of_it() -> None:

@@ -8,6 +8,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from node.journal.apply import apply
 from node.journal.log import KEPT_EVENTS, Gap, Journal
@@ -28,6 +29,7 @@ from node.wire.events import (
 )
 from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
+from node.wire.plans import Override, PlanSettings
 from node.wire.records import HeldRange
 from tests.node.plan.test_decide import plan_for, record
 
@@ -131,3 +133,20 @@ def test_layers_without_a_ready_node_are_named() -> None:
     assert journal.state.uncovered() == ()
     journal.append(NodeGone(NodeId("a"), "a", "disconnected"))
     assert journal.state.uncovered() == ((0, 15),)
+
+
+def test_what_an_excluded_node_holds_serves_nobody() -> None:
+    journal = journal_from_zero()
+    settings = PlanSettings(overrides=(Override("a", duty="exclude"),))
+    journal.append(PlanAdopted(replace(plan_for("a", "b"), settings=settings)))
+    journal.append(NodeSeen(record("a", held=(HeldRange(0, 30, "ready", 4),))))
+    assert journal.state.uncovered() == ((0, 30),)
+    journal.append(NodeSeen(record("b", held=(HeldRange(0, 40, "ready", 3),))))
+    assert journal.state.uncovered() == ((0, 30),), "that range is of another model"
+
+
+def test_a_notice_of_any_length_reaches_the_screens() -> None:
+    journal = journal_from_zero()
+    numbered = journal.append(Notice.of("error", "missing: " + "a.weight, " * 10_000))
+    assert msgspec.json.decode(msgspec.json.encode(numbered), type=Numbered) == numbered
+    assert msgspec.json.decode(msgspec.json.encode(journal.state), type=State) == journal.state

@@ -17,7 +17,7 @@ from node.engine.base import StageSpec
 from node.errors import FetchFailed, LoadFailed, PlanChanged, RequestError, WorkerDied
 from node.live.holder import Holder
 from node.live.mover import RETRY_S
-from node.live.planner import REVIEW_S, REVIEWS_AGREED, Planner
+from node.live.planner import REVIEW_S, REVIEWS_AGREED, SET_ASIDE_S, Planner
 from node.live.remembered import Remembered
 from node.pipeline.dispatch import Dispatcher
 from node.pipeline.head import Generation
@@ -34,7 +34,7 @@ from tests.fakes.engine import HEAD_SHARE, FakeEngine, FakeStage, expected_token
 from tests.fakes.swarm import FakeNetwork, FakeSwarm, fake_node_id, open_fake_network
 
 LAYERS = 6
-MIB = 1024**2
+MIB, GIB = 1024**2, 1024**3
 FACTS = ModelFacts(LAYERS, MIB, MIB, MIB, 8, 4, 251, 4096)
 LARGE = msgspec.structs.replace(FACTS, layer_bytes=1024 * MIB)
 """So large that a member which vanishes is waited for."""
@@ -655,8 +655,30 @@ async def test_a_planner_needs_no_files_for_a_model_that_is_planned_already(lab:
 async def test_settings_of_a_former_run_that_leave_no_plan_do_not_keep_the_swarm_from_starting(lab: Lab) -> None:
     lab.settings = PlanSettings("share", (Override(fake_node_id("ada"), duty="drain"),))
     ada = await lab.join("ada", node_id=fake_node_id("ada"), wants=True)
+    await trio.sleep(SET_ASIDE_S - 1)
+    assert ada.range is None, "others may still come with whom it can be kept"
+    assert any(isinstance(event, PlanImpossible) and "drains" in event.reason for event in ada.events)
     await trio.sleep(6)
     assert ada.range == (0, 6)
+    assert ada.planner.settings == lab.settings.all_set_aside(True)
+    assert any(isinstance(event, Notice) and "is set aside" in event.text for event in ada.events)
+    bob = await lab.join("bob")
+    await trio.sleep(10)
+    assert (ada.range, bob.range) == (None, (0, 6)), "it binds again as soon as it can"
+    assert bob.planner.settings == lab.settings
+
+
+@in_a_lab
+async def test_settings_of_a_former_run_outlive_members_who_come_back_late(lab: Lab) -> None:
+    lab.facts = msgspec.structs.replace(FACTS, layer_bytes=20 * GIB)
+    settings = PlanSettings("balanced", (Override(fake_node_id("bob"), memory_bytes=GIB), Override("gone", (0, 3))))
+    ids = {name: fake_node_id(name) for name in ("ada", "bob", "cy")}
+    old = [await lab.join(name, node_id=ids[name], wants=True, remembers=(57, settings)) for name in ("ada", "bob")]
+    await trio.sleep(12)
+    old.append(await lab.join("cy", node_id=ids["cy"], wants=True, remembers=(57, settings)))
+    old.append(await lab.join("dan", node_id=fake_node_id("dan")))
+    await trio.sleep(30)
+    assert [peer.planner.settings for peer in old] == [settings] * 4
 
 
 @in_a_lab
