@@ -282,7 +282,8 @@ class Planner:
     def _tell_what_is_set_aside(self, settings: PlanSettings, before: Plan | None) -> None:
         aside = [each.name or each.node_id[-8:] for each in settings.overrides if each.set_aside]
         if aside and before is None:
-            text = f"what was set by hand for {', '.join(aside)} is set aside until members are here who make it possible"
+            names = ", ".join(aside)
+            text = f"what was set by hand for {names} is set aside until members are here who make it possible"
             log.warning(text)
             self._emit(Notice.of("warning", text))
 

@@ -86,6 +86,11 @@ def _level(table: PoolTable, order: Sequence[int], room: Sequence[int]) -> list[
         return [table.layers]
     times = [table.classes[c].layer_ms for c in order]
     counts = water_fill(room, [1 / ms for ms in times], table.layers)
+    for i, count in enumerate(counts):
+        if count == 0:  # a stage too slow for one by its share is in the chain for its room: from who is done last
+            last = max((j for j in range(len(order)) if counts[j] > 1), key=lambda j: (counts[j] * times[j], j))
+            counts[last] -= 1
+            counts[i] = 1
     head_ms = table.classes[order[-1]].head_ms if table.has_last else 0.0
     while head_ms and counts[-1] > 1:
         takers = [i for i in range(len(order) - 1) if counts[i] < room[i]]

@@ -99,9 +99,10 @@ def _reshare(plan: Allocation, pool: Pool) -> Delta:
     """Shares follow the members: who comes or goes changes everybody's."""
     after = allocate(plan.model, pool.nodes, pool.links, "share", plan, plan.workload)
     steps = steps_between(plan, after, pool)
-    same = not steps and after.standby == plan.standby
+    same = set(after.stages()) == set(plan.stages()) and after.standby == plan.standby
     why = "the shares stay as they are" if same else "the layers are divided anew among those who are here"
-    return Delta(plan if same else after, steps, loaded_bytes(steps), not same, why)
+    gap = _gap(after.layers, after.stages())
+    return Delta(plan if same else after, steps, loaded_bytes(steps), not same, after.note if gap else why, gap)
 
 
 def _count(number: int, one: str, several: str) -> str:

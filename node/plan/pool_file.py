@@ -12,6 +12,8 @@ GIB = 1024**3
 NODE_KEYS = frozenset({"name", "memory_gib", "bandwidth_gbps", "tflops", "region", "layers", "excluded"})
 LINK_KEYS = frozenset({"a", "b", "rtt_ms", "mbps"})
 MOST_NODES = 100_000
+LEAST = 1e-6
+"""Of any figure: a megaFLOP per second, a kilobyte of memory."""
 
 
 def read_pool(text: str, where: str) -> Pool:
@@ -119,7 +121,12 @@ def _text(table: dict[str, object], key: str, at: str, where: str) -> str:
 
 
 def _figure(table: dict[str, object], key: str, at: str, where: str, *, zero: bool = False) -> float | None:
-    return checked(where, at.format(key), table[key], zero=zero, most=1e9) if key in table else None
+    if key not in table:
+        return None
+    figure = checked(where, at.format(key), table[key], zero=zero, most=1e9)
+    if 0 < figure < LEAST:
+        raise BadPool(where, at.format(key), f"{figure:g} is too little for any machine")
+    return figure
 
 
 def _range(value: object, at: str, where: str) -> tuple[int, int] | None:

@@ -167,14 +167,14 @@ def _memory(plan: Allocation, work: Workload) -> tuple[NodeMemory, ...]:
     held: dict[str, list[Stage]] = {}
     for stage in plan.stages():
         held.setdefault(stage.node_id, []).append(stage)
-    room = {s.node_id: p.sequences for p in plan.pipelines for s in p.stages}
     memory = []
     for node_id, stages in sorted(held.items()):
-        users = max(1, min(room.get(node_id, work.users), work.users))
         layers = sum(stage.layers for stage in stages)
-        cache = layers * plan.model.kv_layer_bytes(min(work.context, plan.model.context_tokens), users)
+        one = layers * plan.model.kv_layer_bytes(min(work.context, plan.model.context_tokens), 1)
         weights = sum(plan.model.range_bytes(stage.start, stage.end) for stage in stages)
-        memory.append(NodeMemory(node_id, weights, cache, plan.node(node_id).memory_bytes))
+        room = plan.node(node_id).memory_bytes
+        users = max(1, min(work.users, (room - weights) // max(1, one)))
+        memory.append(NodeMemory(node_id, weights, users * one, room))
     return tuple(memory)
 
 
@@ -223,8 +223,10 @@ def _best_move(plan: Allocation, pipeline: Pipeline, work: Workload, giver: str)
 
     now, from_index = value(counts), ids.index(giver)
     best: tuple[float, int, str] | None = None
+    if nodes[from_index].pinned is not None:
+        return None
     for i, node in enumerate(nodes):
-        if i == from_index:
+        if i == from_index or node.pinned is not None:
             continue
         first, last = i == 0, i == len(nodes) - 1
         room = layer_capacity(plan.model, node.memory_bytes, first=first, last=last, context=context)

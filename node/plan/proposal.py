@@ -89,7 +89,7 @@ def propose(
         delta = _as_delta(held, allocation, pool)
     else:
         delta = replan(held, pool)
-        if delta.uncovered is not None:
+        if delta.uncovered is not None and objective != "share":  # a share follows ranges set by hand, gaps and all
             start, end = delta.uncovered
             raise NotCovered(f"layers {start}–{end - 1} can be held by no node now: {delta.reason}")
     standby = tuple(ToldStandby(s.node_id, s.reason[:MOST_SENTENCE], s.barred) for s in delta.plan.standby)

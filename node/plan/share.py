@@ -13,6 +13,7 @@ from node.plan.allocation import Allocation, Stage, Standby
 from node.plan.fit import Capacity, ends_that_fit, missing_bytes
 from node.plan.layout import judged
 from node.plan.model_cost import ModelCost
+from node.plan.pinned import pin_problem
 from node.plan.pool import Links, Pool, PoolNode, Workload
 from node.plan.stage_time import layer_capacity
 
@@ -29,13 +30,16 @@ def shared(
     """Layers for every node that may serve; what `current` gives them stays while it is right and nobody is new.
 
     Raises:
-        BadLayers: a hand-set range reaches beyond the model.
+        BadLayers: a hand-set range reaches beyond the model, or overfills its node.
         DoesNotFit: all nodes' memory together is too small.
     """
     pool = Pool(tuple(sorted(nodes, key=lambda node: node.node_id)), links)
     able = [node for node in pool.nodes if not node.barred]
     if not able:
         raise DoesNotFit(model.name, model.total_bytes)
+    for node in able:
+        if node.pinned is not None and (problem := pin_problem(model, node, workload)):
+            raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", f"{node.label}: {problem}")
     previous = sorted(current.stages(), key=_by_place) if current is not None else []
     counted = {stage.node_id for stage in previous}
     counted |= {each.node_id for each in (current.standby if current is not None else ()) if not each.barred}
@@ -44,24 +48,27 @@ def shared(
         previous = share_layers(model, able, previous)
     holders = {stage.node_id for stage in previous}
     standby = tuple(
-        Standby(node.node_id, _why_idle(node), barred=bool(node.barred))
+        Standby(node.node_id, _why_idle(node, pinned=any(n.pinned for n in able)), barred=bool(node.barred))
         for node in pool.nodes
         if node.node_id not in holders
     )
-    note = _note(model, previous)
+    note = _note(model, able, previous)
     return judged(Allocation(model, pool, workload, "share", (), (), standby, 0.0, 0.0, note), previous, pool)
 
 
-def _why_idle(node: PoolNode) -> str:
+def _why_idle(node: PoolNode, *, pinned: bool) -> str:
     if node.barred:
         return f"{node.label} holds nothing: {node.barred}"
+    if pinned:
+        return f"{node.label} holds nothing: ranges set by hand, or nodes with more memory, leave it no layer"
     return f"{node.label} has too small a part of the memory for a layer of its own"
 
 
-def _note(model: ModelCost, stages: Sequence[Stage]) -> str:
+def _note(model: ModelCost, nodes: Sequence[PoolNode], stages: Sequence[Stage]) -> str:
     gaps = _gaps(model.layers, stages)
     if not gaps:
-        return "every node has layers in proportion to its memory"
+        by_hand = any(node.pinned is not None for node in nodes)
+        return f"every node {'without a range set by hand ' if by_hand else ''}has layers in proportion to its memory"
     text = ", ".join(f"{start}–{end - 1}" for start, end in gaps)
     return f"layers {text} are left open by ranges set by hand: nothing can be served"
 

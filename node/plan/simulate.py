@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from node.errors import DoesNotFit, NoRoute
+from node.errors import BadPool, DoesNotFit, NoRoute
 from node.plan.allocation import Allocation, Objective, Stage
 from node.plan.change import LOAD_RATE, LOAD_S, replan
 from node.plan.model_cost import ModelCost
 from node.plan.placement import allocate
-from node.plan.pool import Links, Pool, PoolNode, Workload
+from node.plan.pool import Links, Pool, PoolNode, Workload, checked
 from node.plan.routing import Host, Request, Router, route_or_wait
 from node.plan.stage_time import decode_cost, fitted_efficiency, fitted_head_efficiency, prefill_cost
+from node.plan.water import whole
 
 CHUNK_TOKENS = 256
 """A prompt goes through the chain in chunks of this size."""
@@ -35,11 +36,18 @@ BATCHES = (1, 16)
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request."""
+    """A request. Raises BadPool for figures that cannot be."""
 
     at_ms: float
     prompt_tokens: int
     output_tokens: int
+
+    def __post_init__(self) -> None:
+        checked("arrival", "at_ms", self.at_ms, zero=True)
+        for key in ("prompt_tokens", "output_tokens"):
+            if not whole(getattr(self, key)):
+                raise BadPool("arrival", key, "is not a whole number")
+            checked("arrival", key, getattr(self, key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,9 @@ class Happening:
     at_ms: float
     kind: Literal["join", "leave", "crash", "slow"]
     node: PoolNode
+
+    def __post_init__(self) -> None:
+        checked("happening", "at_ms", self.at_ms, zero=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +217,10 @@ class Simulation:
         self._until: dict[tuple[str, int, int], float] = {}
         """Ranges that a new one takes the place of, and when."""
         self._hosts_stale = True
+        self._changes_due = len(happenings)
+        """Happenings and loads to come: who finds no room before them may find it later."""
+        self._hopeless = 0
+        """Requests that no node ever had room for."""
         self._waiting: deque[_Session] = deque()
         self._running: set[_Session] = set()
         self._served: list[Served] = []
@@ -230,12 +245,14 @@ class Simulation:
                 self._waiting.append(what)
                 self._admit()
             elif isinstance(what, Happening):
+                self._changes_due -= 1
                 self._happen(what)
             else:
+                self._changes_due -= 1
                 self._hosts_stale = True
                 self._admit()
         span = max((s.arrived_ms + s.done_ms for s in self._served), default=0.0)
-        return Outcome(tuple(self._served), len(self._waiting) + len(self._running), span)
+        return Outcome(tuple(self._served), len(self._waiting) + len(self._running) + self._hopeless, span)
 
     def _at(self, at_ms: float, what: object) -> None:
         self._count += 1
@@ -275,6 +292,10 @@ class Simulation:
             request = Request(self.model.hop_bytes(1), prompt + left, None, session.number)
             chain = self.scheduler.route(self._current_hosts(), self._hosts_stale, request)
             self._hosts_stale = False
+            if chain is None and not self._running and not self._changes_due:
+                self._waiting.popleft()  # it would hold up all behind it for ever
+                self._hopeless += 1
+                continue
             if chain is None or any(stage.node_id not in self._machines for stage in chain):
                 return
             self._waiting.popleft()
@@ -381,7 +402,7 @@ class Simulation:
         node_id = happening.node.node_id
         if happening.kind in ("leave", "crash"):
             self._lose(node_id)
-        elif happening.kind == "slow" and node_id in self._machines:
+        elif node_id in self._machines:  # who is told to join and is here has new figures at most
             fresh = self._machine(happening.node)
             machine = self._machines[node_id]
             machine.node, machine.layer_ms = fresh.node, fresh.layer_ms
@@ -418,6 +439,7 @@ class Simulation:
                 kept = max((max(0, min(e, stage.end) - max(s, stage.start)) for s, e, _ in held), default=0)
                 size = (stage.layers - kept) * self.model.layer_bytes
                 old = self.now_ms + 1000 * (LOAD_S + size / LOAD_RATE)
+                self._changes_due += 1
                 self._at(old, "loaded")
                 for s, e, since in held:  # its old range serves until the new one does
                     self._ready[stage.node_id, s, e] = since

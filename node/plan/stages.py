@@ -1,4 +1,4 @@
-"""The fewest nodes that k whole pipelines need: s*(k), exactly.
+"""The fewest nodes that k whole pipelines need: s*(k), exactly but in large pools of unequal nodes.
 
 k pipelines are k disjoint groups of capacities, each of at least L (bin covering). Two facts replace the exponential
 state of the published algorithm:
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from node.errors import BadLayers
+from node.plan.water import check_capacities, whole
 
 EFFORT = 40_000
 """Groups tried in one call, about half a second, before an open question is left to a greedy deal. Pools of up to 30
@@ -30,13 +31,16 @@ WIDEST = 60
 def minimal_stages(capacities: Sequence[int], layers: int) -> list[int | None]:
     """s*(k) for k = 1 … min(N, ⌊Σc/L⌋): the fewest nodes that make k disjoint pipelines; None where no choice does.
 
+    In pools of dozens of unequal nodes the search may end (see `EFFORT`): then a figure may be one too many, and None
+    may stand for a choice that was not found.
+
     Raises:
-        BadLayers: there is no layer, or a capacity is negative.
+        BadLayers: there is no layer, or a capacity is negative or no whole number.
     """
-    if layers < 1:
-        raise BadLayers(f"0:{layers}", "a model has at least one layer")
-    if any(capacity < 0 for capacity in capacities):
-        raise BadLayers(f"0:{layers}", "a capacity is negative")
+    asked = f"0:{str(layers)[:20]}"
+    if not whole(layers) or layers < 1:
+        raise BadLayers(asked, "a model has at least one layer, a whole number of them")
+    check_capacities(asked, capacities)
     ordered = sorted((capacity for capacity in capacities if capacity > 0), reverse=True)
     most = min(len(capacities), sum(ordered) // layers)
     alone = sum(1 for capacity in ordered if capacity >= layers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 from hypothesis import given, settings
@@ -19,9 +21,12 @@ from tests.fakes.pools import GIB, machine, mixture, small_model
 OBJECTIVES: tuple[Objective, ...] = ("balanced", "latency", "throughput", "share")
 
 
-def missing(wanted: object, memories: list[int], objective: Objective) -> int:
+def missing(wanted: object, memories: list[int], objective: Objective, speeds: Sequence[float] = (4e11,)) -> int:
     model = preset(wanted) if isinstance(wanted, str) else wanted
-    nodes = [PoolNode(f"n{i:02}", memory, 4e11, 1e13) for i, memory in enumerate(memories)]
+    nodes = [
+        PoolNode(f"n{i:02}", memory, speed, 25 * speed)
+        for i, (memory, speed) in enumerate(zip(memories, cycle(speeds)))
+    ]
     try:
         plan = allocate(model, nodes, Links(), objective)  # type: ignore[arg-type]
     except DoesNotFit as error:
@@ -35,13 +40,20 @@ def missing(wanted: object, memories: list[int], objective: Objective) -> int:
     st.lists(st.integers(0, 3 * GIB), min_size=1, max_size=6),
     st.sampled_from(OBJECTIVES),
     st.sampled_from([small_model(12), replace(small_model(12), tied=True), mixture(2)]),
+    st.lists(st.floats(1e9, 3e12), min_size=1, max_size=3),
 )
 def test_what_is_missing_is_exactly_what_one_more_machine_must_have(
-    memories: list[int], objective: Objective, model: object
+    memories: list[int], objective: Objective, model: object, speeds: list[float]
 ) -> None:
-    if short := missing(model, memories, objective):
-        assert missing(model, [*memories, short], objective) == 0
-        assert missing(model, [*memories, short - 1], objective) > 0
+    if short := missing(model, memories, objective, speeds):
+        assert missing(model, [*memories, short], objective, speeds) == 0
+        assert missing(model, [*memories, short - 1], objective, speeds) > 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("gib", [12.1, 12.3, 12.5, 12.7])
+def test_a_slow_machine_lends_its_memory_where_it_is_needed(objective: Objective, gib: float) -> None:
+    assert missing("gpt-oss-20b", [int(gib * GIB), 2 * GIB], objective, [3e12, 3e10]) == 0
 
 
 @pytest.mark.parametrize("name", ["glm-4.6", "deepseek-v3", "kimi-k2", "llama-3.3-70b", "minimax-m2", "gpt-oss-120b"])

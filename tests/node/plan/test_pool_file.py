@@ -91,6 +91,9 @@ TWO = NODE + '[[node]]\nname = "b"\nmemory_gib = 8\nregion = "eu"\n'
             "link[1].a (b–a)",
             "both",
         ),
+        (NODE + "bandwidth_gbps = 1e-300", "node[0].bandwidth_gbps (a)", "too little"),
+        (NODE + "tflops = 1e-14", "node[0].tflops (a)", "too little"),
+        (TWO + '[[link]]\na = "a"\nb = "b"\nmbps = 1e-300', "link[0].mbps (a–b)", "too little"),
         ("[[nodes]]", "nodes", "unknown"),
     ],
 )

@@ -26,6 +26,14 @@ def test_figures_of_one_node_follow_the_roofline() -> None:
     assert "it runs alone" in prediction.bottleneck
 
 
+@pytest.mark.parametrize("users", [1, 1000, 100_000])
+def test_no_node_is_said_to_use_more_memory_than_it_has(users: int) -> None:
+    plan = allocate(mixture(36), machines("AAABCD"), Links())
+    assert plan.replicas
+    for node in predict(plan, Workload(256, 96, users)).memory:
+        assert node.weight_bytes + node.kv_bytes <= node.memory_bytes
+
+
 def test_a_measured_head_and_overhead_count_where_they_happen() -> None:
     model = small_model(10)
     plain = PoolNode("only", 4 * GIB, 100e9, 10e12, layer_ms=((1, 2.0),))

@@ -229,6 +229,10 @@ def test_there_are_as_many_disjoint_chains_as_the_rarest_layer_has_nodes(
         return
     chains = route_disjoint(LAYERS, hosts, Links(), k=k)
     assert len(chains) == min(k, most)
+    best = route(LAYERS, hosts, Links()).cost_ms
+    assert chains[0].cost_ms >= best * (1 - 1e-9)
+    if k == 1:
+        assert chains[0].cost_ms == best
     nodes = [node for chain in chains for node in set(chain.nodes)]
     assert len(set(nodes)) == len(nodes)
     for chain in chains:

@@ -143,3 +143,18 @@ def test_a_node_that_is_barred_leaves_its_share_and_gets_one_again_when_it_may()
     assert replan(without, Pool(tuple(barred), Links())).steps == ()
     again = replan(without, Pool(tuple(here), Links())).plan
     assert sorted(stage.layers for stage in again.stages()) == [15, 15]
+
+
+def test_a_hand_set_range_that_overfills_its_node_is_refused() -> None:
+    pool = [PoolNode("a", GIB // 8, pinned=(0, 20)), PoolNode("b", 8 * GIB, pinned=(20, 30))]
+    with pytest.raises(BadLayers, match=r"a has 0\.12 GiB"):
+        allocate(SMOLLM, pool, Links(), "share")
+
+
+def test_who_leaves_ranges_set_by_hand_behind_leaves_a_gap_that_is_told() -> None:
+    a, b = PoolNode("a", 8 * GIB, pinned=(0, 10)), PoolNode("b", 8 * GIB)
+    plan = allocate(SMOLLM, [a, b], Links(), "share")
+    delta = replan(plan, Pool((a,), Links()))
+    assert delta.plan.stages() != plan.stages()
+    assert delta.uncovered == (10, 30)
+    assert "10–29" in delta.reason

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from node.errors import BadPool
 from node.plan import allocate, predict
 from node.plan.allocation import Stage
 from node.plan.pool import Links, Pool, PoolNode, Workload
@@ -91,3 +92,21 @@ def test_ten_thousand_nodes() -> None:
     nodes = [machine(i, chance.choice("ABCD"), chance.choice(["eu", "us"])) for i in range(10_000)]
     outcome = run(nodes, [Arrival(i * 5.0, 64, 4) for i in range(5)])
     assert len(outcome.served) == 5
+
+
+def test_a_request_that_nobody_has_room_for_holds_up_nobody() -> None:
+    outcome = run(machines("AA"), [Arrival(0.0, 10**9, 16), Arrival(1.0, 128, 16)])
+    assert (len(outcome.served), outcome.unserved) == (1, 1)
+
+
+def test_a_node_that_joins_twice_is_there_once() -> None:
+    nodes = machines("AAA")
+    arrivals = [Arrival(i * 10.0, 128, 16) for i in range(30)]
+    outcome = run(nodes, arrivals, [Happening(50.0, "join", nodes[0]), Happening(90.0, "join", nodes[1])])
+    assert (len(outcome.served), outcome.unserved) == (30, 0)
+
+
+@pytest.mark.parametrize("figures", [(float("nan"), 1, 1), (-1.0, 1, 1), (0.0, 0, 1), (0.0, 1, -3), (0.0, 1.5, 1)])
+def test_a_request_that_cannot_be_is_refused(figures: tuple[float, int, int]) -> None:
+    with pytest.raises(BadPool, match="arrival"):
+        Arrival(*figures)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.errors import BadLayers
@@ -81,3 +82,56 @@ def test_extreme_speeds_do_no_harm(stages: list[tuple[int, float]], data: st.Dat
 def test_what_cannot_be_is_refused(capacities: list[int], speeds: list[float], layers: int) -> None:
     with pytest.raises(BadLayers):
         water_fill(capacities, speeds, layers)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.floats(1e-12, 1e12)), min_size=1, max_size=7),
+    st.data(),
+)
+def test_however_unequal_the_speeds_the_level_stays_right(stages: list[tuple[int, float]], data: st.DataObject) -> None:
+    capacities, speeds = [c for c, _ in stages], [f for _, f in stages]
+    layers = data.draw(st.integers(0, sum(capacities)))
+    counts = water_fill(capacities, speeds, layers)
+    assert sum(counts) == layers
+    assert all(0 <= n <= c for n, c in zip(counts, capacities, strict=True))
+    slowest = max((n / f for n, f in zip(counts, speeds, strict=True)), default=0.0)
+    one_layer = max(1 / f for f in speeds)
+    best = min(level for level in levels(capacities, speeds, layers))
+    assert slowest <= best + one_layer * (1 + 1e-9)
+
+
+def levels(capacities: list[int], speeds: list[float], layers: int) -> list[float]:
+    """Times within which the stages can do that many layers."""
+    times = sorted({n / f for c, f in zip(capacities, speeds, strict=True) for n in range(c + 1)})
+    return [
+        t
+        for t in times
+        if sum(min(c, int(t * f * (1 + 1e-12))) for c, f in zip(capacities, speeds, strict=True)) >= layers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("capacities", "speeds", "layers"),
+    [
+        ([float("nan")], [1.0], 1),
+        ([5], [1.0], float("nan")),
+        ([True], [1.0], 1),
+        ([5], [True], 1),
+        ([5], ["fast"], 1),
+        (["many"], [1.0], 1),
+        ([None], [1.0], 1),
+        ([10**30] * 2, [1.0, 2.0], 10**25),
+        ([5], [float("inf")], 1),
+        ([5], [1.0], 1.5),
+    ],
+)
+def test_figures_that_are_none_are_refused_in_a_sentence(capacities: Any, speeds: Any, layers: Any) -> None:
+    with pytest.raises(BadLayers):
+        water_fill(capacities, speeds, layers)
+
+
+def test_capacities_beyond_all_layers_and_speeds_at_the_edge_are_taken() -> None:
+    assert water_fill([10**400, 10**400], [1.0, 3.0], 8) == [2, 6]
+    assert water_fill([4, 4], [1e300, 1e300], 8) == [4, 4]
+    assert water_fill([4, 4], [1e-300, 1e300], 5) == [1, 4]
