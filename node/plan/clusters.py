@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from node.plan.chain import Chain, build_chain, hops_ms
+from node.plan.distances import Described
 from node.plan.fit import ends_that_fit
 from node.plan.partition import best_partition, score_of, state_count
 from node.plan.pool_table import LARGE_BATCH, PoolTable
@@ -82,31 +84,32 @@ def best_prefix(chains: list[Chain], objective: str) -> list[Chain]:
     return ordered[:best_k]
 
 
-def clusters(table: PoolTable, ring_ms: float) -> list[list[int]]:
-    """Classes that hang together by round trips of at most `ring_ms`, in order of their first class."""
+def places_of(table: PoolTable) -> tuple[list[list[int]], NDArray[np.float64]]:
+    """Classes by place (a region, or a single node where links name it), and the round trips between places."""
     places: dict[object, list[int]] = {}
-    named = {end for pair in (*table.links.rtt_ms, *table.links.mbps) for end in pair}
     for c, kind in enumerate(table.classes):
-        single = kind.node.node_id in named
+        single = kind.node.node_id in table.links.named
         places.setdefault((kind.node.region, kind.node.node_id if single else None), []).append(c)
     members = list(places.values())
-    parent = list(range(len(members)))
+    shown = [table.classes[own[0]].node for own in members]
+    return members, Described(table.links).distances(shown).rtt_ms
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
 
-    for i, a in enumerate(members):
-        for j in range(i):
-            if root(i) != root(j):
-                near = table.links.rtt(table.classes[a[0]].node, table.classes[members[j][0]].members[-1])
-                if near <= ring_ms:
-                    parent[max(root(i), root(j))] = min(root(i), root(j))
+def clusters(members: Sequence[list[int]], rtt_ms: NDArray[np.float64], ring_ms: float) -> list[list[int]]:
+    """Classes whose places hang together by round trips of at most `ring_ms`, in order of their first place."""
+    near = rtt_ms <= ring_ms
+    near |= near.T
+    np.fill_diagonal(near, True)
+    first = np.arange(len(members))
+    while True:  # every place takes the first one that any of its neighbours knows, until nobody learns anything
+        known = np.where(near, first[None, :], len(members)).min(axis=1)
+        known = known[known]
+        if (known == first).all():
+            break
+        first = known
     joined: dict[int, list[int]] = {}
-    for i, own in enumerate(members):
-        joined.setdefault(root(i), []).extend(own)
+    for place, own in zip(first.tolist(), members, strict=True):
+        joined.setdefault(place, []).extend(own)
     return list(joined.values())
 
 
@@ -117,8 +120,9 @@ class _Builder:
         self.table = table
         self._built: dict[tuple[int, ...], Chain | None] = {}
         self._rings: list[list[list[int]]] = []
+        members, rtt_ms = places_of(table)
         for ring_ms in RINGS_MS:
-            grown = clusters(table, ring_ms)
+            grown = clusters(members, rtt_ms, ring_ms)
             if not self._rings or grown != self._rings[-1]:
                 self._rings.append(grown)
             if len(grown) <= 1:

@@ -35,9 +35,7 @@ class Described:
 
     def __init__(self, links: Links) -> None:
         self._links = links
-        self.named: Collection[str] = {
-            end for figures in (links.rtt_ms, links.mbps) for pair in figures for end in pair
-        }
+        self.named: Collection[str] = links.named
         """Nodes and regions with figures of their own."""
 
     def distances(self, places: Sequence[Located]) -> Distances:

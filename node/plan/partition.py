@@ -24,7 +24,7 @@ from node.plan.water import water_level
 
 MOST_STATES = 4096
 """2^12: twelve nodes that all differ."""
-WAYS_TRIED = 4
+WAYS_TRIED = 2
 """Orders of a state's nodes that throughput tries at least; all of them in pools of up to eight nodes."""
 CHAINS_TRIED = 4000
 """Chains that throughput tries in all, about."""

@@ -38,9 +38,6 @@ REORDER = 0.03
 RESERVED: dict[Objective, int] = {"latency": 4, "balanced": 16, "throughput": 16}
 """Sequences that every chain has KV room for, where memory allows."""
 
-SCORED_ROOM: dict[Objective, int] = {"latency": 1, "balanced": 1, "throughput": 4}
-"""With room for so few sequences the search for better chains ends."""
-
 DEFAULT_WORKLOAD = Workload()
 
 
@@ -128,12 +125,13 @@ def _with_room_for_users(
         score = score_of(chains, objective)
         if score > score_of(best[1], objective) * ROOM_WORTH:
             best = table, _worth_waiting_for(chains, objective), bound
-        # Throughput's score counts the room already. In a large pool some nodes always have what others lack.
-        enough = sequences <= SCORED_ROOM[objective] or state_count(table) > MOST_STATES
+        enough = state_count(table) > MOST_STATES  # in a large pool some nodes always have the room that others lack
         if sequences == 1 or score * ROOM_WORTH >= most or (chains and enough):
             break
-        sequences = max(1, sequences // 4)
-    return best
+        # Throughput's score counts the room, so that it has to be asked only once more, without a claim to any.
+        sequences = 1 if objective == "throughput" else max(1, sequences // 4)
+    chosen, picked, bound = best
+    return chosen, picked, max(bound, most) if objective == "throughput" and sequences > 1 else bound
 
 
 def _worth_waiting_for(chains: list[Chain], objective: Objective) -> list[Chain]:

@@ -131,8 +131,11 @@ class Links:
     """Prior between regions."""
     trips: float = 0.5
     """Round trips that one hop takes: activations travel one way. The published formula charges a whole one."""
+    named: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Nodes and regions with figures of their own: all others of a region are alike."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "named", frozenset(end for pair in (*self.rtt_ms, *self.mbps) for end in pair))
         for (a, b), milliseconds in self.rtt_ms.items():
             checked(f"link {a}–{b}", "rtt_ms", milliseconds, zero=True)
         for (a, b), rate in self.mbps.items():

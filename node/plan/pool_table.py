@@ -150,10 +150,9 @@ ENDS = ((False, False), (True, False), (False, True), (True, True))
 
 def interchangeable(nodes: Sequence[PoolNode], links: Links) -> list[tuple[PoolNode, ...]]:
     """`nodes` in groups of equals, in an order that does not depend on theirs."""
-    named = {end for pair in (*links.rtt_ms, *links.mbps) for end in pair}
     groups: dict[tuple[object, ...], list[PoolNode]] = {}
     for node in sorted(nodes, key=lambda node: node.node_id):
-        own = node.node_id if node.node_id in named else ""
+        own = node.node_id if node.node_id in links.named else ""
         measured = node.layer_ms, node.head_ms, node.overhead_ms
         key = (own, node.memory_bytes, node.bandwidth, node.flops, node.region, measured)
         groups.setdefault(key, []).append(node)

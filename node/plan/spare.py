@@ -43,7 +43,6 @@ class Spares:
         self.rates: NDArray[np.float64] = np.zeros(model.layers)
         self._fastest_ms = np.full(model.layers, np.inf)
         self._edges = {0, model.layers}
-        self._named = {end for pair in (*links.rtt_ms, *links.mbps) for end in pair}
         self._hosts: dict[tuple[int, int, str, str], PoolNode] = {}
         """One host of each range and place: all of them are equally far."""
         alike = Counter((stage.start, stage.end, self._layer_ms(stage)) for stage in held)
@@ -107,7 +106,7 @@ class Spares:
 
     def _show(self, stage: Stage) -> None:
         node = self._nodes[stage.node_id]
-        own = node.node_id if node.node_id in self._named else ""
+        own = node.node_id if node.node_id in self.links.named else ""
         self._hosts.setdefault((stage.start, stage.end, node.region, own), node)
 
     def _window(self, capacity: tuple[int, int, int, int]) -> tuple[int, int] | None:
