@@ -19,6 +19,9 @@ from node.wire.records import NodeRecord
 LINKS_S, LINKS_S_PER_NODE = 5.0, 0.05
 """Round trips move a little with every heartbeat; reading all of them takes a while for a thousand nodes."""
 
+PART_WORTH = 0.05
+"""What a part of a range must save to be used, see `Request`."""
+
 Shape = tuple[tuple[str, int, int, str], ...]
 
 
@@ -77,6 +80,7 @@ class LiveRouter:
         own = self._records.get(self._self_id)
         whole = replace(
             request,
+            part_worth=PART_WORTH,
             hop_bytes=plan.facts.hidden_size * DTYPE_BYTES[plan.dtype],
             head=Host(self._self_id, 0, 0, 0.0, own.region if own is not None else ""),
         )

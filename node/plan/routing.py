@@ -35,7 +35,7 @@ PATIENCE = 3.0
 TIE = 1e-11
 """Costs that differ by less than this fraction are equal."""
 EDGE = 1e-8
-"""To use a part of a held range counts this fraction of the fastest compute: enough to decide between equal chains."""
+"""To use a part of a held range counts at least this fraction of the fastest compute: it decides among equal chains."""
 SLOWEST_MS = 1e12
 """A layer that takes longer never ends."""
 
@@ -77,6 +77,9 @@ class Request:
     """Which of equally good nodes it takes; a hash of the request's id spreads requests evenly."""
     avoid: frozenset[str] = frozenset()
     """Node ids that it must not use."""
+    part_worth: float = EDGE
+    """To use a part of a held range must save this fraction of the fastest compute: figures that nodes measure are not
+    exact, and a further node is one more that may fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ class Router:
         least = np.inf if 0 in np.diff(self._begins) else float(np.minimum.reduceat(work, self._begins[:-1]).sum())
         if not least < np.inf:
             usable(self._layers, self.hosts, request, idle=idle)
-        return self._best(request, work, EDGE * least)
+        return self._best(request, work, max(EDGE, request.part_worth) * least)
 
     def _best(self, request: Request, work: Floats, edge_ms: float) -> Route:
         """Forwards: the least cost per segment and host. Backwards: who had it, ties by the request's spread.

@@ -449,6 +449,16 @@ async def test_a_failure_in_the_middle_of_an_answer_is_told(lab: Lab) -> None:
 
 
 @in_a_lab
+async def test_two_whole_copies_are_not_mixed_for_a_small_gain(lab: Lab) -> None:
+    head = await lab.join("h")
+    for name, layer_ms, head_ms in (("a", 100.0, 20.0), ("b", 101.0, 1.0)):  # b's last layer and head would save 1 %
+        latency = LayerLatency(layer_ms, layer_ms, layer_ms)
+        await lab.join(name, (0, 6), machine_id="one machine", layer_latency=latency, head_ms=head_ms)
+    await head.ask()
+    assert head.names() == [("b",)]
+
+
+@in_a_lab
 async def test_an_excluded_node_is_never_used_and_a_draining_one_only_where_it_must_be(lab: Lab) -> None:
     head = await lab.join("h")
     for name in "abc":

@@ -209,6 +209,14 @@ def test_one_router_serves_many_requests() -> None:
     assert router.route(Request(kv_tokens=50)).nodes == ("b",)
 
 
+def test_a_part_of_a_range_is_used_for_what_it_saves() -> None:
+    hosts = [Host("a", 0, 6, 100.0, head_ms=20.0), Host("b", 0, 6, 101.0, head_ms=1.0)]
+    assert route(6, hosts, Links(near_ms=1.0)).nodes == ("a", "b")
+    assert route(6, hosts, Links(near_ms=1.0), Request(part_worth=0.05)).nodes == ("b",)
+    faster = [*hosts, Host("c", 3, 6, 50.0)]
+    assert route(6, faster, Links(near_ms=1.0), Request(part_worth=0.05)).nodes == ("a", "c")
+
+
 def test_disjoint_chains_share_no_node() -> None:
     hosts = [Host("a", 0, 4, 1.0), Host("b", 4, 8, 1.0), Host("c", 0, 5, 2.0), Host("d", 3, 8, 2.0), Host("e", 0, 2, 9)]
     chains = route_disjoint(8, hosts, Links(), k=5)
