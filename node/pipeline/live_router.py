@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from node.errors import BadRequest, NoRoom, NoRoute
 from node.pipeline.ledger import Ledger
-from node.plan.hosts import Offer, Untold, in_service, offer_of
+from node.plan.hosts import Offer, Untold, in_service, offer_of, what_offers_tell
 from node.plan.model_cost import cost_of_plan
 from node.plan.round_trips import RoundTrips
 from node.plan.routing import Host, Request, Route, Router, route_or_wait, usable
@@ -32,7 +32,8 @@ class LiveRouter:
         self._self_id, self._ledger, self._clock = self_id, ledger, clock
         self._plan: Plan | None = None
         self._records: Mapping[NodeId, NodeRecord] = {}
-        self._offers: dict[NodeId, tuple[int, Untold, Offer]] = {}
+        self._offers: dict[NodeId, tuple[object, Untold, Offer]] = {}
+        """By node: what its offer was made of, and the offer."""
         self._links, self._links_at_s = RoundTrips(()), float("-inf")
         self._router: Router | None = None
         self._shape: Shape = ()
@@ -49,9 +50,10 @@ class LiveRouter:
         for node, record in records.items():
             self._ledger.heard(record)
             untold = self._ledger.untold(node)
+            told = what_offers_tell(record)
             former = known.get(node)
-            if former is None or former[0] != record.seq or former[1] != untold:
-                former = record.seq, untold, offer_of(record, self._duty.get(node, "serve"), self._model, untold)
+            if former is None or former[0] != told or former[1] != untold:
+                former = told, untold, offer_of(record, self._duty.get(node, "serve"), self._model, untold)
             self._offers[node] = former
 
     def covers(self, avoid: Set[str]) -> bool:

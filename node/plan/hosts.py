@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from node.plan.model_cost import ModelCost
-from node.plan.pool import PoolNode
-from node.plan.records import USUAL_OVERHEAD_MS, pool_of_records
+from node.plan.records import node_of_record
 from node.plan.routing import Host, uncovered
-from node.plan.stage_time import decode_cost, fitted_head_efficiency
+from node.plan.stage_time import decode_cost, fitted_efficiency
 from node.wire.records import NodeRecord
 
 Duty = Literal["serve", "drain", "exclude"]
@@ -55,8 +54,7 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, untold: Untold = 
     serving = [held for held in record.held if held.state != "loading"]
     if not serving or duty == "exclude":
         return Offer()
-    nodes = pool_of_records([record]).pool.nodes
-    node = nodes[0] if nodes else PoolNode(record.node_id, 0, region=record.region, overhead_ms=USUAL_OVERHEAD_MS)
+    node = node_of_record(record)
     step = decode_cost(model, 1, CONTEXT_TOKENS)
     room = record.kv_tokens_total or None
     free = min(room, room - record.kv_tokens_used - untold.kv_tokens) if room else None
@@ -70,7 +68,7 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, untold: Untold = 
         kv_free_tokens=refused,
         load=min(MOST_LOAD, max(0, record.load + untold.load)),
         overhead_ms=node.overhead_ms,
-        head_ms=step.head_ms(node, fitted_head_efficiency(model, node)),
+        head_ms=step.head_ms(node, fitted_efficiency(model, node)) if node.head_ms is None else node.head_ms,
     )
     ready: list[Host] = []
     spare: list[Host] = []
@@ -82,6 +80,22 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, untold: Untold = 
         else:
             spare.append(replace(told, start=held.start, end=held.end))
     return Offer(tuple(ready), tuple(spare))
+
+
+def what_offers_tell(record: NodeRecord) -> tuple[object, ...]:
+    """All of a record that its offer depends on: a new record tells mostly new round trips."""
+    return (
+        record.held,
+        record.hardware,
+        record.region,
+        record.kv_tokens_total,
+        record.kv_tokens_used,
+        record.load,
+        record.layer_latency,
+        record.head_ms,
+        record.overhead_ms,
+        record.memory_cap_bytes,
+    )
 
 
 def in_service(layers: int, offers: Iterable[Offer], avoid: Container[str] = ()) -> list[Host]:

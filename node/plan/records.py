@@ -63,6 +63,17 @@ def pool_of_records(records: Iterable[NodeRecord], settings: PlanSettings | None
     return ReadRecords(Pool(tuple(nodes), links), tuple(problems))
 
 
+def node_of_record(record: NodeRecord) -> PoolNode:
+    """One node by itself, for the times that it tells; with memory that it does not share and nothing set by hand."""
+    problems: list[str] = []
+    if record.hardware is not None:
+        try:
+            return _node(record, Override(record.node_id), 1, problems)
+        except BadPool:
+            pass  # its memory cannot be; it may serve all the same
+    return PoolNode(record.node_id, 0, region=record.region, overhead_ms=USUAL_OVERHEAD_MS)
+
+
 def _node(record: NodeRecord, override: Override, siblings: int, problems: list[str]) -> PoolNode:
     assert record.hardware is not None
 
