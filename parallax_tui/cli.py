@@ -90,7 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("pool", nargs="?", metavar="POOL.toml", help="the machines: [[node]] and [[link]] tables")
     where.add_argument("--live", action="store_true", help="the machines of the running swarm (the default)")
     plan.add_argument(
-        "--model", help="a known model such as glm-4.6, or a folder with config.json; with a live pool: its"
+        "--model",
+        help="a known model such as glm-4.6, or a folder with config.json; default: the running swarm's. Without a "
+        "pool and a swarm: the machines that it would take",
     )
     objectives = ("auto", *get_args(Objective))
     plan.add_argument("--objective", choices=objectives, help="default: the swarm's own; with POOL.toml: balanced")
@@ -195,13 +197,18 @@ def _run_status(options: argparse.Namespace) -> int:
 
 def _run_plan(options: argparse.Namespace) -> int:
     from parallax_tui.headless.plan_changes import read_changes
-    from parallax_tui.headless.plan_report import PlanQuestion, answer
+    from parallax_tui.headless.plan_report import PlanQuestion, answer, failure_as_json
 
     changes = read_changes(options.pin, options.cap, options.drain, options.exclude, options.reset)
     question = PlanQuestion(
-        options.pool, options.model, options.objective, changes, apply=options.apply, as_json=options.json
+        options.pool, options.live, options.model, options.objective, changes, apply=options.apply, as_json=options.json
     )
-    print(answer(question, Home.from_environment(options.data_dir)))
+    try:
+        print(answer(question, Home.from_environment(options.data_dir)))
+    except ParallaxError as error:
+        if options.json:  # a program reads stdout, people stderr
+            print(failure_as_json(error))
+        raise
     return 0
 
 

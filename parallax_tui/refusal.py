@@ -15,13 +15,14 @@ class NodeRefused(ParallaxError):
 
     exit_code = 8
 
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
+    def __init__(self, status: int, message: str, missing_bytes: int | None = None) -> None:
+        self.status, self.missing_bytes = status, missing_bytes
         super().__init__(message)
 
 
 class _Error(msgspec.Struct):
     message: str = ""
+    missing_bytes: int | None = None
 
 
 class _Body(msgspec.Struct):
@@ -31,7 +32,8 @@ class _Body(msgspec.Struct):
 def refusal(status: int, body: bytes) -> NodeRefused:
     """The error that a reply with this status and body tells."""
     try:
-        message = msgspec.json.decode(body, type=_Body).error.message
+        told = msgspec.json.decode(body, type=_Body).error
     except (msgspec.DecodeError, UnicodeError):
-        message = body[:SHOWN_BYTES].decode(errors="replace").strip()
-    return NodeRefused(status, message or f"the node answered with HTTP {status} and no reason")
+        told = _Error(body[:SHOWN_BYTES].decode(errors="replace").strip())
+    message = told.message or f"the node answered with HTTP {status} and no reason"
+    return NodeRefused(status, message, told.missing_bytes)

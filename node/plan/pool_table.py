@@ -17,7 +17,7 @@ from node.plan.allocation import Objective
 from node.plan.fit import Capacity, missing_bytes
 from node.plan.model_cost import ModelCost
 from node.plan.pool import Links, PoolNode, Workload
-from node.plan.stage_time import decode_cost, fitted_efficiency, fitted_head_efficiency, layer_capacity, prefill_cost
+from node.plan.stage_time import capacity_of, decode_cost, fitted_efficiency, fitted_head_efficiency, prefill_cost
 
 USERS_PER_NODE = 4
 """Users whom throughput reckons with where the workload does not name more."""
@@ -99,18 +99,8 @@ class PoolTable:
 
     def capacity_of(self, memory_bytes: int) -> Capacity:
         """Layers that so much memory has room for."""
-        plain, first, last, both = (
-            layer_capacity(
-                self.model,
-                memory_bytes,
-                first=first and self.has_first,
-                last=last and self.has_last,
-                context=self.context,
-                sequences=self.sequences,
-            )
-            for first, last in ENDS
-        )
-        return min(plain, self.layers), min(first, self.layers), min(last, self.layers), min(both, self.layers)
+        ends = {"has_first": self.has_first, "has_last": self.has_last}
+        return capacity_of(self.model, memory_bytes, self.context, self.sequences, most=self.layers, **ends)
 
     @property
     def missing_bytes(self) -> int:
@@ -143,9 +133,6 @@ class PoolTable:
 
     def _ends_of(self, a: int, b: int) -> tuple[PoolNode, PoolNode]:
         return self.classes[a].members[0], self.classes[b].members[-1]
-
-
-ENDS = ((False, False), (True, False), (False, True), (True, True))
 
 
 def interchangeable(nodes: Sequence[PoolNode], links: Links) -> list[tuple[PoolNode, ...]]:

@@ -26,6 +26,7 @@ def report_text(plan: Allocation, prediction: Prediction) -> str:
         [
             f"{plan.model.name}: {plan.layers} layers, {plan.model.total_bytes / GIB:.1f} GiB, for {plan.objective}",
             plan.note,
+            *_assumed(plan),
             "",
             *table,
             "",
@@ -35,6 +36,27 @@ def report_text(plan: Allocation, prediction: Prediction) -> str:
             *(["", "standby:", *(f"  {reason}" for reason in standby)] if standby else []),
         ]
     )
+
+
+def _assumed(plan: Allocation) -> list[str]:
+    """What the figures rest on where nobody has given or measured it."""
+    work = plan.workload
+    lines = [f"figures for prompts of {work.prompt_tokens} and answers of {work.output_tokens} tokens"]
+    rates = {
+        node.label: (node.bandwidth_bytes_per_s, node.flops_per_s) for node in plan.pool.nodes if not node.layer_ms
+    }
+    if guessed := [name for name, known in rates.items() if None in known]:
+        lines.append(f"speed not given, so that of a slow desktop assumed: {named(guessed)}")
+    if len(plan.pool.nodes) > 1 and not plan.pool.links.rtt_ms:
+        near, far = figure(plan.pool.links.near_ms), figure(plan.pool.links.far_ms)
+        lines.append(f"round trips not given: {near} ms inside a region and {far} ms between regions assumed")
+    return lines
+
+
+def named(names: Sequence[str], most: int = 5) -> str:
+    """`a, b and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def layer_map(plan: Allocation, names: dict[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ from node.plan.layout import judged
 from node.plan.model_cost import ModelCost
 from node.plan.pinned import pin_problem
 from node.plan.pool import Links, Pool, PoolNode, Workload
-from node.plan.stage_time import layer_capacity
+from node.plan.stage_time import capacity_of, layer_capacity
 
 MOST_BYTES = 2**50
 """A machine with so much holds any model."""
@@ -145,20 +145,17 @@ def _share(model: ModelCost, start: int, end: int, nodes: Sequence[PoolNode]) ->
         return []
     layers, last = end - start, len(nodes) - 1
 
-    def capacity_of(memory_bytes: int) -> Capacity:
-        first, last = start == 0, end == model.layers
-        plain, begins, ends, both = (
-            min(layers, _room(model, memory_bytes, first=first and f, last=last and t))
-            for f, t in ((False, False), (True, False), (False, True), (True, True))
-        )
-        return plain, begins, ends, both
+    def room_of(memory_bytes: int) -> Capacity:
+        context = min(KV_TOKENS_PER_STAGE, model.context_tokens)
+        ends = {"has_first": start == 0, "has_last": end == model.layers}
+        return capacity_of(model, memory_bytes, context, most=layers, **ends)
 
-    rooms = [capacity_of(node.memory_bytes) for node in nodes]
+    rooms = [room_of(node.memory_bytes) for node in nodes]
     capacities = [room[(i == 0) + 2 * (i == last)] for i, room in enumerate(rooms)]
     if sum(capacities) < layers:
         ends = ends_that_fit(rooms, layers)
         if ends is None:
-            raise DoesNotFit(model.name, missing_bytes(rooms, layers, capacity_of, MOST_BYTES))
+            raise DoesNotFit(model.name, missing_bytes(rooms, layers, room_of, MOST_BYTES))
         between = [node for i, node in enumerate(nodes) if i not in ends and ends[0] != ends[1]]
         return _share(model, start, end, [nodes[ends[0]], *between, *([nodes[ends[1]]] if ends[0] != ends[1] else [])])
     counts = proportional_counts(layers, [node.memory_bytes for node in nodes], capacities)

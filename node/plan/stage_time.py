@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
+from node.plan.fit import Capacity
 from node.plan.model_cost import ModelCost
 from node.plan.pool import PoolNode
 
@@ -20,6 +21,7 @@ EFFICIENCY = 0.7
 """Of the measured rates, before a node has run the model: typical of fused decode kernels."""
 MOST_EFFICIENCY = 8.0
 """Small weights stay in a processor's cache, which is some times faster than its memory; more is not believed."""
+ENDS = ((False, False), (True, False), (False, True), (True, True))
 OVERHEAD_MS = 0.01
 """Launching one layer's kernels."""
 
@@ -108,3 +110,31 @@ def layer_capacity(
             return dense
     largest = model.sparse_layer_bytes if first else model.layer_bytes
     return int(max(0, min(model.layers, dense + max(0, room) // max(1, largest + cache))))
+
+
+def capacity_of(
+    model: ModelCost,
+    memory_bytes: int,
+    context: int,
+    sequences: int = 1,
+    *,
+    has_first: bool = True,
+    has_last: bool = True,
+    most: int | None = None,
+) -> Capacity:
+    """`layer_capacity` beside nothing, the embedding, the head, and both, where a span of `most` layers has them."""
+    plain, first, last, both = (
+        min(
+            layer_capacity(
+                model,
+                memory_bytes,
+                first=first and has_first,
+                last=last and has_last,
+                context=context,
+                sequences=sequences,
+            ),
+            model.layers if most is None else most,
+        )
+        for first, last in ENDS
+    )
+    return plain, first, last, both

@@ -14,11 +14,13 @@ from typing import Literal
 
 import msgspec
 
-from node.errors import ModelNotFound, UsageError
+from node.errors import ModelNotFound, NoNode, ParallaxError, UsageError
 from node.home import Home
 from node.journal.state import State
 from node.plan import allocate, predict, read_pool
 from node.plan.model_cost import ModelCost, cost_of_config
+from node.plan.needs import needs_data, needs_of, needs_text
+from node.plan.placement import DEFAULT_WORKLOAD
 from node.plan.pool import Pool
 from node.plan.presets import CONFIGS, preset
 from node.plan.proposal import resolved
@@ -40,6 +42,8 @@ class PlanQuestion:
 
     pool_file: str | None
     """None: the live pool of this home's node."""
+    live: bool
+    """The running swarm's machines were asked for by name."""
     model: str | None
     """A preset's name or a folder with config.json; None: the live swarm's model."""
     objective: Literal["auto"] | Objective | None
@@ -63,10 +67,24 @@ def answer(question: PlanQuestion, home: Home) -> str:
     if question.pool_file is not None:
         return _of_described(question, question.pool_file)
     if question.model is not None:
-        state = read_state(home)
+        try:
+            state = read_state(home)
+        except NoNode:
+            if question.apply or question.changes or question.live:
+                raise
+            return _of_no_machines(question, question.model)
         if state.plan is None or state.plan.model.name != question.model:
             return _of_other_model(question, question.model, state)
     return ask(home, question.changes, question.objective, apply=question.apply, as_json=question.as_json)
+
+
+def failure_as_json(error: ParallaxError) -> str:
+    """What there is instead of a plan, for programs; `missing_bytes` where memory is short."""
+    told: dict[str, object] = {"message": str(error), "code": type(error).__name__}
+    missing_bytes = getattr(error, "missing_bytes", None)
+    if missing_bytes is not None:
+        told["missing_bytes"] = missing_bytes
+    return json.dumps({"error": told}, indent=2)
 
 
 def _of_described(question: PlanQuestion, file: str) -> str:
@@ -93,6 +111,15 @@ def _of_other_model(question: PlanQuestion, name: str, state: State) -> str:
     nodes = tuple(replace(node, pinned=None, layer_ms=(), head_ms=None) for node in read.pool.nodes)
     objective = resolved(settings, {view.record.id: view.record for view in state.nodes.values()}, state.plan)
     return _report(_model(name), Pool(nodes, read.pool.links), objective, read.problems, question.as_json)
+
+
+def _of_no_machines(question: PlanQuestion, name: str) -> str:
+    """No machines are described, and none runs: which it would take."""
+    model = _model(name)
+    needs = needs_of(model, DEFAULT_WORKLOAD)
+    if question.as_json:
+        return msgspec.json.format(msgspec.json.encode(needs_data(model, needs)), indent=2).decode()
+    return "\n".join(safe(line) for line in needs_text(model, needs).splitlines())
 
 
 def _report(model: ModelCost, pool: Pool, objective: Objective, problems: tuple[str, ...], as_json: bool) -> str:

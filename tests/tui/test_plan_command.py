@@ -272,3 +272,45 @@ def test_whatever_is_typed_is_a_usage_error_or_a_body_that_a_node_takes(
     except UsageError:
         return
     parse_plan_request(json.dumps(as_request(changes, "auto")).encode())
+
+
+def test_without_any_machine_it_says_which_ones_a_model_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PARALLAX_HOME", str(tmp_path))
+    assert main(["plan", "--model", "glm-4.6"]) == 0
+    text = capsys.readouterr().out
+    assert "657.0 GiB of weights" in text
+    assert re.search(r"^1024 GiB +1$", text, re.MULTILINE)
+    assert main(["plan", "--model", "glm-4.6", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    counts = [each["count"] for each in told["machines"]]
+    assert counts == sorted(counts, reverse=True)
+    assert all(m["count"] * m["memory_bytes"] > told["weight_bytes"] for m in told["machines"])
+    assert main(["plan", "--model", "glm-4.6", "--live"]) == 4
+
+
+def test_what_does_not_fit_is_told_to_programs_too(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(pool), "--model", "glm-4.6", "--json"]) == 2
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert error["missing_bytes"] > 500 * 1024**3
+    assert error["message"] in err
+
+
+def test_what_is_assumed_is_told(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(pool), "--model", "qwen3-8b"]) == 0
+    text = capsys.readouterr().out
+    assert "prompts of 512 and answers of 256 tokens" in text
+    assert "assumed" not in text
+    pool.write_text(POOL.partition("[[link]]")[0].replace("tflops = 82", ""))
+    assert main(["plan", str(pool), "--model", "qwen3-8b"]) == 0
+    text = capsys.readouterr().out
+    assert "assumed: attic" in text
+    assert "round trips not given" in text
+
+
+@pytest.mark.parametrize("option", ["--drain", "--exclude"])
+def test_a_node_is_not_both_pinned_and_sent_away(option: str, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(pool), "--model", "qwen3-8b", "--pin", "attic=0:10", option, "attic"]) == 2
+    assert "contradict" in capsys.readouterr().err

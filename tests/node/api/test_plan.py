@@ -84,6 +84,22 @@ def test_applied_it_is_the_plan_and_its_settings_stay_for_the_next_change() -> N
     assert (reply["applied"], reply["settings"]) == (True, {"objective": "auto", "overrides": []})
 
 
+def test_null_takes_back_whatever_it_stands_for() -> None:
+    settings = PlanSettings("latency", (Override(DESK, (0, 12), GIB), Override(LOFT, duty="drain")))
+    here = swarm(settings=settings)
+    applied(here, objective=None, nodes={"desk": None, "loft": {"duty": None}})
+    assert here.in_force is not None
+    assert here.in_force.settings == PlanSettings()
+
+
+def test_a_node_that_is_away_can_be_named_as_it_was_called() -> None:
+    here = swarm(settings=PlanSettings(overrides=(Override("12D3KooWaway0000gone0009", duty="exclude", name="attic"),)))
+    assert "attic (12D3KooWaway0000gone0009)" in refused(here, reset=["cellar"])
+    applied(here, reset=["attic"])
+    assert here.in_force is not None
+    assert not here.in_force.settings.overrides
+
+
 def test_nothing_asked_is_the_plan_as_things_are() -> None:
     reply = asked(swarm())
     assert reply["settings"]["objective"] == "auto"
@@ -122,6 +138,7 @@ def test_a_node_that_is_away_can_be_reset_by_its_id_or_the_end_of_it() -> None:
     [
         ({"nodes": {"cellar": {"duty": "drain"}}}, f"cellar.*desk \\({DESK}\\)"),
         ({"reset": ["cellar"]}, "reset.*cellar"),
+        ({"nodes": {"desk": {"layers": "0:3", "duty": "exclude"}}}, "desk.*contradict"),
         ({"nodes": {"desk": {"layers": "0:31"}}}, "desk.layers.*30 layers"),
         ({"nodes": {"desk": {"layers": [5, 5]}}}, "desk.layers"),
         ({"nodes": {"desk": {"layers": [-1, 5]}}}, "desk.layers"),
