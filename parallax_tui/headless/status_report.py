@@ -9,11 +9,9 @@ import msgspec
 from node.journal.state import NodeView, State
 from node.wire.ids import NodeId
 from parallax_tui.state.cells import safe
-from parallax_tui.state.choices import objective_words, set_by_hand, standby_reasons
-from parallax_tui.state.figures import layers
+from parallax_tui.state.choices import objective_words, set_by_hand, standby_reasons, usable_bytes
+from parallax_tui.state.figures import layers, size
 from parallax_tui.state.nodes import condition_of
-
-GIB = 1024**3
 
 
 def as_json(state: State) -> str:
@@ -72,13 +70,13 @@ def _table(state: State) -> list[str]:
         record = view.record
         held = next((h for h in record.held if h.state == "ready"), None) or next(iter(record.held), None)
         rtt = own.record.rtt_ms.get(record.node_id) if own else None
-        latency = record.layer_latency
+        latency, usable = record.layer_latency, usable_bytes(state, record)
         rows.append(
             (
                 record.name + (" (this one)" if record.node_id == state.self_id else ""),
                 layers(held.start, held.end) if held else "–",
                 condition_of(record).word,
-                f"{record.hardware.memory_bytes / GIB:.1f} GiB" if record.hardware else "–",
+                "–" if usable is None else size(usable),
                 f"{record.kv_tokens_used}/{record.kv_tokens_total}",
                 "–" if rtt is None else f"{rtt:.1f} ms",
                 "–" if latency is None else f"{latency.p50_ms:.2f}",
@@ -119,6 +117,7 @@ def _node(state: State, view: NodeView) -> dict[str, Any]:
         "held": [[held.start, held.end, held.state] for held in record.held],
         "device": record.hardware.device if record.hardware else None,
         "memory_bytes": record.hardware.memory_bytes if record.hardware else None,
+        "usable_bytes": usable_bytes(state, record),
         "kv_tokens_total": record.kv_tokens_total,
         "kv_tokens_used": record.kv_tokens_used,
         "sessions": record.sessions,

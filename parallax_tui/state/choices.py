@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from node.journal.state import State
+from node.plan.members import memory_for_model, siblings_of
 from node.wire.ids import NodeId
 from node.wire.plans import Override, Plan
+from node.wire.records import NodeRecord
 from parallax_tui.state.figures import layers, size
 
 DUTIES = {"serve": "", "drain": "drains", "exclude": "is excluded"}
@@ -25,6 +27,15 @@ def override_words(override: Override) -> str:
     ]
     told = ", ".join(word for word in words if word)
     return f"{told} (set aside until the members are here that this takes)" if override.set_aside else told
+
+
+def usable_bytes(state: State, record: NodeRecord) -> int | None:
+    """Memory that a node may use for the model: its part of the machine's, and what was set by hand."""
+    if record.hardware is None:
+        return None
+    measured = {node: view.record for node, view in state.nodes.items() if view.record.hardware is not None}
+    cap = state.plan.settings.of(record.node_id).memory_bytes if state.plan is not None else None
+    return memory_for_model(record, siblings_of(measured)[record.machine_id], cap)
 
 
 def set_by_hand(plan: Plan) -> tuple[tuple[NodeId, str], ...]:

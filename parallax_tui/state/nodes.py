@@ -10,7 +10,7 @@ from node.journal.state import NodeView, State
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
 from parallax_tui.state.cells import Cell, Line, Tone, padded, safe, wrapped
-from parallax_tui.state.choices import set_by_hand, standby_reasons
+from parallax_tui.state.choices import set_by_hand, standby_reasons, usable_bytes
 from parallax_tui.state.figures import duration, layers, size
 from parallax_tui.state.live import Live
 
@@ -103,7 +103,7 @@ def _row(state: State, live: Live, view: NodeView) -> NodeRow:
     us = state.nodes.get(state.self_id)
     rtt_ms = us.record.rtt_ms.get(record.id) if us is not None and not here else None
     latency = record.layer_latency
-    memory_bytes = record.memory_cap_bytes or (record.hardware.memory_bytes if record.hardware else None)
+    memory_bytes = usable_bytes(state, record)
     return NodeRow(
         node_id=record.id,
         name=live.name_of(record.id) + (" (this)" if here else ""),

@@ -153,7 +153,7 @@ def test_node_table_names_columns_and_drops_the_least_important() -> None:
     wide, narrow = texts(node_table(LIVE, 76)), texts(node_table(LIVE, 40))
     assert wide[0].split() == ["NODE", "LAYERS", "STATE", "MEMORY", "DEVICE", "RTT", "SESSIONS", "PER", "TOKEN"]
     assert narrow[0].split() == ["NODE", "LAYERS", "STATE", "PER", "TOKEN"]
-    assert wide[2].split() == ["studio", "10–19", "●", "ready", "1.5", "GiB", "cpu", "1.2", "ms", "0", "3.2", "ms"]
+    assert wide[2].split() == ["studio", "10–19", "●", "ready", "358", "MiB", "cpu", "1.2", "ms", "0", "3.2", "ms"]
 
 
 def test_a_gone_node_keeps_its_row_and_its_name() -> None:
