@@ -95,11 +95,23 @@ CONFIGS: Mapping[str, Mapping[str, object]] = {
 }
 
 
+SUFFIXES = ("instruct", "chat", "it", "base", "thinking", "hf", "0905", "0528", "0324", "2507")
+"""Of names under which the same architecture is published."""
+ALIASES = {"deepseek-v3.1": "deepseek-v3", "llama-3-8b": "llama-3.1-8b", "llama-3-70b": "llama-3.1-70b"}
+
+
 def preset(name: str) -> ModelCost | None:
-    """The preset that `name` means, whatever its case and owner (`zai-org/GLM-4.6`, `glm-4.6`), or None."""
-    asked = name.rsplit("/", 1)[-1].lower().replace("_", "-")
-    for suffix in ("", "-instruct", "-chat", "-it", "-base", "-fp8", "-instruct-0905", "-0528", "-2507"):
-        config = CONFIGS.get(asked.removesuffix(suffix)) if asked.endswith(suffix) else None
-        if config is not None:
-            return cost_of_config(asked.removesuffix(suffix), config, "preset")
-    return None
+    """The preset that `name` means, whatever its case, owner and variant (`zai-org/GLM-4.6`, `glm-4.6`,
+    `Qwen3-30B-A3B-Instruct-2507`), or None. A variant in FP8 has weights of one byte."""
+    asked = name.rsplit("/", 1)[-1].lower().replace("_", "-").removeprefix("meta-")
+    in_fp8 = False
+    while (config := CONFIGS.get(ALIASES.get(asked, asked))) is None:
+        asked, _, suffix = asked.rpartition("-")
+        if suffix == "fp8":
+            in_fp8 = True
+        elif suffix not in SUFFIXES:
+            return None
+    known = ALIASES.get(asked, asked)
+    if not in_fp8 or "quantization_config" in config:
+        return cost_of_config(known, config, "preset")
+    return cost_of_config(f"{known}-fp8", {**config, "quantization_config": _FP8}, "preset")

@@ -119,9 +119,22 @@ def test_presets_have_the_size_that_is_known_of_them(name: str, billions: float)
 
 
 def test_presets_are_found_by_hub_ids() -> None:
-    for asked in ("zai-org/GLM-4.6", "openai/gpt-oss-120b", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B"):
+    for asked in (
+        "Qwen3-30B-A3B-Instruct-2507",
+        "deepseek-ai/DeepSeek-V3-0324",
+        "Meta-Llama-3.1-8B-Instruct",
+        "zai-org/GLM-4.6",
+        "openai/gpt-oss-120b",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "Qwen/Qwen3-8B",
+    ):
         assert preset(asked) is not None
     assert preset("nobody/knows-this") is None
+    assert preset("-instruct") is None
+    plain, small = preset("zai-org/GLM-4.6"), preset("zai-org/GLM-4.6-FP8")
+    assert plain is not None
+    assert small is not None
+    assert small.total_bytes == pytest.approx(plain.total_bytes / 2, rel=0.01)
 
 
 def test_tied_ends_are_stored_once_where_one_node_has_both() -> None:
