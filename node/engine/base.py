@@ -14,6 +14,13 @@ from node.wire.records import Hardware
 
 Buffer = bytes | bytearray | memoryview
 
+PROBE_BUDGET_S = 0.3
+"""For the steps by which a stage is timed, when it is loaded and while it is idle; one is always run."""
+PROBE_MOST_STEPS = 8
+"""Enough to see past others' disturbance; a small model needs no more."""
+PROBE_SLOW_STEP_S = 1.0
+"""A first step this slow spends its time on layers, not on warming up: it is the measurement."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageSpec:

@@ -10,17 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S
 from node.engine.torch_stage import TorchStage
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
-
-BUDGET_S = 0.3
-"""For the timed steps; one is always run."""
-MOST_STEPS = 8
-"""Enough to see past others' disturbance; a small model needs no more."""
-SLOW_STEP_S = 1.0
-"""A first step this slow spends its time on layers, not on warming up: it is the measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +45,10 @@ def probe(stage: TorchStage) -> Generator[None, None, Probed]:
     kv_bytes = _bytes_of(cache)
     yield
     timed: list[_Timed] = []
-    until_s = time.perf_counter() + BUDGET_S
-    if first.layers_s + first.head_s > SLOW_STEP_S:
+    until_s = time.perf_counter() + PROBE_BUDGET_S
+    if first.layers_s + first.head_s > PROBE_SLOW_STEP_S:
         timed, until_s = [first], 0.0
-    while not timed or (len(timed) < MOST_STEPS and time.perf_counter() < until_s):
+    while not timed or (len(timed) < PROBE_MOST_STEPS and time.perf_counter() < until_s):
         timed.append(_step(stage, cache, len(timed) + 1))
         yield
     layers_s = median([step.layers_s for step in timed])

@@ -167,7 +167,7 @@ class Member:
 
     async def _report(self) -> None:
         """Tell the swarm and our own journal how this node is."""
-        siblings = 0
+        threads = 0
         told: NodeRecord | None = None
         while True:
             stage = self.pipeline.stage
@@ -185,9 +185,7 @@ class Member:
             if record != told:
                 told = record
                 self.emit(NodeSeen(record))
-            threads = self.holder.threads()
-            if threads != siblings:
-                siblings = threads
+            if threads != (threads := self.holder.threads()):
                 await self.holder.use_threads()
             await trio.sleep(REPORT_EVERY_S)
 

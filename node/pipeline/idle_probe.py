@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from node.engine.base import Stage, Step, StepResult
+from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S, Stage, Step, StepResult
 from node.errors import EngineError
 from node.pipeline.latency import StepTimes
 from node.wire.frames import Sampling
@@ -18,12 +18,6 @@ from node.wire.models import DTYPE_BYTES
 
 log = logging.getLogger(__name__)
 
-BUDGET_S = 0.3
-"""For the timed steps; one is always run."""
-MOST_STEPS = 8
-"""Enough to see past others' disturbance."""
-SLOW_STEP_S = 1.0
-"""A first step this slow spends its time on layers, not on warming up: it is the measurement."""
 SESSION = "idle-probe"
 """The engine's name for the probe's sequence. Those of the swarm have a slash and the hop's number at the end."""
 
@@ -62,14 +56,14 @@ class IdleProbe:
             return []
         timed: list[tuple[StepResult, float]] = []
         try:
-            await stage.reserve(SESSION, MOST_STEPS + 1)
+            await stage.reserve(SESSION, PROBE_MOST_STEPS + 1)
             if not self._idle():
                 return []
             warm_up, took_s = await _step(stage, 0, first=first)
-            until_s = trio.current_time() + BUDGET_S
-            if took_s > SLOW_STEP_S:
+            until_s = trio.current_time() + PROBE_BUDGET_S
+            if took_s > PROBE_SLOW_STEP_S:
                 timed, until_s = [_with_overhead(warm_up, took_s)], 0.0
-            while self._idle() and (not timed or (len(timed) < MOST_STEPS and trio.current_time() < until_s)):
+            while self._idle() and (not timed or (len(timed) < PROBE_MOST_STEPS and trio.current_time() < until_s)):
                 timed.append(_with_overhead(*await _step(stage, len(timed) + 1, first=first)))
             return timed if self._idle() else []
         finally:

@@ -65,7 +65,8 @@ class Allocation:
     score: float
     """Latency: 1000 / best token_ms. Throughput: tokens per second. Else: Z(k), 1000 · k / mean token_ms."""
     bound: float
-    """No disjoint pipelines with KV room for as many users score higher; equal to the score where that is proven."""
+    """No disjoint pipelines with KV room for as many users, their layers shared out by one rule, score higher; equal
+    to the score where that is proven. Throughput: whatever their KV room."""
     note: str
     """What a person should know about the choice, in a sentence."""
 

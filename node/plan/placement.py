@@ -49,7 +49,8 @@ def allocate(
     current: Allocation | None = None,
     workload: Workload = DEFAULT_WORKLOAD,
 ) -> Allocation:
-    """The plan for a pool. Proven optimal for up to twelve nodes (for throughput within `gap`), good beyond.
+    """The plan for a pool. For up to twelve nodes proven optimal among pipelines with KV room for several users whose
+    layers are shared out by `chain.share_out` (for throughput within `gap`); good beyond.
 
     `current` is the plan in force: it stays while nothing better than KEEP is found, and equal nodes go on with what
     they hold. Nodes with a range set by hand hold exactly that.

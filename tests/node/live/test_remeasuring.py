@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import trio
 
-from node.engine.base import Step
+from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, Step
 from node.errors import EngineError, OutOfKV
 from node.live.remeasuring import EVERY_S, LOOK_EVERY_S, SETTLE_S, TURN_S
-from node.pipeline.idle_probe import BUDGET_S, MOST_STEPS, SESSION
+from node.pipeline.idle_probe import SESSION
 from node.wire.records import LayerLatency
 from tests.fakes.engine import HEAD_MS, HEAD_SHARE, LAYER_MS
 from tests.node.live.test_holder import LAYERS, LOAD_S, PROMPT, Lab, Node, answer, in_a_lab
@@ -18,7 +18,7 @@ from tests.node.live.test_holder import LAYERS, LOAD_S, PROMPT, Lab, Node, answe
 AT_LOADING = LayerLatency(LAYER_MS, LAYER_MS, LAYER_MS)
 DUE_S = SETTLE_S - 1.0
 """After `Lab.start`, which ends a second after the layers were loaded."""
-PROBED_S = DUE_S + 2 * LOOK_EVERY_S + 2 * BUDGET_S
+PROBED_S = DUE_S + 2 * LOOK_EVERY_S + 2 * PROBE_BUDGET_S
 
 
 def probes(node: Node) -> list[Step]:
@@ -53,7 +53,7 @@ async def test_an_idle_node_times_its_layers_again_soon_after_they_were_loaded(l
     assert layer_ms(node) == pytest.approx(60.0 * (1 - HEAD_SHARE) / LAYERS)
     assert times.head_ms == pytest.approx(60.0 * HEAD_SHARE)
     assert times.overhead_ms == pytest.approx(0.0, abs=1e-6)
-    assert 1 < len(probes(node)) <= 1 + BUDGET_S / 0.06 + 1
+    assert 1 < len(probes(node)) <= 1 + PROBE_BUDGET_S / 0.06 + 1
     assert node.engine.live_sessions == 0
 
 
@@ -90,8 +90,8 @@ async def test_the_record_shows_no_session_while_steps_are_timed(lab: Lab) -> No
 async def test_a_request_in_the_middle_waits_for_one_step_at_most_and_has_all_the_room(lab: Lab) -> None:
     node = await lab.join("a", step_s=0.1)
     await lab.start(a=(0, LAYERS))
-    stage, count = node.engine.stages[0], MOST_STEPS + 1 - len(PROMPT)
-    stage.info = replace(stage.info, kv_tokens=MOST_STEPS + 1)
+    stage, count = node.engine.stages[0], PROBE_MOST_STEPS + 1 - len(PROMPT)
+    stage.info = replace(stage.info, kv_tokens=PROBE_MOST_STEPS + 1)
     await until_a_probe_runs(node)
     await trio.sleep(0.15)  # in its second step
     before, began_s = len(probes(node)), trio.current_time()
