@@ -10,6 +10,7 @@ import trio
 
 from node.errors import WorkerDied
 from node.pipeline.head import Head
+from node.pipeline.link_rates import LEAST_BYTES, LinkRates
 from node.pipeline.outbox import Outbox
 from node.pipeline.stage import StageLookup, StageRunner
 from node.swarm.base import Arrival, Swarm
@@ -31,6 +32,7 @@ class Pipeline:
         self._swarm = swarm
         self.head = Head(swarm.node_id, self._name_of)
         self.stage = StageRunner(swarm.node_id, lookup, worker_failed, lambda node_id: node_id in swarm.members())
+        self.link_rates = LinkRates()
         self._outbox = Outbox(swarm, self._deliver, self.lost, self._unsendable)
         self.head.attach(self._outbox)
         self.stage.attach(self._outbox)
@@ -43,6 +45,10 @@ class Pipeline:
             nursery.start_soon(self._drop_idle)
             task_status.started()
             async for arrival in self._swarm.arrivals:
+                if len(arrival.body) >= LEAST_BYTES:
+                    own = self._swarm.members()[self._swarm.node_id]
+                    rtt_ms = own.rtt_ms.get(arrival.peer, 0.0)
+                    self.link_rates.add(arrival.peer, len(arrival.body), arrival.wire_ms, rtt_ms)
                 self._deliver(arrival)
 
     def lost(self, peer: NodeId, reason: str) -> None:

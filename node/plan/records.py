@@ -19,6 +19,8 @@ UNKNOWN_MS = 100.0
 """Round trip between members that have not measured it yet: pessimistic, never infinite."""
 SAME_MACHINE_MS = 1.0
 """Round trip inside a machine is no more than this, whatever a busy heartbeat says."""
+LEAST_MBPS = 0.01
+"""A slower link carries nothing that anybody waits for."""
 LEAST_RATE = 1e6
 """Bytes or FLOPs per second: whatever computes does more."""
 MOST_BANDWIDTH = 1e15
@@ -59,7 +61,7 @@ def pool_of_records(records: Iterable[NodeRecord], settings: PlanSettings | None
             nodes.append(_node(record, override, siblings[record.machine_id], problems))
         except BadPool as error:
             problems.append(str(error))
-    links = Links(_round_trips(measured), near_ms=UNKNOWN_MS, far_ms=UNKNOWN_MS)
+    links = Links(_round_trips(measured), _rates(measured), near_ms=UNKNOWN_MS, far_ms=UNKNOWN_MS)
     return ReadRecords(Pool(tuple(nodes), links), tuple(problems))
 
 
@@ -116,6 +118,16 @@ def _why_barred(record: NodeRecord, override: Override) -> str:
     if record.state == "failed":
         return f"failed: {record.problem or 'for an unknown reason'}"
     return ""
+
+
+def _rates(measured: Mapping[NodeId, NodeRecord]) -> dict[Pair, float]:
+    """By direction, as the receiver has seen it."""
+    return {
+        (peer, record.node_id): max(LEAST_MBPS, rate)
+        for record in measured.values()
+        for peer, rate in record.mbps.items()
+        if peer in measured and peer != record.node_id
+    }
 
 
 def _round_trips(measured: Mapping[NodeId, NodeRecord]) -> dict[Pair, float]:

@@ -131,6 +131,8 @@ class NodeRecord(Struct, frozen=True):
     """Set by hand with `--region`: nodes of one region are near one another until round trips have been measured."""
     rtt_ms: Annotated[dict[Id, Milliseconds], Meta(max_length=1024)] = {}
     """Round trip to each peer, by its own heartbeat."""
+    mbps: Annotated[dict[Id, Annotated[float, Meta(gt=0, le=1e6)]], Meta(max_length=1024)] = {}
+    """Megabits per second that came in from a peer, by the prompts that it has sent."""
     state: Literal["starting", "serving", "standby", "failed"] = "starting"
     problem: Annotated[str, Meta(max_length=512)] = ""
     """Why it does not serve, for people."""
@@ -138,6 +140,7 @@ class NodeRecord(Struct, frozen=True):
     def __post_init__(self) -> None:
         _require_finite("record", ttl_s=self.ttl_s, load=self.load, head_ms=self.head_ms, overhead_ms=self.overhead_ms)
         _require_finite("record", **{f"rtt_ms[{peer}]": ms for peer, ms in self.rtt_ms.items()})
+        _require_finite("record", **{f"mbps[{peer}]": rate for peer, rate in self.mbps.items()})
         if self.pinned_layers is not None and self.pinned_layers[1] <= self.pinned_layers[0]:
             raise ValueError(f"record.pinned_layers {self.pinned_layers} is empty")
 

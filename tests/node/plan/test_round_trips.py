@@ -19,10 +19,16 @@ NAMES = "abcde"
 
 members = st.lists(
     st.builds(
-        lambda machine, region, rtt_ms: {"machine_id": machine, "region": region, "rtt_ms": rtt_ms},
+        lambda machine, region, rtt_ms, mbps: {
+            "machine_id": machine,
+            "region": region,
+            "rtt_ms": rtt_ms,
+            "mbps": mbps,
+        },
         st.sampled_from("XYZ"),
         st.sampled_from(["", "eu", "us"]),
         st.dictionaries(st.sampled_from([*NAMES, "stranger"]), st.floats(0, 200), max_size=5),
+        st.dictionaries(st.sampled_from([*NAMES, "stranger"]), st.floats(1e-9, 1e6), max_size=5),
     ),
     min_size=1,
     max_size=len(NAMES),
