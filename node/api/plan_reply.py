@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from node.plan.prediction import predict
 from node.plan.proposal import Proposal
 from node.plan.report import report_data, report_text
@@ -24,16 +22,14 @@ def plan_reply(proposal: Proposal, before: Plan, names: Mapping[str, str], *, ap
     """
 
     def name_of(node_id: str) -> str:
-        return names.get(node_id) or proposal.plan.settings.of(node_id).name or node_id[-8:]
+        set_for = next((each.name for each in proposal.plan.settings.overrides if each.node_id == node_id), "")
+        return names.get(node_id) or set_for or node_id[-8:]
 
     prediction = predict(proposal.allocation)
-    settings = msgspec.to_builtins(proposal.plan.settings)
-    for override in settings["overrides"]:
-        override["name"] = name_of(override["node_id"])
     return {
         **report_data(proposal.allocation, prediction),
         "epoch": proposal.plan.epoch,
-        "settings": settings,
+        "settings": proposal.plan.settings.as_data(name_of),
         "changes": proposal.changes,
         "applied": applied,
         "reason": proposal.reason,

@@ -1,6 +1,5 @@
 """Round trips and rates between all live members as matrices: what `pool_of_records` has pair by pair, for many.
 
-
 A pair's round trip is the smaller of what both ends say; inside a machine it is short whatever a busy heartbeat says;
 one that nobody has measured is the usual one inside a region that has a name, and pessimistic elsewhere. A rate is what
 the receiver has seen, or the other direction's, or a prior.

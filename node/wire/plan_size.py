@@ -18,18 +18,22 @@ SHORTER_REASONS = (80, 40, 0)
 
 
 def fit(plan: Plan) -> Plan:
-    """The same plan, with shorter reasons or none where it would be too large to travel.
+    """The same plan, with shorter reasons or none, and settings without names, where it would be too large to travel.
 
     To be asked before a plan is adopted, so that its author follows what the others hear.
 
     Raises:
-        BadWireData: it is too large even without reasons.
+        BadWireData: it is too large even so.
     """
     size_bytes = len(encode(plan))
     for longest in SHORTER_REASONS:
         if size_bytes <= PLAN_LIMIT_BYTES:
             return plan
         plan = replace(plan, standby=tuple(_with_shorter_reason(each, longest) for each in plan.standby))
+        size_bytes = len(encode(plan))
+    if size_bytes > PLAN_LIMIT_BYTES:
+        nameless = tuple(replace(each, name="") for each in plan.settings.overrides)
+        plan = replace(plan, settings=replace(plan.settings, overrides=nameless))
         size_bytes = len(encode(plan))
     if size_bytes > PLAN_LIMIT_BYTES:
         raise BadWireData("plan", f"{size_bytes} bytes, at most {PLAN_LIMIT_BYTES} allowed")

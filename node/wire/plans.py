@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -38,7 +39,7 @@ class Assignment(Struct, frozen=True):
         return NodeId(self.node_id)
 
 
-class Override(Struct, frozen=True):
+class Override(Struct, frozen=True, omit_defaults=True):
     """What a person has set by hand for one node, from any member."""
 
     node_id: Id
@@ -79,6 +80,23 @@ class PlanSettings(Struct, frozen=True):
     def of(self, node_id: str) -> Override:
         """What counts for one node."""
         return self.binding.get(node_id, Override(node_id))
+
+    def as_data(self, name_of: Callable[[str], str]) -> dict[str, object]:
+        """For JSON, every key there and names beside ids."""
+        return {
+            "objective": self.objective,
+            "overrides": [
+                {
+                    "node_id": each.node_id,
+                    "name": name_of(each.node_id),
+                    "layers": list(each.layers) if each.layers is not None else None,
+                    "memory_bytes": each.memory_bytes,
+                    "duty": each.duty,
+                    "set_aside": each.set_aside,
+                }
+                for each in self.overrides
+            ],
+        }
 
     def all_set_aside(self, aside: bool) -> PlanSettings:
         """The same with every override set aside, or with every one binding again."""

@@ -25,7 +25,7 @@ def as_json(state: State) -> str:
         "layers": plan.facts.layers if plan else None,
         "epoch": plan.epoch if plan else None,
         "objective": plan.objective if plan else None,
-        "settings": _settings(state),
+        "settings": plan.settings.as_data(lambda node: state.name_of(NodeId(node))) if plan else None,
         "note": plan.note if plan else "",
         "problem": state.plan_problem,
         "uncovered": [list(gap) for gap in state.uncovered()],
@@ -84,15 +84,6 @@ def _table(state: State) -> list[str]:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _settings(state: State) -> dict[str, Any] | None:
-    if state.plan is None:
-        return None
-    settings: dict[str, Any] = msgspec.to_builtins(state.plan.settings)
-    for override in settings["overrides"]:
-        override["name"] = state.name_of(override["node_id"])
-    return settings
 
 
 def _in_layer_order(state: State) -> list[NodeView]:

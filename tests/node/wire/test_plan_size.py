@@ -35,6 +35,14 @@ def test_reasons_are_shortened_and_nothing_else() -> None:
     assert replace(fitted, standby=()) == EMPTY
 
 
+def test_names_of_nodes_with_settings_go_where_nothing_else_helps() -> None:
+    named = replace(BY_HAND, overrides=tuple(replace(each, name="n" * 64) for each in BY_HAND.overrides))
+    fitted = fit(replace(EMPTY, assignments=ASSIGNED, settings=named))
+    assert fitted.settings == BY_HAND
+    few = replace(named, overrides=named.overrides[:100])
+    assert fit(replace(EMPTY, assignments=ASSIGNED, settings=few)).settings == few
+
+
 def test_what_no_shortening_helps_is_refused_before_anybody_follows_it() -> None:
     with pytest.raises(BadWireData, match=f"at most {PLAN_LIMIT_BYTES}"):
         fit(replace(EMPTY, assignments=tuple(Assignment(f"{number:0120}", 0, 1) for number in range(4000))))
