@@ -31,7 +31,8 @@ from node.wire.records import NodeRecord
 
 log = logging.getLogger(__name__)
 
-REPORT_EVERY_S = 1.0
+REPORT_EVERY_S, REPORT_SOON_S = 1.0, 0.2
+"""Sooner where a request comes or goes: other heads shall not send theirs to a node that is busy by now."""
 
 
 class Member:
@@ -60,6 +61,7 @@ class Member:
         self.dispatcher = Dispatcher(swarm.node_id, self.pipeline.head, self.plan, swarm.members)
         self.service = Service(self, self.dispatcher, self.journal)
         self._wanted: ModelRef | None = None
+        self._learning: ModelRef | None = None
         self._nursery: trio.Nursery | None = None
 
     # --- what the HTTP service asks ---------------------------------------------------------------------------------
@@ -152,7 +154,8 @@ class Member:
             log.warning(text)
             self.emit(Notice.of("warning", text))
         self.holder.follow(plan)
-        if self._nursery is not None:
+        if self._nursery is not None and self._learning != plan.model:
+            self._learning = plan.model
             self._nursery.start_soon(self._learn, plan.model)
 
     async def _learn(self, model: ModelRef) -> None:
@@ -171,6 +174,7 @@ class Member:
         told: NodeRecord | None = None
         while True:
             stage = self.pipeline.stage
+            changed = stage.load_changed
             await self._swarm.update(
                 kv_tokens_total=self.holder.kv_tokens,
                 kv_tokens_used=self.holder.kv_tokens_used,
@@ -188,7 +192,9 @@ class Member:
                 self.emit(NodeSeen(record))
             if threads != (threads := self.holder.threads()):
                 await self.holder.use_threads()
-            await trio.sleep(REPORT_EVERY_S)
+            with trio.move_on_after(REPORT_EVERY_S):
+                await changed.wait()
+                await trio.sleep(REPORT_SOON_S)
 
 
 def _first_settings(settings: Settings, remembered: Remembered) -> PlanSettings:

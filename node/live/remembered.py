@@ -29,9 +29,9 @@ class Remembered:
         self.settings = PlanSettings()
         try:
             fields = json.loads(path.read_bytes())
-            self.model = msgspec.convert(fields["model"], ModelRef)
-            self.epoch = msgspec.convert(fields["epoch"], Epoch)
-            self.settings = msgspec.convert(fields.get("settings", {}), PlanSettings)
+            model, epoch = msgspec.convert(fields["model"], ModelRef), msgspec.convert(fields["epoch"], Epoch)
+            settings = msgspec.convert(fields.get("settings", {}), PlanSettings)
+            self.model, self.epoch, self.settings = model, epoch, settings  # all of it or nothing
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:  # ValidationError is a ValueError

@@ -66,6 +66,8 @@ class StageRunner:
         self._running: StageSession | None = None
         self._work: WorkQueue[_Work] = WorkQueue()
         self._to_free: list[StageSession] = []
+        self.load_changed = trio.Event()
+        """Set, and replaced, when a sequence begins or ends here."""
         self._outbox: Outbox | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -82,6 +84,10 @@ class StageRunner:
     def load(self) -> float:
         """Of them: how many are here at a time when each is spread evenly over its chain."""
         return sum(1 / len(session.opened.chain) for session in self._sessions.values())
+
+    def _note_load(self) -> None:
+        self.load_changed.set()
+        self.load_changed = trio.Event()
 
     @property
     def queue_depth(self) -> int:
@@ -254,6 +260,7 @@ class StageRunner:
             self._work.wake()
             return
         self._sessions[key] = session
+        self._note_load()
         gone = next((node for node in session.needs() if not self._is_member(node)), None)
         if gone is not None:  # it left while the sequence was being opened: its farewell came too early for it
             self.drop_all_with(gone, "it is gone")
@@ -351,6 +358,7 @@ class StageRunner:
 
     def _drop(self, session: StageSession) -> None:
         if self._sessions.pop(session.key, None) is not None:
+            self._note_load()
             self._to_free.append(session)
             self._work.wake()
 
