@@ -217,6 +217,8 @@ class Simulation:
         self._until: dict[tuple[str, int, int], float] = {}
         """Ranges that a new one takes the place of, and when."""
         self._hosts_stale = True
+        self._serving: list[tuple[_Machine, int, int, int]] = []
+        """Machines, the ranges that serve, and token-layers that fit beside the weights."""
         self._changes_due = len(happenings)
         """Happenings and loads to come: who finds no room before them may find it later."""
         self._hopeless = 0
@@ -265,23 +267,29 @@ class Simulation:
         head = decode_cost(self.model, 1, self._context).head_ms(node, fitted_head_efficiency(self.model, node))
         return _Machine(node, (small, large), head, prompt)
 
-    def _room(self, machine: _Machine, layers: int, stage: Stage) -> int:
-        """Tokens of one more session that its cache has room for."""
-        weights = self.model.range_bytes(stage.start, stage.end)
-        free = machine.node.memory_bytes - weights - machine.kv_used * max(1, self.model.kv_token_bytes)
-        return max(0, int(free // (layers * max(1, self.model.kv_token_bytes))))
-
     def _current_hosts(self) -> list[Host]:
-        hosts = []
-        for (node_id, start, end), since_ms in sorted(self._ready.items()):
-            machine = self._machines.get(node_id)
-            gone = self._until.get((node_id, start, end), float("inf")) <= self.now_ms
-            if machine is not None and since_ms <= self.now_ms and not gone:
-                stage = Stage(node_id, start, end)
-                room = self._room(machine, end - start, stage)
-                time = machine.layer_ms[0]
-                hosts.append(Host(node_id, start, end, time, machine.node.region, machine.load, room))
-        return hosts
+        """What serves now. Which ranges do changes only with the pool and with loads."""
+        token_bytes = max(1, self.model.kv_token_bytes)
+        if self._hosts_stale:
+            self._serving = []
+            for (node_id, start, end), since_ms in sorted(self._ready.items()):
+                machine = self._machines.get(node_id)
+                gone = self._until.get((node_id, start, end), float("inf")) <= self.now_ms
+                if machine is not None and since_ms <= self.now_ms and not gone:
+                    room = (machine.node.memory_bytes - self.model.range_bytes(start, end)) // token_bytes
+                    self._serving.append((machine, start, end, room))
+        return [
+            Host(
+                machine.node.node_id,
+                start,
+                end,
+                machine.layer_ms[0],
+                machine.node.region,
+                machine.load,
+                max(0, (room - machine.kv_used) // (end - start)),
+            )
+            for machine, start, end, room in self._serving
+        ]
 
     def _admit(self) -> None:
         """Gives waiting sessions chains, in order, until one finds none."""
