@@ -101,7 +101,7 @@ def _in_force(here: Here, asked: PlanRequest) -> Plan:
 def _settings(here: Here, asked: PlanRequest, plan: Plan) -> PlanSettings | None:
     if not asked.changes_settings:
         return None
-    return changed_settings(asked, plan.settings, here.records(), plan.facts.layers)
+    return changed_settings(asked, plan.settings, here.records(), plan.facts.layers, here.names())
 
 
 def _plan_error(error: ParallaxError) -> Response:

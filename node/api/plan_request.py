@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -80,7 +81,11 @@ def parse_plan_request(body: bytes) -> PlanRequest:
 
 
 def changed_settings(
-    request: PlanRequest, before: PlanSettings, records: Iterable[NodeRecord], layers: int
+    request: PlanRequest,
+    before: PlanSettings,
+    records: Iterable[NodeRecord],
+    layers: int,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> PlanSettings:
     """The settings after the request: what it resets, then what it sets, all else as before.
 
@@ -89,13 +94,14 @@ def changed_settings(
         before: the settings of the plan in force.
         records: of the live members, by whose names nodes are found.
         layers: of the model.
+        names: of nodes that were seen before, by id; a member's own goes before.
 
     Raises:
         BadRequest: a name that is unknown or shared, layers beyond the model or against their owner's own `--layers`.
     """
     members = {record.node_id: record for record in records}
     overrides = {override.node_id: override for override in before.overrides}
-    known = {node_id: each.name for node_id, each in overrides.items()}
+    known = {**names, **{node_id: each.name or names.get(node_id, "") for node_id, each in overrides.items()}}
     known |= {node_id: record.name for node_id, record in members.items()}
     for called in request.reset:
         overrides.pop(_id_of(called, "reset", known), None)

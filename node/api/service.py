@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,6 +38,9 @@ class Here(Protocol):
     def chat_model(self) -> ChatModel | None: ...
     def records(self) -> Iterable[NodeRecord]: ...
     def invitation(self) -> str: ...
+    def names(self) -> Mapping[str, str]:
+        """Of all nodes seen in this run, by id: those that are away can be named too."""
+
     def waiting_for(self) -> str: ...
 
     async def propose(self, settings: PlanSettings | None = None) -> Proposal:

@@ -26,7 +26,7 @@ from node.plan.proposal import Proposal
 from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard, Swarm
 from node.wire.events import Event, NodeGone, NodeSeen, Notice, PlanAdopted
 from node.wire.models import ModelRef
-from node.wire.plans import Plan, PlanSettings
+from node.wire.plans import MOST_NODES, Plan, PlanSettings
 from node.wire.records import NodeRecord
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Member:
         self.service = Service(self, self.dispatcher, self.journal)
         self._wanted: ModelRef | None = None
         self._learning: ModelRef | None = None
+        self._names: dict[str, str] = {}
         self._nursery: trio.Nursery | None = None
 
     # --- what the HTTP service asks ---------------------------------------------------------------------------------
@@ -75,6 +76,10 @@ class Member:
 
     def records(self) -> Iterable[NodeRecord]:
         return self._swarm.members().values()
+
+    def names(self) -> dict[str, str]:
+        """Of all nodes seen in this run, by id."""
+        return dict(self._names)
 
     def invitation(self) -> str:
         return self._swarm.invitation()
@@ -133,6 +138,7 @@ class Member:
         async for news in self._swarm.news:
             match news:
                 case MemberSeen(record=record):
+                    self._note_name(record)
                     self.emit(NodeSeen(record))
                     self.dispatcher.heard(record)
                 case MemberGone() as gone:
@@ -145,6 +151,12 @@ class Member:
                 case PlanHeard(plan=plan):
                     self.planner.heard(plan)
             self.planner.wake()
+
+    def _note_name(self, record: NodeRecord) -> None:
+        self._names.pop(record.node_id, None)
+        self._names[record.node_id] = record.name
+        if len(self._names) > MOST_NODES:
+            del self._names[next(iter(self._names))]
 
     def _adopt(self, plan: Plan) -> None:
         self.emit(PlanAdopted(plan))

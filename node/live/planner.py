@@ -205,7 +205,7 @@ class Planner:
             self._weighed = ()  # it took a while, and is of yesterday
             self.wake()
         elif isinstance(outcome, Problem):
-            self._say(outcome.reason)
+            self._say(f"{outcome.reason}{self._set_aside_soon()}")
         elif outcome is None:
             self._agreed = 0
             self._say("")
@@ -249,6 +249,14 @@ class Planner:
 
     def _may_set_aside(self) -> bool:
         return self.plan is None and trio.current_time() >= self._set_aside_at_s
+
+    def _set_aside_soon(self) -> str:
+        if self.plan is not None or not self.settings.overrides or self._may_set_aside():
+            return ""
+        return (
+            f"; members who are away are waited for, {SET_ASIDE_S:.0f} s at most, then the swarm serves without what "
+            "was set by hand"
+        )
 
     def _due(self, records: dict[NodeId, NodeRecord]) -> Literal["", "change", "review"]:
         """Whether anything has changed that a plan depends on, or it is time to look at what nodes measure."""

@@ -102,7 +102,8 @@ def _reshare(plan: Allocation, pool: Pool) -> Delta:
     same = set(after.stages()) == set(plan.stages()) and after.standby == plan.standby
     why = "the shares stay as they are" if same else "the layers are divided anew among those who are here"
     gap = _gap(after.layers, after.stages())
-    return Delta(plan if same else after, steps, loaded_bytes(steps), not same, after.note if gap else why, gap)
+    unchanged = same and after.note == plan.note
+    return Delta(plan if unchanged else after, steps, loaded_bytes(steps), not same, after.note if gap else why, gap)
 
 
 def _count(number: int, one: str, several: str) -> str:

@@ -198,7 +198,7 @@ def _check(model: ModelCost, nodes: Sequence[PoolNode]) -> None:
             raise BadPool(node.label, "name", "two nodes have this name")
         seen.add(node.node_id)
         if node.pinned is not None and node.pinned[1] > model.layers:
-            raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", f"the model has {model.layers} layers")
+            raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", f"{node.label}: the model has {model.layers} layers")
 
 
 def _still_good(

@@ -16,6 +16,8 @@ PRIOR_BANDWIDTH = 20e9
 """Bytes per second of a node that has not measured its memory: an old laptop."""
 PRIOR_FLOPS = 0.2e12
 """FLOPs per second of such a node."""
+DRAINS = "drains"
+"""Why a node is barred that gives its layers up as soon as others have them."""
 PRIOR_NEAR_MS = 2.0
 """Round trip inside a region that nobody has measured."""
 PRIOR_FAR_MS = 100.0

@@ -83,13 +83,18 @@ def propose(
     serves = current if current is not None and (current.model, current.dtype) == (model, dtype) else None
     held: Allocation | None = None
     if serves is not None:  # shares must know whether shares were in force; the others score what is held as their own
-        held = _allocation_of(serves, cost, pool, serves.objective if objective == "share" else objective)
+        if objective == "share":
+            as_it_was = pool_of_records(records.values(), serves.settings).pool
+            held = _allocation_of(serves, cost, as_it_was, serves.objective)
+        else:
+            held = _allocation_of(serves, cost, pool, objective)
     if held is None or serves is None or serves.objective != objective:
         allocation = allocate(cost, pool.nodes, pool.links, objective, held)
         delta = _as_delta(held, allocation, pool)
     else:
         delta = replan(held, pool)
-        if delta.uncovered is not None and objective != "share":  # a share follows ranges set by hand, gaps and all
+        # The planner's own shares follow ranges set by hand, gaps and all; nobody shall open a gap by a change.
+        if delta.uncovered is not None and (objective != "share" or not (lenient or _has_gap(serves))):
             start, end = delta.uncovered
             raise NotCovered(f"layers {start}–{end - 1} can be held by no node now: {delta.reason}")
     standby = tuple(ToldStandby(s.node_id, s.reason[:MOST_SENTENCE], s.barred) for s in delta.plan.standby)
@@ -140,6 +145,11 @@ def _allocation_of(plan: Plan, cost: ModelCost, pool: Pool, objective: Objective
     standby = tuple(Standby(s.node_id, s.reason, s.barred) for s in plan.standby if s.node_id in here)
     bare = Allocation(cost, pool, DEFAULT_WORKLOAD, objective, (), stages, standby, 0.0, 0.0, plan.note)
     return judged(bare, stages, pool)
+
+
+def _has_gap(plan: Plan) -> bool:
+    held = {layer for a in plan.assignments for layer in range(a.start, a.end)}
+    return len(held) < plan.facts.layers
 
 
 def _as_delta(before: Allocation | None, after: Allocation, pool: Pool) -> Delta:

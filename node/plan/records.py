@@ -8,7 +8,7 @@ from itertools import combinations
 
 from node.errors import BadPool
 from node.plan.members import memory_for_model, siblings_of
-from node.plan.pool import PRIOR_NEAR_MS, Links, Pair, Pool, PoolNode
+from node.plan.pool import DRAINS, PRIOR_NEAR_MS, Links, Pair, Pool, PoolNode
 from node.wire.ids import NodeId
 from node.wire.plans import Override, PlanSettings
 from node.wire.records import NodeRecord
@@ -114,7 +114,7 @@ def _why_barred(record: NodeRecord, override: Override) -> str:
     if override.duty == "exclude":
         return "excluded by hand"
     if override.duty == "drain":
-        return "drains"
+        return DRAINS
     if record.state == "failed":
         return f"failed: {record.problem or 'for an unknown reason'}"
     return ""

@@ -14,11 +14,14 @@ from node.plan.fit import Capacity, ends_that_fit, missing_bytes
 from node.plan.layout import judged
 from node.plan.model_cost import ModelCost
 from node.plan.pinned import pin_problem
-from node.plan.pool import Links, Pool, PoolNode, Workload
+from node.plan.pool import DRAINS, Links, Pool, PoolNode, Workload
 from node.plan.stage_time import capacity_of, layer_capacity
 
 MOST_BYTES = 2**50
 """A machine with so much holds any model."""
+
+OTHER_MEMORY = 0.1
+"""Shares are made anew when a node's memory has changed by more than this part of it."""
 
 KV_TOKENS_PER_STAGE = 2048
 """KV cache that a range must have room for beside its weights: one conversation of that length."""
@@ -43,7 +46,7 @@ def shared(
     previous = sorted(current.stages(), key=_by_place) if current is not None else []
     counted = {stage.node_id for stage in previous}
     counted |= {each.node_id for each in (current.standby if current is not None else ()) if not each.barred}
-    as_shared = current is not None and current.objective == "share"
+    as_shared = current is not None and current.objective == "share" and not _freed(current.pool, able)
     if not as_shared or counted != {node.node_id for node in able} or not still_right(model, able, previous):
         previous = share_layers(model, able, previous)
     holders = {stage.node_id for stage in previous}
@@ -52,13 +55,24 @@ def shared(
         for node in pool.nodes
         if node.node_id not in holders
     )
-    note = _note(model, able, previous)
+    note = _note(model, pool.nodes, previous)
     return judged(Allocation(model, pool, workload, "share", (), (), standby, 0.0, 0.0, note), previous, pool)
+
+
+def _freed(before: Pool, nodes: Sequence[PoolNode]) -> bool:
+    """Whether a range set by hand was taken back, or a node's memory has changed."""
+    was = {node.node_id: node for node in before.nodes}
+    known = [(was[node.node_id], node) for node in nodes if node.node_id in was]
+    return any(
+        (old.pinned is not None and new.pinned is None)
+        or abs(old.memory_bytes - new.memory_bytes) > OTHER_MEMORY * max(old.memory_bytes, 1)
+        for old, new in known
+    )
 
 
 def _why_idle(node: PoolNode, *, pinned: bool) -> str:
     if node.barred:
-        return f"{node.label} holds nothing: {node.barred}"
+        return f"{node.label} is given nothing: {node.barred}"
     if pinned:
         return f"{node.label} holds nothing: ranges set by hand, or nodes with more memory, leave it no layer"
     return f"{node.label} has too small a part of the memory for a layer of its own"
@@ -70,6 +84,8 @@ def _note(model: ModelCost, nodes: Sequence[PoolNode], stages: Sequence[Stage]) 
         by_hand = any(node.pinned is not None for node in nodes)
         return f"every node {'without a range set by hand ' if by_hand else ''}has layers in proportion to its memory"
     text = ", ".join(f"{start}–{end - 1}" for start, end in gaps)
+    if any(node.barred == DRAINS for node in nodes):
+        return f"layers {text} have no taker by what is set by hand; a node that drains serves them as long as it stays"
     return f"layers {text} are left open by ranges set by hand: nothing can be served"
 
 

@@ -57,7 +57,7 @@ class Spares:
         What it holds already (`held`) it keeps while that fits: nothing is loaded for a little more balance.
         """
         if node.barred:
-            return Standby(node.node_id, f"{node.label} holds nothing: {node.barred}", barred=True)
+            return Standby(node.node_id, f"{node.label} is given nothing: {node.barred}", barred=True)
         kind = self._table(node).classes[0]
         window = self._kept(kind.capacity, held) or self._window(kind.capacity)
         if window is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from node.errors import UsageError
 from node.notation import parse_bytes, parse_layers
-from node.plan.pool import Pool
+from node.plan.pool import DRAINS, Pool
 
 MOST_CHARACTERS = 128
 """Of a name or an id."""
@@ -102,5 +102,5 @@ def changed_pool(pool: Pool, changes: PlanChanges, where: str) -> Pool:
     for name, memory_bytes in changes.caps.items():
         nodes[name] = replace(nodes[name], memory_bytes=min(memory_bytes, nodes[name].memory_bytes))
     for name in changes.drains | changes.excludes:
-        nodes[name] = replace(nodes[name], barred="drains" if name in changes.drains else "excluded by hand")
+        nodes[name] = replace(nodes[name], barred=DRAINS if name in changes.drains else "excluded by hand")
     return Pool(tuple(nodes.values()), pool.links)

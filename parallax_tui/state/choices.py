@@ -26,7 +26,7 @@ def override_words(override: Override) -> str:
         DUTIES[override.duty],
     ]
     told = ", ".join(word for word in words if word)
-    return f"{told} (set aside until the members are here that this takes)" if override.set_aside else told
+    return f"{told} (set aside for now)" if override.set_aside else told
 
 
 def usable_bytes(state: State, record: NodeRecord) -> int | None:

@@ -34,6 +34,9 @@ class FakeHere:
     def invitation(self) -> str:
         return "a token"
 
+    def names(self) -> dict[str, str]:
+        return {"12D3KooWseen0000before01": "garage"}
+
     def waiting_for(self) -> str:
         return "no plan yet: the nodes measure themselves; try again in a moment"
 

@@ -100,6 +100,35 @@ def test_a_node_that_is_away_can_be_named_as_it_was_called() -> None:
     assert not here.in_force.settings.overrides
 
 
+def test_a_range_or_a_cap_that_is_taken_back_lets_go() -> None:
+    here = swarm()
+    assert here.in_force is not None
+    before = here.in_force.assignments
+    for change in ({"layers": "0:20"}, {"memory_bytes": "100m"}):
+        applied(here, nodes={"desk": change})
+        assert here.in_force.assignments != before
+        applied(here, reset=["desk"])
+        assert here.in_force.assignments == before
+        assert here.in_force.note == "every node has layers in proportion to its memory"
+        assert not here.in_force.standby
+
+
+def test_a_change_that_leaves_layers_to_nobody_is_refused() -> None:
+    here = swarm()
+    said = refused(here, 422, nodes={name: {"layers": "5:10"} for name in ("desk", "studio", "loft")})
+    assert "left open by ranges set by hand" in said
+
+
+def test_a_node_that_is_away_can_be_excluded_and_reset_by_name() -> None:
+    here = swarm()
+    applied(here, nodes={"garage": {"duty": "exclude"}})
+    assert here.in_force is not None
+    assert here.in_force.settings.overrides == (Override("12D3KooWseen0000before01", duty="exclude", name="garage"),)
+    applied(here, reset=["garage"])
+    assert not here.in_force.settings.overrides
+    assert not applied(here, reset=["garage"])["changes"]
+
+
 def test_nothing_asked_is_the_plan_as_things_are() -> None:
     reply = asked(swarm())
     assert reply["settings"]["objective"] == "auto"
@@ -203,14 +232,6 @@ def test_what_does_not_fit_says_how_much_is_missing() -> None:
 
 def test_a_pin_that_overfills_its_node_is_refused() -> None:
     assert "GiB" in refused(swarm(), objective="latency", nodes={"desk": {"layers": [0, 30], "memory_bytes": "64m"}})
-
-
-def test_a_gap_that_pins_leave_is_told_without_a_speed() -> None:
-    reply = asked(
-        swarm(), nodes={"desk": {"layers": [0, 5]}, "studio": {"layers": [10, 20]}, LOFT: {"layers": [20, 30]}}
-    )
-    assert "layers 5–9 are left open" in reply["text"]
-    assert "tokens/s" not in reply["text"]
 
 
 def test_a_change_of_a_plan_that_is_no_longer_in_force_comes_too_late() -> None:

@@ -181,7 +181,7 @@ def test_who_drains_or_is_excluded_holds_nothing_and_the_reason_is_told() -> Non
             settings = PlanSettings(objective, (Override("b", duty=duty),))  # type: ignore[arg-type]
             plan = decided(A, members, plan_for("a", "b", "c"), settings)
             assert "b" not in ranges(plan)
-            assert plan.standby == (Standby("b", f"b holds nothing: {reason}", barred=True),)
+            assert plan.standby == (Standby("b", f"b is given nothing: {reason}", barred=True),)
             assert decided(A, members, plan, settings) is None
             back = decided(A, members, plan, PlanSettings(objective))  # type: ignore[arg-type]
             assert "b" in ranges(back)

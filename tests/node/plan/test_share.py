@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node.errors import BadLayers, DoesNotFit
-from node.plan import allocate, replan
+from node.plan import allocate, predict, replan
 from node.plan.allocation import Stage
 from node.plan.model_cost import ModelCost, cost_of_facts
 from node.plan.pool import Links, Pool, PoolNode
+from node.plan.report import report_text
 from node.plan.share import KV_TOKENS_PER_STAGE, proportional_counts, share_layers, still_right
 from node.plan.stage_time import layer_capacity
 from node.wire.models import ModelFacts
@@ -155,6 +157,27 @@ def test_who_leaves_ranges_set_by_hand_behind_leaves_a_gap_that_is_told() -> Non
     a, b = PoolNode("a", 8 * GIB, pinned=(0, 10)), PoolNode("b", 8 * GIB)
     plan = allocate(SMOLLM, [a, b], Links(), "share")
     delta = replan(plan, Pool((a,), Links()))
-    assert delta.plan.stages() != plan.stages()
+    assert [*delta.plan.stages()] != [*plan.stages()]
     assert delta.uncovered == (10, 30)
     assert "10–29" in delta.reason
+
+
+def test_a_gap_that_pins_leave_is_told_without_a_speed() -> None:
+    pool = [PoolNode("a", GIB, pinned=(0, 5)), PoolNode("b", GIB, pinned=(10, 20)), PoolNode("c", GIB, pinned=(20, 30))]
+    plan = allocate(SMOLLM, pool, Links(), "share")
+    text = report_text(plan, predict(plan))
+    assert "layers 5–9 are left open" in text
+    assert "tokens/s" not in text
+
+
+def test_what_is_taken_back_lets_go_and_small_changes_of_memory_do_not() -> None:
+    plain = members(8, 8, 8)
+    fair = allocate(SMOLLM, plain, Links(), "share")
+    for odd in (replace(plain[0], pinned=(0, 20)), replace(plain[0], memory_bytes=GIB // 4)):
+        steered = replan(fair, Pool((odd, *plain[1:]), Links())).plan
+        assert [*steered.stages()] != [*fair.stages()]
+        back = replan(steered, Pool(tuple(plain), Links())).plan
+        assert {stage.node_id: stage.layers for stage in back.stages()} == {node.node_id: 10 for node in plain}
+        assert back.note == fair.note
+    a_little_less = replace(plain[0], memory_bytes=plain[0].memory_bytes * 95 // 100)
+    assert replan(fair, Pool((a_little_less, *plain[1:]), Links())).plan is fair
