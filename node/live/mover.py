@@ -19,9 +19,9 @@ from node.live.desk import ModelDesk
 from node.live.held import MOST_TOLD, Held, HeldRanges
 from node.live.parts import load_part
 from node.live.retiring import Retiring
-from node.live.turn import Patience, View, layers_to_drop
+from node.live.turn import Patience, View, context_of, next_turn
+from node.plan.holding import Holding, holdings_of, runs, weights_of
 from node.plan.model_cost import cost_of_plan
-from node.plan.turns import Holding, has_room, holdings_of, runs, weights_of
 from node.swarm.base import Swarm
 from node.wire.events import Event, ModelProgress, Notice
 from node.wire.ids import NodeId
@@ -154,8 +154,8 @@ class Mover:
         if serving is None:
             folder = await self._fetch(plan, target)
             await self._retiring.all_gone(foreign)
-            await self._make_room(engine, target)
-            serving = await self._load(engine, plan, target, folder)
+            await self._make_room(engine, plan, target, folder)
+            serving = await self._load(engine, plan, target.start, target.end, folder)
         else:
             serving = await self._resize(engine, plan, serving)
         serving.come_back()
@@ -171,19 +171,38 @@ class Mover:
         await self._swarm.update(held=self._told(), plan_epoch=plan.epoch)
         return str(await self._desk.weights(plan.model, target.start, target.end))
 
-    async def _make_room(self, engine: Engine, target: Assignment) -> None:
-        """Wait until the new range fits beside the old ones; when it is this node's turn, drop what it has to."""
+    async def _make_room(self, engine: Engine, plan: Plan, target: Assignment, folder: str) -> None:
+        """Wait until the new range fits beside the old ones; when it is this node's turn, load what fits already or
+        drop what it has to."""
         if not self._ranges.whole():
             return
         self._loading = None  # two nodes that lack room must not wait for one another's loads
         await self._tell()
         patience = Patience()
-        while (layers := await layers_to_drop(self._swarm.node_id, self._view, patience)) is not None:
-            for held in self._ranges.whole():
-                if held.layers & layers:
-                    await self._narrow(engine, held, layers)
-            log.info("layers %d–%d make room for [%d, %d)", min(layers), max(layers), target.start, target.end)
-            await self._see_off([held for held in self._ranges if held.layers & layers])
+        while (turn := await next_turn(self._swarm.node_id, self._view, patience)) is not None:
+            kind, layers = turn
+            log.info("%s layers %d–%d first, for [%d, %d)", kind, min(layers), max(layers), target.start, target.end)
+            if kind == "load":
+                await self._load_piece(engine, plan, layers, folder)
+            else:
+                await self._drop(engine, layers)
+
+    async def _load_piece(self, engine: Engine, plan: Plan, layers: frozenset[int], folder: str) -> None:
+        """Load neighbouring layers beside what is held, in one range with what adjoins them: it shares their tensors,
+        and routes need not go from one range to the next."""
+        held = layers.union(*(held.layers for held in self._ranges.whole()))
+        together = next(run for run in runs(held) if layers <= run)
+        piece = await self._load(engine, plan, min(together), max(together) + 1, folder)
+        for each in self._ranges.whole():
+            if each is not piece and piece.covers(each.start, each.end):
+                each.state = "draining"
+        await self._tell()
+
+    async def _drop(self, engine: Engine, layers: frozenset[int]) -> None:
+        for held in self._ranges.whole():
+            if held.layers & layers:
+                await self._narrow(engine, held, layers)
+        await self._see_off([held for held in self._ranges if held.layers & layers])
 
     async def _narrow(self, engine: Engine, wider: Held, without: frozenset[int]) -> None:
         """Have the rest of `wider` serve in its own right: its tensors are shared, nothing is read."""
@@ -203,13 +222,14 @@ class Mover:
             part = await load_part(engine, self._ranges, wider, spec)
         return part
 
-    async def _let_what_leaves_go(self, plan: Plan) -> None:
-        """Wait for layers that nobody is told of any more, where the new range does not fit beside them."""
+    async def _let_what_leaves_go(self, plan: Plan, coming: frozenset[int]) -> None:
+        """Wait for layers that nobody is told of any more, where those to be loaded do not fit beside them."""
         staying = frozenset[int]().union(*(held.layers for held in self._ranges.whole()))
         leaving = [held for held in self._ranges if held.weights == plan.weights and not held.layers <= staying]
         layers = staying.union(*(held.layers for held in leaving))
-        view = View(cost_of_plan(plan), [dataclasses.replace(self._own_holding(plan), held=layers)])
-        if not has_room(view.model, view.holdings[0], view.context):
+        holding = dataclasses.replace(self._own_holding(plan), held=layers)
+        context = context_of(cost := cost_of_plan(plan))
+        if not layers <= coming and not holding.has_room_for(cost, coming, context):
             await self._see_off(leaving)
 
     async def _see_off(self, leaving: list[Held]) -> None:
@@ -218,10 +238,10 @@ class Mover:
             held.leave(trio.current_time(), FINISH_S)
         await self._retiring.all_gone(leaving)
 
-    async def _load(self, engine: Engine, plan: Plan, target: Assignment, folder: str) -> Held:
-        start, end = self._loading = target.start, target.end
+    async def _load(self, engine: Engine, plan: Plan, start: int, end: int, folder: str) -> Held:
+        self._loading = (start, end)
         await self._tell()
-        await self._let_what_leaves_go(plan)
+        await self._let_what_leaves_go(plan, frozenset(range(start, end)))
         self._emit(ModelProgress(plan.model.name, "load", text=f"layers {start}–{end - 1}"))
         spec = self._spec(plan, folder, start, end)
         self._reading = frozenset(range(start, end))

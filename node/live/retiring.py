@@ -12,7 +12,7 @@ import trio
 
 from node.engine.base import Stage
 from node.live.held import Held, HeldRanges
-from node.plan.turns import holdings_of, kept_layers
+from node.plan.holding import holdings_of, kept_layers
 from node.swarm.base import Swarm
 from node.wire.plans import Plan
 

@@ -1,15 +1,17 @@
-"""Waits for this node's turn to make room, by what the members' records say."""
+"""Waits for this node's turn to load or to make room, by what the members' records say."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import trio
 
+from node.plan.holding import Holding
 from node.plan.model_cost import ModelCost
 from node.plan.share import KV_TOKENS_PER_STAGE
-from node.plan.turns import Holding, drops_due, has_room, loads_due
+from node.plan.turns import turns
 from node.wire.ids import NodeId
 
 LOOK_EVERY_S = 0.5
@@ -26,10 +28,10 @@ class View:
     model: ModelCost
     holdings: list[Holding]
 
-    @property
-    def context(self) -> int:
-        """Tokens of KV cache that each layer must have room for."""
-        return min(KV_TOKENS_PER_STAGE, self.model.context_tokens)
+
+def context_of(model: ModelCost) -> int:
+    """Tokens of KV cache that each layer must have room for while layers are moved."""
+    return min(KV_TOKENS_PER_STAGE, model.context_tokens)
 
 
 class Patience:
@@ -54,25 +56,33 @@ class Patience:
         self.silent = frozenset(n for n, (_, since_s) in self._since.items() if now_s - since_s > PATIENCE_S)
 
 
-async def layers_to_drop(
+Turn = tuple[Literal["load", "drop"], frozenset[int]]
+"""Layers to load beside what is held, or to drop."""
+
+
+async def next_turn(
     self_id: NodeId, look: Callable[[frozenset[str]], Awaitable[View]], patience: Patience
-) -> frozenset[int] | None:
-    """Wait until the node may load what it misses (None), or has to drop these layers first and it is its turn.
+) -> Turn | None:
+    """Wait until the node may load all that it misses (None), or until it is its turn to move a piece.
 
     `look` reads the records, with the silent members as they are named to it. A turn must show in two looks, since a
     record that tells otherwise may be on its way.
     """
-    shown: frozenset[int] | None = None
+    shown: Turn | None = None
     while True:
         view = await look(patience.silent)
         own = next(holding for holding in view.holdings if holding.node_id == self_id)
-        if has_room(view.model, own, view.context):
+        context = context_of(view.model)
+        if own.can_finish(view.model, context):
             return None
-        drops = drops_due(view.model, view.holdings, view.context)
-        loads = loads_due(view.model, view.holdings, view.context)
-        due = drops.get(self_id)
-        if due is not None and due == shown:
-            return due
-        shown = due
-        patience.look(view.holdings, {h.node_id for h in loads} | drops.keys() - {self_id}, trio.current_time())
+        due = turns(view.model, view.holdings, context)
+        turn: Turn | None = None
+        if layers := due.loads.get(self_id):
+            turn = "load", layers
+        elif layers := due.drops.get(self_id):
+            turn = "drop", layers
+        if turn is not None and turn == shown:
+            return turn
+        shown = turn
+        patience.look(view.holdings, (due.loads.keys() | due.drops.keys()) - {self_id}, trio.current_time())
         await trio.sleep(LOOK_EVERY_S)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from node.plan.allocation import Stage
+from node.plan.holding import Holding, kept_layers, runs, weights_of
 from node.plan.model_cost import ModelCost
-from node.plan.turns import Holding, drops_due, kept_layers, loads_due, runs, weights_of
+from node.plan.pieces import Ways
+from node.plan.turns import NOBODY, turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ def ordered_steps(
         for node in sorted({*(held.keys() & memory.keys()), *wanted})
     }
     steps: list[Step] = []
+    ways: Ways = {}
 
     def carry_out(kind: Literal["load", "drop"], node: str, layers: AbstractSet[int]) -> None:
         for run in runs(layers):
@@ -55,16 +58,12 @@ def ordered_steps(
             steps.append(Step(kind, node, min(run), max(run) + 1, size))
             holdings[node] = replace(holdings[node], held=then)
 
-    while True:
-        if loads := loads_due(model, holdings.values(), context):
-            covered = frozenset[int]().union(*(holding.held for holding in holdings.values()))
-            for holding in sorted(loads, key=lambda h: (h.missing <= covered, h.node_id)):  # what nobody serves first
-                carry_out("load", holding.node_id, holding.missing)
-        elif drops := drops_due(model, list(holdings.values()), context):
-            for node, layers in drops.items():
-                carry_out("drop", node, layers)
-        else:
-            break
+    while (due := turns(model, list(holdings.values()), context, ways)) != NOBODY:
+        covered = frozenset[int]().union(*(holding.held for holding in holdings.values()))
+        for node, layers in sorted(due.loads.items(), key=lambda load: (load[1] <= covered, load[0])):  # gaps first
+            carry_out("load", node, layers)
+        for node, layers in due.drops.items():
+            carry_out("drop", node, layers)
     kept = kept_layers(holdings.values())
     for holding in sorted(holdings.values(), key=lambda h: (not h.surplus <= kept, h.node_id)):
         carry_out("drop", holding.node_id, holding.surplus)

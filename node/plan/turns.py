@@ -2,133 +2,94 @@
 
 All members look at the same records and come to the same answer, so nobody has to be asked:
 
-1. Who has room for old and new layers side by side loads at once.
-2. Who has not drops, at any time, layers that another node holds and keeps under the plan.
-3. When nobody can load any more, one node alone drops layers that nobody keeps: those that leave the fewest layers
-   without a node. The others wait for what that makes possible.
+1. Who has room for old and new layers side by side loads at once. Who has not loads, as far as there is room, what
+   nobody holds and only it shall hold.
+2. Who has no room for all drops, at any time, layers that another node holds and keeps under the plan.
+3. When nobody can do either, one node alone moves a piece that leaves no layer out (`pieces`).
+4. When there is none, one node alone drops layers that nobody keeps: those that leave the fewest layers without a
+   node, and no more than it needs. The model stands still then, until others can load what that makes possible.
 
-Rules 1 and 2 commute, in whatever order they are carried out, so rule 3 always finds the same state: the swarm takes
-the way that `steps.ordered_steps` foretells.
+Rules 1 and 2 commute, in whatever order they are carried out, so that 3 and 4 always find the same state: the swarm
+takes the way that `steps.ordered_steps` foretells.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from node.plan.members import memory_for_model, siblings_of
+from node.plan.holding import Holding, kept_layers, runs
 from node.plan.model_cost import ModelCost
-from node.wire.ids import NodeId
-from node.wire.plans import Plan
-from node.wire.records import NodeRecord
+from node.plan.pieces import Ways, next_piece
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """What one node holds, and what it shall hold."""
+class Turns:
+    """Who acts now."""
 
-    node_id: str
-    held: frozenset[int]
-    """Layers that it could serve now."""
-    wanted: frozenset[int]
-    """Layers that the plan gives it."""
-    memory_bytes: int
-    """For weights and KV cache."""
-    loading: bool = False
-    """It loads now: it has the room, and is waited for."""
-    awaited: bool = True
-    """It will do its part. One that has failed, or that should act and does not, holds up nobody."""
-    keeps: bool = True
-    """It has the plan: what it holds of `wanted` stays."""
-
-    @property
-    def missing(self) -> frozenset[int]:
-        """To be loaded."""
-        return self.wanted - self.held
-
-    @property
-    def surplus(self) -> frozenset[int]:
-        """To be dropped in the end."""
-        return self.held - self.wanted
+    loads: dict[str, frozenset[int]] = field(default_factory=dict)
+    """By node, the layers that it can load now; none for one that is at it already."""
+    drops: dict[str, frozenset[int]] = field(default_factory=dict)
+    """By node, the layers that it drops to make room."""
 
 
-def has_room(model: ModelCost, holding: Holding, context: int) -> bool:
-    """Whether old and new layers fit side by side, `context` tokens of KV cache for each; or there is nothing to load,
-    or nothing left to drop.
-
-    Layers in both are held once.
-    """
-    layers = holding.held | holding.wanted
-    needed = weights_of(model, layers) + len(layers) * model.kv_layer_bytes(context)
-    return needed <= holding.memory_bytes or not holding.surplus or not holding.missing
+NOBODY = Turns()
+"""All have what they shall hold, or none that misses anything is awaited."""
 
 
-def loads_due(model: ModelCost, holdings: Iterable[Holding], context: int) -> list[Holding]:
-    """Nodes that can load what they miss."""
-    return [h for h in holdings if h.loading or (h.awaited and h.missing and has_room(model, h, context))]
-
-
-def drops_due(model: ModelCost, holdings: Sequence[Holding], context: int) -> dict[str, frozenset[int]]:
-    """Layers that nodes without room drop now, by node; who waits for its turn is not among them."""
-    able = {h.node_id for h in loads_due(model, holdings, context)}
-    waiting = [h for h in holdings if h.awaited and h.missing and h.node_id not in able]
-    kept = kept_layers(holdings)
-    backed = {h.node_id: h.surplus & kept for h in waiting if h.surplus & kept}
-    if backed or able or not waiting:
-        return backed
-    hosts = Counter(layer for h in holdings for layer in h.held)
-    choices = [(sum(hosts[i] < 2 for i in run), h.node_id, min(run), run) for h in waiting for run in runs(h.surplus)]
-    _, node, _, run = min(choices, key=lambda choice: choice[:3])
-    return {node: run}
-
-
-def kept_layers(holdings: Iterable[Holding]) -> frozenset[int]:
-    """Layers that a node holds and will go on holding."""
-    return frozenset[int]().union(*(h.held & h.wanted for h in holdings if h.keeps))
-
-
-def holdings_of(plan: Plan, records: Mapping[NodeId, NodeRecord], silent: Collection[str] = ()) -> list[Holding]:
-    """What the members' records say, by node id. `silent` are those that should have acted long ago."""
-    siblings = siblings_of({node: record for node, record in records.items() if record.hardware is not None})
-    targets = {a.node_id: frozenset(range(a.start, a.end)) for a in plan.assignments}
-    binding = plan.settings.binding
-    holdings = []
-    for node, record in sorted(records.items()):
-        failed = record.state == "failed" or record.hardware is None
-        most_bytes = binding[node].memory_bytes if node in binding else None
-        holdings.append(
-            Holding(
-                node,
-                _layers(record, "ready") | _layers(record, "draining"),
-                targets.get(node, frozenset()),
-                memory_for_model(record, siblings[record.machine_id], most_bytes) if record.hardware is not None else 0,
-                loading=not failed and bool(_layers(record, "loading")),
-                awaited=not failed and node not in silent,
-                keeps=not failed and record.plan_epoch == plan.epoch,
-            )
-        )
-    return holdings
-
-
-def weights_of(model: ModelCost, layers: AbstractSet[int]) -> int:
-    """Bytes of these layers' weights, and of the ends that belong to them, on one node."""
-    dense = sum(layer < model.dense_layers for layer in layers)
-    ends = model.ends_bytes(first=0 in layers, last=model.layers - 1 in layers)
-    return dense * model.dense_layer_bytes + (len(layers) - dense) * model.sparse_layer_bytes + ends
-
-
-def runs(layers: Iterable[int]) -> list[frozenset[int]]:
-    """Neighbouring layers together."""
-    found: list[set[int]] = []
-    for layer in sorted(layers):
-        if found and layer - 1 in found[-1]:
-            found[-1].add(layer)
+def turns(model: ModelCost, holdings: Sequence[Holding], context: int, ways: Ways | None = None) -> Turns:
+    """Whose turn it is, `context` tokens of KV cache counted for each layer. For `ways` see `pieces`."""
+    hosts = Counter(layer for holding in holdings for layer in holding.held)
+    heirs = Counter(layer for holding in holdings if holding.awaited for layer in holding.missing)
+    loads = {holding.node_id: frozenset[int]() for holding in holdings if holding.loading}
+    waiting: list[Holding] = []
+    for holding in holdings:
+        if holding.loading or not holding.awaited or not holding.missing:
+            continue
+        if holding.can_finish(model, context):
+            loads[holding.node_id] = holding.missing
         else:
-            found.append({layer})
-    return [frozenset(run) for run in found]
+            waiting.append(holding)
+            unserved = [layer for layer in sorted(holding.missing) if not hosts[layer] and heirs[layer] == 1]
+            if layers := _first_piece(model, holding, unserved, context):
+                loads[holding.node_id] = layers
+    kept = kept_layers(holdings)
+    drops = {holding.node_id: holding.surplus & kept for holding in waiting if holding.surplus & kept}
+    if loads or drops or not waiting:
+        return Turns(loads, drops)
+    if piece := next_piece(model, holdings, context, ways):
+        moved = {piece.node_id: piece.layers}
+        return Turns(loads=moved) if piece.kind == "load" else Turns(drops=moved)
+    choices = [
+        (sum(hosts[layer] < 2 for layer in layers), holding.node_id, min(layers), layers)
+        for holding in waiting
+        for layers in _makes_room(model, holding, context)
+    ]
+    _, node, _, layers = min(choices, key=lambda choice: choice[:3])
+    return Turns(drops={node: layers})
 
 
-def _layers(record: NodeRecord, state: str) -> frozenset[int]:
-    return frozenset(layer for held in record.held if held.state == state for layer in range(held.start, held.end))
+def _first_piece(model: ModelCost, holding: Holding, layers: Sequence[int], context: int) -> frozenset[int]:
+    """The first neighbours among `layers` that fit beside what is held, in order until one does not."""
+    taken = frozenset[int]()
+    for layer in layers:
+        apart = taken and layer - 1 not in taken
+        if apart or not holding.has_room_for(model, taken | {layer}, context):
+            break
+        taken |= {layer}
+    return taken
+
+
+def _makes_room(model: ModelCost, holding: Holding, context: int) -> Iterator[frozenset[int]]:
+    """Of each range to be dropped as little, from either end, as makes room for all that is missing; else all of it."""
+    for run in runs(holding.surplus):
+        start, end = min(run), max(run) + 1
+        for size in range(1, len(run) + 1):
+            ends = [frozenset(range(start, start + size)), frozenset(range(end - size, end))]
+            enough = [part for part in ends if replace(holding, held=holding.held - part).can_finish(model, context)]
+            if enough:
+                yield from enough
+                break
+        else:
+            yield run

@@ -170,6 +170,10 @@ class Lab:
             self.uncovered |= set(range(LAYERS)) - served
             await trio.sleep(0.01)
 
+    def hops(self, name: str) -> list[tuple[str, int, int]]:
+        """Ranges that a route may lead through now."""
+        return [(name, start, end) for start, end, _ in self._open(self.nodes[name])]
+
     def _open(self, node: Node) -> list[tuple[int, int, str]]:
         return [held for held in node.told if held[2] != "loading"]
 
@@ -234,6 +238,36 @@ async def test_in_a_swap_without_room_one_goes_first_and_the_other_keeps_its_lay
     assert [lab.nodes[name].told for name in "ab"] == [[(3, 6, "ready")], [(0, 3, "ready")]]
     assert len(lab.uncovered) == 3
     assert [lab.nodes[name].engine.most_layers for name in "ab"] == [3, 3], "memory is never overdrawn"
+
+
+@in_a_lab
+async def test_room_for_one_layer_is_enough_to_swap_piece_by_piece_without_a_gap(lab: Lab) -> None:
+    await lab.join("a", room=4)
+    await lab.join("b", room=3)
+    await lab.start(a=(0, 3), b=(3, 6))
+    lab.plan(a=(3, 6), b=(0, 3))
+    wrong = list[object]()
+
+    async def keep_asking() -> None:
+        while True:
+            ranges = [held for name in "ab" for held in lab.hops(name)]
+            hops, at = list[tuple[str, int, int]](), 0
+            while at < LAYERS:
+                name, _, end = max((hop for hop in ranges if hop[1] <= at < hop[2]), key=lambda hop: hop[2])
+                hops.append((name, at, end))
+                at = end
+            if (got := await lab.ask("a", *hops)) != answer():
+                wrong.append(got)
+            await trio.sleep(0.2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_asking)
+        await trio.sleep(40)
+        nursery.cancel_scope.cancel()
+    assert [lab.nodes[name].told for name in "ab"] == [[(3, 6, "ready")], [(0, 3, "ready")]]
+    assert not wrong
+    assert lab.uncovered == set()
+    assert [lab.nodes[name].engine.most_layers for name in "ab"] == [4, 3], "memory is never overdrawn"
 
 
 @in_a_lab

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
 from node.plan.allocation import Stage
+from node.plan.holding import Holding, bytes_of, holdings_of, kept_layers, weights_of
+from node.plan.model_cost import ModelCost
 from node.plan.steps import layers_of, ordered_steps
-from node.plan.turns import Holding, drops_due, has_room, holdings_of, kept_layers, loads_due, weights_of
+from node.plan.turns import Turns, turns
 from node.wire.ids import NodeId
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plans import Assignment, Override, Plan, PlanSettings
@@ -33,40 +38,67 @@ def node(name: str, held: tuple[int, int] | None, wanted: tuple[int, int] | None
     return Holding(name, own, layers(*wanted) if wanted else layers(0, 0), room * MIB + 2 * MODEL.embedding_bytes)
 
 
+def tight(name: str, held: tuple[int, int], wanted: tuple[int, int], room: int) -> Holding:
+    """One that has memory for `room` layers and for no end of the model."""
+    return Holding(name, layers(*held), layers(*wanted), room * MIB)
+
+
 def test_who_has_room_for_both_loads_and_drops_nothing() -> None:
     swap = [node("a", (0, 6), (6, 12), 12), node("b", (6, 12), (0, 6), 12)]
-    assert [holding.node_id for holding in loads_due(MODEL, swap, 0)] == ["a", "b"]
-    assert drops_due(MODEL, swap, 0) == {}
+    assert turns(MODEL, swap, 0) == Turns(loads={"a": layers(6, 12), "b": layers(0, 6)})
 
 
 def test_of_two_that_lack_room_one_makes_a_start() -> None:
     swap = [node("b", (6, 12), (0, 6), 6), node("a", (0, 6), (6, 12), 6)]
-    assert drops_due(MODEL, swap, 0) == {"a": layers(0, 6)}
+    assert turns(MODEL, swap, 0) == Turns(drops={"a": layers(0, 6)})
     begun = [swap[0], replace(swap[1], held=layers(0, 0), loading=True)]
-    assert drops_due(MODEL, begun, 0) == {}, "a loads: b keeps what nobody else has"
+    assert turns(MODEL, begun, 0) == Turns(loads={"a": frozenset()}), "a loads: b keeps what nobody else has"
     done = [swap[0], replace(swap[1], held=layers(6, 12))]
-    assert drops_due(MODEL, done, 0) == {"b": layers(6, 12)}
+    assert turns(MODEL, done, 0) == Turns(drops={"b": layers(6, 12)})
+
+
+def test_who_lacks_room_drops_no_more_of_what_nobody_else_has_than_it_must() -> None:
+    pool = [tight("a", (1, 7), (7, 10), 6), tight("b", (7, 11), (1, 5), 4)]
+    assert turns(MODEL, pool, 0) == Turns(drops={"a": layers(1, 4)})
 
 
 def test_who_only_lets_go_needs_no_room() -> None:
     pool = [node("a", (0, 6), (3, 6), 4), node("b", None, (0, 3), 12)]
-    assert has_room(MODEL, pool[0], 0)
-    assert drops_due(MODEL, pool, 0) == {}
+    assert turns(MODEL, pool, 0) == Turns(loads={"b": layers(0, 3)})
 
 
 def test_layers_that_another_keeps_may_go_while_others_still_load() -> None:
     pool = [node("a", (0, 4), (4, 8), 4), node("b", (0, 8), (0, 8), 12), node("c", None, (8, 12), 12)]
-    assert drops_due(MODEL, pool, 0) == {"a": layers(0, 4)}
+    assert turns(MODEL, pool, 0) == Turns(loads={"c": layers(8, 12)}, drops={"a": layers(0, 4)})
 
 
 def test_what_only_a_drainer_holds_is_not_counted_on() -> None:
     pool = [node("a", (0, 4), (4, 8), 4), node("b", (0, 4), None, 4), node("c", None, (0, 4), 4)]
-    assert drops_due(MODEL, pool, 0) == {}, "c will have them in a moment"
+    assert turns(MODEL, pool, 0).drops == {}, "c will have them in a moment"
 
 
 def test_one_that_failed_holds_up_nobody() -> None:
-    pool = [node("a", (0, 6), (6, 12), 6), replace(node("b", None, (0, 6), 6), awaited=False, keeps=False)]
-    assert drops_due(MODEL, pool, 0) == {"a": layers(0, 6)}
+    pool = [node("a", (0, 6), (6, 12), 6), replace(node("b", (6, 12), (0, 6), 6), awaited=False, keeps=False)]
+    assert turns(MODEL, pool, 0) == Turns(drops={"a": layers(0, 6)})
+
+
+def test_room_for_one_layer_is_enough_to_swap_without_leaving_any_out() -> None:
+    swap = [node("a", (0, 6), (6, 12), 7), node("b", (6, 12), (0, 6), 6)]
+    first = turns(MODEL, swap, 0)
+    assert first == Turns(loads={"a": layers(6, 7)}), "next to what it holds"
+    swap[0] = replace(swap[0], held=layers(0, 7))
+    assert turns(MODEL, swap, 0) == Turns(drops={"b": layers(6, 7)})
+
+
+def test_room_does_not_go_first_where_it_does_not_come_back_from() -> None:
+    swap = [tight("a", (1, 5), (6, 11), 5), tight("b", (7, 11), (1, 5), 4)]
+    pool = [*swap, tight("c", (6, 7), (5, 6), 1), tight("d", (5, 6), (5, 6), 1)]
+    assert turns(MODEL, pool, 0) == Turns(loads={"a": layers(7, 8)}), "c has nothing for the others, b has"
+
+
+def test_what_nobody_holds_is_loaded_as_far_as_there_is_room_for_it() -> None:
+    pool = [node("a", (0, 4), (3, 8), 6), node("b", (8, 12), (0, 3), 4)]
+    assert turns(MODEL, pool, 0) == Turns(loads={"a": layers(4, 6)})
 
 
 def test_a_tied_embedding_is_counted_once() -> None:
@@ -74,8 +106,8 @@ def test_a_tied_embedding_is_counted_once() -> None:
     assert weights_of(tied, layers(0, LAYERS)) == tied.total_bytes
     assert weights_of(tied, {0, LAYERS - 1}) == 2 * MIB + tied.embedding_bytes
     small = Holding("a", layers(0, 1), layers(LAYERS - 1, LAYERS), 2 * MIB + tied.embedding_bytes)
-    assert has_room(tied, small, 0)
-    assert not has_room(MODEL, small, 0)
+    assert small.can_finish(tied, 0)
+    assert not small.can_finish(MODEL, 0)
 
 
 def test_dense_layers_count_with_their_own_size() -> None:
@@ -95,13 +127,14 @@ def play(pool: dict[str, Holding], chance: random.Random, told: set[str] | None 
     told = set(pool) if told is None else told
     covered = frozenset[int]().union(*(h.held for h in pool.values()))
     lost: set[int] = set()
+    at_it: dict[str, frozenset[int]] = {}
     while True:
         seen = list(pool.values())
-        loads, drops, kept = loads_due(MODEL, seen, 0), drops_due(MODEL, seen, 0), kept_layers(seen)
+        due, kept = turns(MODEL, seen, 0), kept_layers(seen)
         doers = {n for n in told if pool[n].awaited}
         moves = [("hears", n) for n in pool if n not in told]
-        moves += [("loads" if not h.loading else "has it", h.node_id) for h in loads if h.node_id in doers]
-        moves += [("drops", n) for n in drops if n in doers]
+        moves += [("loads" if not pool[n].loading else "has it", n) for n in due.loads if n in doers]
+        moves += [("drops", n) for n in due.drops if n in doers]
         moves += [("retires", n) for n in doers if pool[n].surplus & kept and not pool[n].missing]
         if not moves:
             return lost
@@ -112,11 +145,12 @@ def play(pool: dict[str, Holding], chance: random.Random, told: set[str] | None 
                 told.add(name)
                 pool[name] = replace(mine, keeps=True)
             case "loads":
+                at_it[name] = due.loads[name]
                 pool[name] = replace(mine, loading=True)
             case "has it":
-                pool[name] = replace(mine, loading=False, held=mine.held | mine.wanted)
+                pool[name] = replace(mine, loading=False, held=mine.held | at_it.pop(name))
             case "drops":
-                pool[name] = replace(mine, held=mine.held - drops[name])
+                pool[name] = replace(mine, held=mine.held - due.drops[name])
             case "retires":
                 pool[name] = replace(mine, held=mine.held - (mine.surplus & kept))
         lost |= covered - frozenset[int]().union(*(h.held for h in pool.values()))
@@ -158,6 +192,70 @@ def test_members_that_do_nothing_keep_nobody_else_from_arriving(
     pool |= {name: replace(pool[name], awaited=False, keeps=False) for name in idle}
     play(pool, random.Random(seed))
     assert all(not holding.missing for name, holding in pool.items() if name not in idle)
+
+
+spare_rooms = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.3, 2.0]), min_size=4, max_size=4)
+tilings = st.integers(3, 7).flatmap(
+    lambda end: st.tuples(
+        st.just(end),
+        *[st.tuples(st.sets(st.integers(1, end - 1), max_size=3), st.permutations(range(4)), spare_rooms)] * 2,
+    )
+)
+
+
+@given(tilings, st.sampled_from([64, 300, 600]))
+def test_no_layer_is_left_out_if_there_is_any_order_that_leaves_none(tiling: Any, vocab: int) -> None:
+    end, (cuts, _, spare), (new_cuts, order, _) = tiling
+    model = small_model(end, layer_mib=1, vocab=vocab * 4)
+    before = tiles(end, cuts, range(4))
+    after = tiles(end, new_cuts, order)
+    nodes = {stage.node_id for stage in (*before, *after)}
+    held, wanted = [{n: frozenset(ls.get(n, ())) for n in nodes} for ls in (layers_of(before), layers_of(after))]
+    memory = {
+        n: max(bytes_of(model, held[n], 0), bytes_of(model, wanted[n], 0)) + int(spare[int(n)] * model.layer_bytes)
+        for n in nodes
+    }
+    now = dict(held)
+    covered = True
+    for step in ordered_steps(model, before, after, memory, 0):
+        span = layers(step.start, step.end)
+        now[step.node_id] = now[step.node_id] | span if step.kind == "load" else now[step.node_id] - span
+        covered &= layers(0, end) <= frozenset().union(*now.values())
+        assert step.kind == "drop" or bytes_of(model, now[step.node_id], 0) <= memory[step.node_id]
+    assert now == wanted
+    assert covered or not can_stay_covered(model, held, wanted, memory)
+
+
+def tiles(end: int, cuts: set[int], order: Sequence[int]) -> list[Stage]:
+    """Ranges that cover [0, end), each on another node."""
+    edges = [0, *sorted(cuts), end]
+    return [Stage(str(node), *span) for node, span in zip(order, pairwise(edges), strict=False)]
+
+
+def can_stay_covered(
+    model: ModelCost,
+    held: dict[str, frozenset[int]],
+    wanted: dict[str, frozenset[int]],
+    memory: dict[str, int],
+) -> bool:
+    """Whether any order of single loads of what is wanted and drops of what is not leaves every layer on some node, by
+    looking at every state."""
+    nodes = sorted(held)
+    start, goal = tuple(held[n] for n in nodes), tuple(wanted[n] for n in nodes)
+    seen, new = {start}, [start]
+    while new:
+        state = new.pop()
+        if all(want <= have for want, have in zip(goal, state, strict=True)):
+            return True
+        for at, have in enumerate(state):
+            others = frozenset().union(*(each for n, each in enumerate(state) if n != at))
+            room = memory[nodes[at]]
+            loads = (have | {layer} for layer in goal[at] - have if bytes_of(model, have | {layer}, 0) <= room)
+            for then in (*loads, *(have - {layer} for layer in (have - goal[at]) & others)):
+                if (following := (*state[:at], then, *state[at + 1 :])) not in seen:
+                    seen.add(following)
+                    new.append(following)
+    return False
 
 
 FACTS = ModelFacts(LAYERS, MIB, MIB, MIB, 8, 4, 251, 4096)
