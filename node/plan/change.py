@@ -2,25 +2,25 @@
 
 1. *Keep*: stages whose node is still there, may serve and has the memory stay as they are.
 2. *Patch*: layers that nobody holds any more go to neighbours with room, to idle nodes, to replicas whose own layers
-   are held elsewhere: only the missing layers are loaded. New nodes become replicas of the worst served layers.
+   are held elsewhere, for the fewest bytes to load (`patch`). New nodes become replicas of the worst served layers.
 3. *Plan anew*, only when a layer stays uncovered, or when the new plan scores better by GAIN and what that gains within
    HORIZON_S outweighs moving: bytes / bandwidth + load time. Both bars are the hysteresis against flapping.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from node.errors import DoesNotFit
 from node.plan.allocation import Allocation, Stage, Standby
 from node.plan.layout import hosts_of, judged
+from node.plan.patch import first_gap, patched, room_for_layers
 from node.plan.placement import allocate
 from node.plan.pool import Pool, PoolNode
 from node.plan.records import pool_of_records
-from node.plan.routing import Host, uncovered
+from node.plan.routing import uncovered
 from node.plan.spare import Spares
-from node.plan.stage_time import layer_capacity
 from node.plan.steps import Step, ordered_steps
 from node.wire.records import NodeRecord
 
@@ -65,8 +65,7 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
         return _reshare(plan, pool)
     by_id = {node.node_id: node for node in pool.nodes}
     kept = [stage for stage in plan.stages() if _still_stands(plan, stage, by_id.get(stage.node_id))]
-    patched = _patch(plan, kept, pool)
-    patch = _judge(plan, patched, pool)
+    patch = _judge(plan, patched(plan, kept, pool), pool)
     gap = uncovered(plan.layers, hosts_of(plan, list(patch.stages()), pool))
     try:
         anew = allocate(plan.model, pool.nodes, pool.links, plan.objective, plan, plan.workload)
@@ -101,7 +100,7 @@ def _reshare(plan: Allocation, pool: Pool) -> Delta:
     steps = steps_between(plan, after, pool)
     same = set(after.stages()) == set(plan.stages()) and after.standby == plan.standby
     why = "the shares stay as they are" if same else "the layers are divided anew among those who are here"
-    gap = _gap(after.layers, after.stages())
+    gap = first_gap(after.layers, after.stages())
     unchanged = same and after.note == plan.note
     return Delta(plan if unchanged else after, steps, loaded_bytes(steps), not same, after.note if gap else why, gap)
 
@@ -115,75 +114,7 @@ def _still_stands(plan: Allocation, stage: Stage, node: PoolNode | None) -> bool
         return False
     if node.pinned is not None:
         return node.pinned == (stage.start, stage.end)
-    return stage.layers <= _room(plan, node, first=stage.start == 0, last=stage.end == plan.layers)
-
-
-def _room(plan: Allocation, node: PoolNode, *, first: bool, last: bool) -> int:
-    context = min(plan.workload.context, plan.model.context_tokens)
-    return layer_capacity(plan.model, node.memory_bytes, first=first, last=last, context=context)
-
-
-def _patch(plan: Allocation, kept: Sequence[Stage], pool: Pool) -> list[Stage]:
-    """`kept`, with the layers that nobody holds given to whoever has to load least for them."""
-    stages = {stage.node_id: stage for stage in kept}
-    for node in pool.nodes:
-        if node.pinned is not None and not node.barred and node.pinned[1] <= plan.layers:
-            stages[node.node_id] = Stage(node.node_id, *node.pinned)
-    free = [n for n in pool.nodes if not n.barred and n.pinned is None]
-    while (gap := _gap(plan.layers, stages.values())) is not None:
-        start, end = gap
-        best: tuple[int, int, str, Stage] | None = None
-        for node in free:
-            for rank, stage in _offers(plan, node, stages, start, end):
-                covers = min(stage.end, end) - max(stage.start, start)
-                offer = (rank, -covers, node.node_id, stage)
-                if covers > 0 and (best is None or offer[:3] < best[:3]):
-                    best = offer
-        if best is None:
-            break
-        stages[best[2]] = best[3]
-    return list(stages.values())
-
-
-def _gap(layers: int, stages: Iterable[Stage]) -> tuple[int, int] | None:
-    return uncovered(layers, [Host(s.node_id, s.start, s.end, 1.0) for s in stages])
-
-
-def _offers(
-    plan: Allocation, node: PoolNode, stages: dict[str, Stage], start: int, end: int
-) -> list[tuple[int, Stage]]:
-    """What `node` could hold of [start, end), by rank: stretched from its own, taken while idle, moved as a replica."""
-    held = stages.get(node.node_id)
-    if held is None:
-        most = _room(plan, node, first=start == 0, last=False)
-        stop = min(end, start + most)
-        if stop == plan.layers:
-            stop = start + min(stop - start, _room(plan, node, first=start == 0, last=True))
-        return [(1, Stage(node.node_id, start, stop))] if stop > start else []
-    offers = []
-    if held.end == start:
-        most = _room(plan, node, first=held.start == 0, last=False)
-        stop = min(end, held.start + most)
-        if stop == plan.layers:
-            stop = min(stop, held.start + _room(plan, node, first=held.start == 0, last=True))
-        if stop > held.end:
-            offers.append((0, Stage(node.node_id, held.start, stop)))
-    if held.start == end:
-        most = _room(plan, node, first=start == 0, last=held.end == plan.layers)
-        begin = max(start, held.end - most)
-        if begin < held.start and (begin > 0 or held.layers + begin <= most):
-            offers.append((0, Stage(node.node_id, begin, held.end)))
-    others = [s for s in stages.values() if s.node_id != node.node_id]
-    hosts = [Host(s.node_id, s.start, s.end, 1.0) for s in others]
-    if not offers and _covered(hosts, held):
-        moved = _offers(plan, node, {s.node_id: s for s in others}, start, end)
-        offers += [(2, stage) for _, stage in moved]
-    return offers
-
-
-def _covered(hosts: Sequence[Host], held: Stage) -> bool:
-    """Whether others hold all of `held`."""
-    return all(any(h.start <= layer < h.end for h in hosts) for layer in range(held.start, held.end))
+    return stage.layers <= room_for_layers(plan, node, first=stage.start == 0, last=stage.end == plan.layers)
 
 
 def _judge(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> Allocation:
