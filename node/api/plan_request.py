@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -25,6 +25,10 @@ Called = Annotated[str, Meta(min_length=1, max_length=128)]
 """A node's name or id; of an id the last eight characters do, as they are shown for a node of unknown name."""
 
 
+Duty = Literal["serve", "drain", "exclude"]
+Aim = Literal["auto"] | Objective
+
+
 class NodeChange(Struct, frozen=True, forbid_unknown_fields=True):
     """What to set by hand for one node. What is not named stays as it is, null takes it back."""
 
@@ -32,15 +36,21 @@ class NodeChange(Struct, frozen=True, forbid_unknown_fields=True):
     """`[A, B]` or `"A:B"`: exactly layers A to B-1."""
     memory_bytes: int | str | UnsetType | None = UNSET
     """At most this much; bytes, or a size such as `"6g"`."""
-    duty: Literal["serve", "drain", "exclude"] | UnsetType | None = UNSET
+    duty: Duty | UnsetType | None = UNSET
 
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "duty": get_args(Duty),
+    "objective": ("auto", *get_args(Objective)),
+}
+"""What these keys take, beside null."""
 
 _Change = NodeChange | None
 """None takes all of it back."""
 
 
 class _Body(Struct, frozen=True, forbid_unknown_fields=True):
-    objective: Literal["auto"] | Objective | UnsetType | None = UNSET
+    objective: Aim | UnsetType | None = UNSET
     nodes: Annotated[dict[Called, Raw], Meta(max_length=MOST_NODES)] = {}
     reset: Annotated[tuple[Called, ...], Meta(max_length=MOST_NODES)] = ()
     epoch: Annotated[int, Meta(ge=0, le=2**53)] | None = None
@@ -49,7 +59,7 @@ class _Body(Struct, frozen=True, forbid_unknown_fields=True):
 class PlanRequest(Struct, frozen=True):
     """Changes of the settings; none at all asks for the plan as things are."""
 
-    objective: Literal["auto"] | Objective | None
+    objective: Aim | None
     """None: as it is."""
     nodes: dict[str, NodeChange]
     """By name or id, checked."""
@@ -74,7 +84,7 @@ def parse_plan_request(body: bytes) -> PlanRequest:
     nodes = {called: _decoded(bytes(raw), _Change, f"nodes.{called}") for called, raw in asked.nodes.items()}
     checked = {called: _checked(called, change) for called, change in nodes.items() if change is not None}
     reset = (*asked.reset, *(called for called, change in nodes.items() if change is None))
-    objective: Literal["auto"] | Objective | None = None
+    objective: Aim | None = None
     if not isinstance(asked.objective, UnsetType):
         objective = asked.objective or "auto"
     return PlanRequest(objective, checked, reset, asked.epoch)
@@ -125,7 +135,12 @@ def _decoded(body: bytes, kind: Any, at: str | None) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors, as is invalid UTF-8
-        raise BadRequest(at, str(error)) from error
+        what, _, path = str(error).partition(" - at `$")
+        key = path.rstrip("`").lstrip(".")
+        place = ".".join(part for part in (at, key) if part)
+        if choices := CHOICES.get(key):
+            what = f"must be one of {', '.join(choices)}"
+        raise BadRequest(place or None, what) from error
 
 
 def _checked(called: str, change: NodeChange) -> NodeChange:

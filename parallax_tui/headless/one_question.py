@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import httpx
 import msgspec
 
-from node.errors import NoNode, ParallaxError
+from node.errors import NoNode, NoRoute, ParallaxError, PlanError
 from node.home import Home
 from node.journal.state import ModelStatus
 from parallax_tui.headless.node_connection import open_client, read_health, read_state
@@ -118,9 +118,9 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
             trouble = state.plan_problem or (state.model.text if state.model.phase == "failed" else "")
             troubled_s = (troubled_s or time.monotonic()) if trouble else None
             if troubled_s is not None and time.monotonic() - troubled_s > PATIENCE_S:
-                raise ParallaxError(trouble)
+                raise PlanError(trouble) if state.plan_problem else ParallaxError(trouble)
             if time.monotonic() > deadline:
-                raise ParallaxError(f"nothing is served after {READY_S / 60:.0f} minutes: {health.reason}")
+                raise NoRoute(f"nothing is served after {READY_S / 60:.0f} minutes: {health.reason}")
             progress.show(state.model, health.reason)
             time.sleep(POLL_S)
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from node.errors import ModelNotFound, NoNode, ParallaxError, UsageError
+from node.errors import BadLayers, BadPool, ModelNotFound, NoNode, ParallaxError, UsageError
 from node.home import Home
 from node.journal.state import State
 from node.plan import allocate, predict, read_pool
@@ -96,7 +96,12 @@ def _of_described(question: PlanQuestion, file: str) -> str:
         raise UsageError(f"--model is needed with a pool file; presets: {', '.join(sorted(CONFIGS))}")
     pool = changed_pool(read_pool(_read_text(Path(file)), file), question.changes, file)
     objective = "balanced" if question.objective is None or question.objective == "auto" else question.objective
-    return _report(_model(question.model), pool, objective, (), question.as_json)
+    try:
+        return _report(_model(question.model), pool, objective, (), question.as_json)
+    except BadLayers as error:
+        if question.changes.pins:
+            raise
+        raise BadPool(file, "layers", f"{error.layers}: {error.reason}") from error
 
 
 def _of_other_model(question: PlanQuestion, name: str, state: State) -> str:
