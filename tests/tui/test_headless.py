@@ -50,8 +50,9 @@ async def test_a_swarm_that_cannot_answer_says_why(node: FakeNode, home: Home) -
     node.health = WAITING
     node.say(PlanImpossible("toy does not fit: 3 GiB missing"))
     async with running(node):
-        with pytest.raises(ParallaxError, match="3 GiB missing"):
+        with pytest.raises(ParallaxError, match="3 GiB missing") as refused:
             await answer_of(home)
+    assert refused.value.exit_code == 2, "as when a plan is asked for"
     assert not node.asked
 
 
