@@ -46,6 +46,7 @@ def plan_reply(proposal: Proposal, before: Plan, names: Mapping[str, str], *, ap
             }
             for step in proposal.steps
         ],
+        "left_out": [list(layers) for layers in proposal.left_out],
         "problems": list(proposal.problems),
         "text": report_text(proposal.allocation, prediction),
     }

@@ -19,8 +19,8 @@ from node.live.desk import ModelDesk
 from node.live.held import MOST_TOLD, Held, HeldRanges
 from node.live.parts import load_part
 from node.live.retiring import Retiring
-from node.live.turn import Patience, View, context_of, next_turn
-from node.plan.holding import Holding, holdings_of, runs, weights_of
+from node.live.turn import Patience, View, next_turn
+from node.plan.holding import Holding, runs, weights_of
 from node.plan.model_cost import cost_of_plan
 from node.swarm.base import Swarm
 from node.wire.events import Event, ModelProgress, Notice
@@ -227,9 +227,9 @@ class Mover:
         staying = frozenset[int]().union(*(held.layers for held in self._ranges.whole()))
         leaving = [held for held in self._ranges if held.weights == plan.weights and not held.layers <= staying]
         layers = staying.union(*(held.layers for held in leaving))
-        holding = dataclasses.replace(self._own_holding(plan), held=layers)
-        context = context_of(cost := cost_of_plan(plan))
-        if not layers <= coming and not holding.has_room_for(cost, coming, context):
+        view = View.of(plan, self._records())
+        holding = dataclasses.replace(self._own(view), held=layers)
+        if not layers <= coming and not holding.has_room_for(view.model, coming, view.cache_tokens):
             await self._see_off(leaving)
 
     async def _see_off(self, leaving: list[Held]) -> None:
@@ -299,19 +299,19 @@ class Mover:
 
     def _spec(self, plan: Plan, folder: str, start: int, end: int) -> StageSpec:
         """What to load, with all the KV cache that the node's memory has room for beside these layers."""
-        memory_bytes = self._own_holding(plan).memory_bytes
+        memory_bytes = self._own(View.of(plan, self._records())).memory_bytes
         kv_bytes = max(MIN_KV_BYTES, memory_bytes - weights_of(cost_of_plan(plan), frozenset(range(start, end))))
         return StageSpec(folder, start, end, plan.dtype, kv_bytes)
 
-    def _own_holding(self, plan: Plan) -> Holding:
-        return next(h for h in holdings_of(plan, self._records()) if h.node_id == self._swarm.node_id)
+    def _own(self, view: View) -> Holding:
+        return next(holding for holding in view.holdings if holding.node_id == self._swarm.node_id)
 
     async def _view(self, silent: frozenset[str]) -> View:
         """What all members hold and shall hold; they shall know that we have the newest plan."""
         assert self.plan is not None
         if self._swarm.members()[self._swarm.node_id].plan_epoch != self.plan.epoch:
             await self._swarm.update(plan_epoch=self.plan.epoch)
-        return View(cost_of_plan(self.plan), holdings_of(self.plan, self._records(), silent))
+        return View.of(self.plan, self._records(), silent)
 
     def _records(self) -> dict[NodeId, NodeRecord]:
         """The members', our own as it will be told: measured, and ready to act, also after a load that failed."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import trio
 
-from node.plan.holding import Holding
-from node.plan.model_cost import ModelCost
-from node.plan.share import KV_TOKENS_PER_STAGE
+from node.plan.holding import Holding, holdings_of
+from node.plan.model_cost import ModelCost, cost_of_plan
+from node.plan.placement import DEFAULT_WORKLOAD
+from node.plan.share import cache_tokens
 from node.plan.turns import turns
 from node.wire.ids import NodeId
+from node.wire.plans import Plan
+from node.wire.records import NodeRecord
 
 LOOK_EVERY_S = 0.5
 
@@ -26,12 +29,15 @@ class View:
     """What the records say now."""
 
     model: ModelCost
+    cache_tokens: int
+    """That each layer must have room for."""
     holdings: list[Holding]
 
-
-def context_of(model: ModelCost) -> int:
-    """Tokens of KV cache that each layer must have room for while layers are moved."""
-    return min(KV_TOKENS_PER_STAGE, model.context_tokens)
+    @classmethod
+    def of(cls, plan: Plan, records: Mapping[NodeId, NodeRecord], silent: Collection[str] = ()) -> View:
+        """Of the members, while they follow `plan`."""
+        model = cost_of_plan(plan)
+        return cls(model, cache_tokens(model, plan.objective, DEFAULT_WORKLOAD), holdings_of(plan, records, silent))
 
 
 class Patience:
@@ -72,10 +78,9 @@ async def next_turn(
     while True:
         view = await look(patience.silent)
         own = next(holding for holding in view.holdings if holding.node_id == self_id)
-        context = context_of(view.model)
-        if own.can_finish(view.model, context):
+        if own.can_finish(view.model, view.cache_tokens):
             return None
-        due = turns(view.model, view.holdings, context)
+        due = turns(view.model, view.holdings, view.cache_tokens)
         turn: Turn | None = None
         if layers := due.loads.get(self_id):
             turn = "load", layers

@@ -20,6 +20,7 @@ from node.plan.placement import allocate
 from node.plan.pool import Pool, PoolNode
 from node.plan.records import pool_of_records
 from node.plan.routing import uncovered
+from node.plan.share import cache_tokens
 from node.plan.spare import Spares
 from node.plan.steps import Step, ordered_steps
 from node.wire.records import NodeRecord
@@ -141,7 +142,7 @@ def _judge(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> Allocation:
 def steps_between(before: Allocation | None, after: Allocation, pool: Pool) -> tuple[Step, ...]:
     """Loads and drops that lead from one plan to the next, make before break."""
     memory = {node.node_id: node.memory_bytes for node in pool.nodes}
-    context = min(after.workload.context, after.model.context_tokens)
+    context = cache_tokens(after.model, after.objective, after.workload)
     held = list(before.stages()) if before is not None else []
     return ordered_steps(after.model, held, list(after.stages()), memory, context)
 

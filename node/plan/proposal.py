@@ -15,7 +15,7 @@ from node.plan.pinned import pin_problem
 from node.plan.placement import DEFAULT_WORKLOAD, allocate
 from node.plan.pool import Pool, PoolNode
 from node.plan.records import pool_of_records
-from node.plan.steps import Step
+from node.plan.steps import Step, left_out
 from node.wire.ids import NodeId
 from node.wire.models import DTYPE_BYTES, Dtype, ModelFacts, ModelRef
 from node.wire.plan_size import fit
@@ -47,6 +47,8 @@ class Proposal:
     """Records that cannot be taken, and why."""
     changes: bool
     """Whether it differs from the plan in force."""
+    left_out: tuple[tuple[int, int], ...] = ()
+    """Layers that no node holds for a while on the way, since there is no room for old and new at once."""
 
 
 def propose(
@@ -106,7 +108,10 @@ def propose(
         if same_choice and assignments == serves.assignments and _who(standby) == _who(serves.standby):
             return Proposal(serves, delta.plan, (), 0, delta.reason, read.problems, changes=False)
     plan = fit(Plan(epoch, author, model, dtype, facts, assignments, standby, objective, settings, note))
-    return Proposal(plan, delta.plan, delta.steps, delta.load_bytes, delta.reason, read.problems, changes=True)
+    out = tuple(left_out(held.stages(), delta.steps)) if held is not None else ()
+    return Proposal(
+        plan, delta.plan, delta.steps, delta.load_bytes, delta.reason, read.problems, changes=True, left_out=out
+    )
 
 
 def _beside_bad_pins(pool: Pool, cost: ModelCost, records: Mapping[NodeId, NodeRecord], lenient: bool) -> Pool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from node.errors import BadLayers, DoesNotFit
-from node.plan.allocation import Allocation, Stage, Standby
+from node.plan.allocation import Allocation, Objective, Stage, Standby
 from node.plan.fit import Capacity, ends_that_fit, missing_bytes
 from node.plan.layout import judged
 from node.plan.model_cost import ModelCost
@@ -25,6 +25,12 @@ OTHER_MEMORY = 0.1
 
 KV_TOKENS_PER_STAGE = 2048
 """KV cache that a range must have room for beside its weights: one conversation of that length."""
+
+
+def cache_tokens(model: ModelCost, objective: Objective, workload: Workload) -> int:
+    """KV cache that every layer must have room for under a plan for `objective`."""
+    wanted = KV_TOKENS_PER_STAGE if objective == "share" else workload.context
+    return min(wanted, model.context_tokens)
 
 
 def shared(

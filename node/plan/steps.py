@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,7 +27,7 @@ class Step:
     """To fetch and load, or to free."""
 
 
-def layers_of(stages: Sequence[Stage]) -> dict[str, set[int]]:
+def layers_of(stages: Iterable[Stage]) -> dict[str, set[int]]:
     """Layers that every node holds."""
     held: dict[str, set[int]] = {}
     for stage in stages:
@@ -68,3 +68,16 @@ def ordered_steps(
     for holding in sorted(holdings.values(), key=lambda h: (not h.surplus <= kept, h.node_id)):
         carry_out("drop", holding.node_id, holding.surplus)
     return tuple(steps)
+
+
+def left_out(before: Iterable[Stage], steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """Ranges that are held now and that no node holds at some time on the way."""
+    held = {node: frozenset(layers) for node, layers in layers_of(before).items()}
+    covered = frozenset[int]().union(*held.values())
+    out: frozenset[int] = frozenset()
+    for step in steps:
+        span, now = frozenset(range(step.start, step.end)), held.get(step.node_id, frozenset())
+        held[step.node_id] = now | span if step.kind == "load" else now - span
+        if step.kind == "drop":
+            out |= (covered & span).difference(*held.values())
+    return [(min(run), max(run) + 1) for run in runs(out)]

@@ -32,6 +32,8 @@ class PlanReply(msgspec.Struct, frozen=True):
     load_bytes: int
     moves: tuple[Move, ...]
     problems: tuple[str, ...]
+    left_out: tuple[tuple[int, int], ...]
+    """With no node for a while on the way."""
     text: str
     """Table, map and prediction."""
 
@@ -62,6 +64,9 @@ def plan_lines(reply: PlanReply) -> list[str]:
     if not reply.changes:
         return [*lines, f"plan {reply.epoch} stays as it is: {reply.reason}"]
     lines += _moves(reply)
+    if reply.left_out:
+        out = " and ".join(layers(*each) for each in reply.left_out)
+        lines.append(f"nothing is served for a while: there is no room for old and new at once: layers {out}")
     if reply.reason not in reply.text:  # the table has the plan's note, which may be the reason
         lines.append(reply.reason)
     if reply.applied:

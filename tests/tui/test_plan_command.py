@@ -20,7 +20,7 @@ from node.wire.plans import Override, PlanSettings
 from parallax_tui.cli import main
 from parallax_tui.headless.plan_changes import as_request, read_changes
 from tests.fakes.node_api import FakeNode, running
-from tests.fakes.swarms import DESK, FACTS, LOFT, NAMES, RANGES, record, three_nodes
+from tests.fakes.swarms import DESK, FACTS, LOFT, NAMES, RANGES, STUDIO, record, three_nodes
 from tests.fakes.swarms import plan as plan_in_force
 
 POOL = """
@@ -148,6 +148,21 @@ async def test_a_running_swarm_says_what_would_change_and_that_nothing_did(
     assert "  loft    layers 20–29 → none\n" in text
     assert "MiB to load" in text
     assert text.endswith("nothing was changed; add --apply\n")
+
+
+async def test_a_change_for_which_memory_is_short_says_what_is_not_served_meanwhile(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = 136 * 1024**2
+    others = Override(STUDIO, (10, 20)), Override(LOFT, (0, 10), full)
+    node.plan_answer = reply(Override(DESK, (20, 30), full), *others)
+    assert await of_swarm(node, monkeypatch) == 0
+    assert "nothing is served for a while: there is no room for old and new at once: layers 0–9\n" in (
+        capsys.readouterr().out
+    )
+    node.plan_answer = reply(Override(DESK, (20, 30), 2 * full), *others)
+    assert await of_swarm(node, monkeypatch) == 0
+    assert "nothing is served" not in capsys.readouterr().out
 
 
 async def test_applied_it_is_told_which_plan_is_in_force(

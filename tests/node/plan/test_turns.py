@@ -15,7 +15,7 @@ from msgspec.structs import replace as changed
 from node.plan.allocation import Stage
 from node.plan.holding import Holding, bytes_of, holdings_of, kept_layers, weights_of
 from node.plan.model_cost import ModelCost
-from node.plan.steps import layers_of, ordered_steps
+from node.plan.steps import layers_of, left_out, ordered_steps
 from node.plan.turns import Turns, turns
 from node.wire.ids import NodeId
 from node.wire.models import ModelFacts, ModelRef
@@ -60,6 +60,13 @@ def test_of_two_that_lack_room_one_makes_a_start() -> None:
 def test_who_lacks_room_drops_no_more_of_what_nobody_else_has_than_it_must() -> None:
     pool = [tight("a", (1, 7), (7, 10), 6), tight("b", (7, 11), (1, 5), 4)]
     assert turns(MODEL, pool, 0) == Turns(drops={"a": layers(1, 4)})
+
+
+def test_what_no_node_holds_on_the_way_is_foretold() -> None:
+    before, after = [Stage("a", 1, 4), Stage("b", 4, 7)], [Stage("a", 4, 7), Stage("b", 1, 4)]
+    for room, out in ((3, [(1, 4)]), (4, [])):
+        steps = ordered_steps(MODEL, before, after, {"a": room * MIB, "b": 3 * MIB}, 0)
+        assert left_out(before, steps) == out
 
 
 def test_who_only_lets_go_needs_no_room() -> None:
