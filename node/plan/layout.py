@@ -12,7 +12,7 @@ from node.plan.figures import figure
 from node.plan.partition import score_of
 from node.plan.pool import Pool, PoolNode
 from node.plan.pool_table import PoolTable
-from node.plan.routing import Host, Request, uncovered
+from node.plan.routing import Host, Request, route, uncovered
 
 CHAINS_JUDGED = 8
 """Chains over ranges that make no whole pipeline by themselves which are looked for."""
@@ -40,7 +40,7 @@ def pipelines_of(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[
     held = {stage.node_id: stage for stage in stages}
     whole = [p for p in plan.pipelines if all(held.get(s.node_id) == s for s in p.stages)]
     in_whole = {s.node_id for p in whole for s in p.stages}
-    pipelines = [timed_pipeline(plan, [(s.node_id, s.layers) for s in p.stages], p.stages, pool) for p in whole]
+    pipelines = [timed_pipeline(plan, _run_over(plan, p.stages, pool), p.stages, pool) for p in whole]
     loose = [stage for stage in stages if stage.node_id not in in_whole]
     hosts = hosts_of(plan, loose, pool)
     chains = min(CHAINS_JUDGED, most_disjoint(plan.layers, hosts)) if hosts else 0
@@ -53,6 +53,15 @@ def pipelines_of(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[
                 pipelines.append(timed_pipeline(plan, run, tuple(held[n] for n in found.nodes), pool))
                 used.update(found.nodes)
     return best_of(pipelines, plan.objective)
+
+
+def _run_over(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[tuple[str, int]]:
+    """How many layers each node of a pipeline runs: of layers that two of them hold, the faster one runs them."""
+    if sum(stage.layers for stage in stages) == plan.layers:
+        return [(stage.node_id, stage.layers) for stage in stages]
+    request = Request(plan.model.hop_bytes(1))
+    found = route(plan.layers, hosts_of(plan, stages, pool), pool.links, request)
+    return [(stage.node_id, stage.layers) for stage in found.stages]
 
 
 def judged(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> Allocation:

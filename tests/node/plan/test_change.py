@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from node.errors import DoesNotFit
 from node.plan import allocate, replan
-from node.plan.allocation import Allocation, Stage
+from node.plan.allocation import Allocation, Objective, Stage
 from node.plan.change import Delta, hosts_of
+from node.plan.layout import judged
 from node.plan.pool import Links, Pool, PoolNode
 from node.plan.routing import uncovered
 from node.plan.steps import layers_of, ordered_steps
@@ -21,6 +22,7 @@ from tests.fakes.pools import machine, machines, mixture, small_model
 
 LINKS = Links()
 MIB = 1024**2
+OBJECTIVES: list[Objective] = ["latency", "throughput", "balanced"]
 
 
 def change(plan: Allocation, nodes: Sequence[PoolNode]) -> Delta:
@@ -202,3 +204,19 @@ def test_any_change_leaves_no_layer_uncovered_that_could_be_covered(
         assert model.range_bytes(stage.start, stage.end) + cache <= room[stage.node_id]
     # Nothing that stays is loaded twice, and what was covered by all along stays so where memory allows.
     assert delta.load_bytes == sum(step.weight_bytes for step in delta.steps if step.kind == "load")
+
+
+spans = st.tuples(st.integers(0, 11), st.integers(1, 12)).filter(lambda span: span[0] < span[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(spans, st.floats(2e10, 1e12)), min_size=1, max_size=6), st.sampled_from(OBJECTIVES))
+def test_what_is_held_is_judged_the_same_again_though_ranges_overlap(
+    held_by: list[tuple[tuple[int, int], float]], objective: Objective
+) -> None:
+    nodes = [PoolNode(f"n{i}", 10**12, bandwidth, 1e13) for i, (_, bandwidth) in enumerate(held_by)]
+    stages = [Stage(f"n{i}", *span) for i, (span, _) in enumerate(held_by)]
+    once = judged(allocate(small_model(12), nodes, LINKS, objective), stages, Pool(tuple(nodes), LINKS))
+    again = judged(once, stages, once.pool)
+    assert again.score == pytest.approx(once.score)
+    assert {s.node_id for s in again.stages()} == {s.node_id for s in stages}
