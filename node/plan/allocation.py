@@ -36,6 +36,13 @@ class Pipeline:
     """Of all users together, as many as the KV cache has room for."""
     sequences: int
     """Sequences of the workload's length that the KV cache has room for: the least of its stages."""
+    shared_out: tuple[int, ...] = ()
+    """Layers that each stage runs, where ranges overlap."""
+
+    @property
+    def ran(self) -> tuple[int, ...]:
+        """Layers that each stage runs: what it holds, less what another one runs."""
+        return self.shared_out or tuple(stage.layers for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,9 @@ def pipelines_of(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[
     """The pipelines among held ranges: those of `plan` that are whole, then node-disjoint chains over the others."""
     held = {stage.node_id: stage for stage in stages}
     whole = [p for p in plan.pipelines if all(held.get(s.node_id) == s for s in p.stages)]
-    in_whole = {s.node_id for p in whole for s in p.stages}
-    pipelines = [timed_pipeline(plan, _run_over(plan, p.stages, pool), p.stages, pool) for p in whole]
+    runs = [run for run in (_run_over(plan, p.stages, pool) for p in whole) if len(dict(run)) == len(run)]
+    in_whole = {node for run in runs for node, _ in run}
+    pipelines = [timed_pipeline(plan, run, tuple(held[node] for node, _ in run), pool) for run in runs]
     loose = [stage for stage in stages if stage.node_id not in in_whole]
     hosts = hosts_of(plan, loose, pool)
     chains = min(CHAINS_JUDGED, most_disjoint(plan.layers, hosts)) if hosts else 0
@@ -97,7 +98,7 @@ def timed_pipeline(plan: Allocation, run: Sequence[tuple[str, int]], held: tuple
     table = PoolTable(plan.model, nodes, pool.links, plan.objective, plan.workload, (0, plan.layers))
     of_member = {node.node_id: c for c, kind in enumerate(table.classes) for node in kind.members}
     chain = chain_of_counts(table, [of_member[node_id] for node_id, _ in run], [layers for _, layers in run])
-    return Pipeline(held, chain.token_ms, chain.tokens_per_s, chain.sequences)
+    return Pipeline(held, chain.token_ms, chain.tokens_per_s, chain.sequences, tuple(layers for _, layers in run))
 
 
 def score_pipelines(pipelines: Sequence[Pipeline], objective: Objective) -> float:

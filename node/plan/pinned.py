@@ -59,7 +59,8 @@ def around_pins(
     timed = chain_of_counts(whole, [of_member[i] for i in ids], [stage.layers for stage in stages])
     held = {node.node_id: Stage(node.node_id, *node.pinned) for node in pinned if node.pinned is not None}
     full = tuple(held.get(stage.node_id, stage) for stage in stages)
-    return Pipeline(full, timed.token_ms, timed.tokens_per_s, timed.sequences), set(ids)
+    ran = tuple(stage.layers for stage in stages)
+    return Pipeline(full, timed.token_ms, timed.tokens_per_s, timed.sequences, ran), set(ids)
 
 
 def pin_problem(model: ModelCost, node: PoolNode, workload: Workload) -> str:

@@ -87,15 +87,6 @@ def predict(plan: Allocation, workload: Workload | None = None) -> Prediction:
     )
 
 
-def ran_layers(pipeline: Pipeline) -> list[int]:
-    """Layers that each stage runs: what it holds less what the one before ran already (ranges set by hand overlap)."""
-    reached, counts = 0, []
-    for stage in pipeline.stages:
-        counts.append(stage.end - max(reached, stage.start))
-        reached = max(reached, stage.end)
-    return counts
-
-
 def stage_ms(model: ModelCost, node: PoolNode, layers: int, *, last: bool, batch: int, context: int) -> float:
     """One decode step of `batch` sequences in `layers` layers of `node`, and what goes around them there."""
     cost = decode_cost(model, batch, context)
@@ -108,7 +99,7 @@ def _shares(plan: Allocation, pipeline: Pipeline, work: Workload, batch: int) ->
     nodes = _nodes(plan, pipeline)
     context = min(work.prompt_tokens + work.output_tokens // 2, model.context_tokens)
     shares: list[Share] = []
-    for i, (node, layers) in enumerate(zip(nodes, ran_layers(pipeline), strict=True)):
+    for i, (node, layers) in enumerate(zip(nodes, pipeline.ran, strict=True)):
         last = i == len(nodes) - 1
         time = stage_ms(model, node, layers, last=last, batch=batch, context=context)
         shares.append(Share(node.node_id, time))
@@ -132,7 +123,7 @@ def _ttft_ms(plan: Allocation, pipeline: Pipeline, work: Workload) -> float:
     model, links, nodes = plan.model, plan.pool.links, _nodes(plan, pipeline)
     cost = prefill_cost(model, work.prompt_tokens)
     time = 0.0
-    for i, (node, layers) in enumerate(zip(nodes, ran_layers(pipeline), strict=True)):
+    for i, (node, layers) in enumerate(zip(nodes, pipeline.ran, strict=True)):
         time += layers * cost.layer_ms(node, fitted_efficiency(model, node)) + node.overhead_ms
         if i == len(nodes) - 1:
             time += cost.head_ms(node, fitted_head_efficiency(model, node))
@@ -208,7 +199,7 @@ def _number(layers: int) -> str:
 def _best_move(plan: Allocation, pipeline: Pipeline, work: Workload, giver: str) -> tuple[float, int, str] | None:
     """Gain, layers and taker of the best move away from `giver` to a node with room: in the objective's own measure."""
     ids = [stage.node_id for stage in pipeline.stages]
-    counts, nodes = ran_layers(pipeline), _nodes(plan, pipeline)
+    counts, nodes = list(pipeline.ran), _nodes(plan, pipeline)
     context = min(work.context, plan.model.context_tokens)
 
     def value(layers: Sequence[int]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from node.plan.allocation import Allocation, Stage
 from node.plan.figures import figure
-from node.plan.prediction import Prediction, ran_layers
+from node.plan.prediction import Prediction
 
 GIB = 1024**3
 MAP_WIDTH = 48
@@ -135,7 +135,7 @@ def _rows(plan: Allocation, prediction: Prediction) -> list[Sequence[str]]:
     memory = {m.node_id: m for m in prediction.memory}
     shares = {share.what: share.milliseconds for share in prediction.shares}
     rows: list[Sequence[str]] = [("node", "role", "layers", "weights", "cache", "of", "step")]
-    runs = {s.node_id: n for p in plan.pipelines for s, n in zip(p.stages, ran_layers(p), strict=True)}
+    runs = {s.node_id: n for p in plan.pipelines for s, n in zip(p.stages, p.ran, strict=True)}
     for stage, role in _with_role(plan):
         used = memory[stage.node_id]
         part = f" ({runs[stage.node_id]} run)" if runs.get(stage.node_id, stage.layers) != stage.layers else ""
