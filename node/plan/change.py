@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 
 from node.errors import DoesNotFit
 from node.plan.allocation import Allocation, Stage, Standby
-from node.plan.layout import hosts_of, judged
-from node.plan.patch import first_gap, patched, room_for_layers
+from node.plan.layout import judged
+from node.plan.patch import first_gap, has_room, patched
 from node.plan.placement import allocate
 from node.plan.pool import Pool, PoolNode
 from node.plan.records import pool_of_records
-from node.plan.routing import uncovered
 from node.plan.share import cache_tokens
 from node.plan.spare import Spares
 from node.plan.steps import Step, ordered_steps
@@ -66,14 +65,15 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
         return _reshare(plan, pool)
     by_id = {node.node_id: node for node in pool.nodes}
     kept = [stage for stage in plan.stages() if _still_stands(plan, stage, by_id.get(stage.node_id))]
-    patch = _judge(plan, patched(plan, kept, pool), pool)
-    gap = uncovered(plan.layers, hosts_of(plan, list(patch.stages()), pool))
     try:
         anew = allocate(plan.model, pool.nodes, pool.links, plan.objective, plan, plan.workload)
     except DoesNotFit as error:
+        patch = _judge(plan, patched(plan, kept, pool, exact=False), pool)
         steps = steps_between(plan, patch, pool)
-        loaded = loaded_bytes(steps)
-        return Delta(patch, steps, loaded, False, str(error), gap)
+        gap = first_gap(plan.layers, patch.stages())
+        return Delta(patch, steps, loaded_bytes(steps), False, str(error), gap)
+    patch = _judge(plan, patched(plan, kept, pool), pool)
+    gap = first_gap(plan.layers, patch.stages())
     if gap is not None:
         steps = steps_between(plan, anew, pool)
         why = f"layers {gap[0]}–{gap[1] - 1} were held by nobody and no patch could hold them"
@@ -115,7 +115,7 @@ def _still_stands(plan: Allocation, stage: Stage, node: PoolNode | None) -> bool
         return False
     if node.pinned is not None:
         return node.pinned == (stage.start, stage.end)
-    return stage.layers <= room_for_layers(plan, node, first=stage.start == 0, last=stage.end == plan.layers)
+    return has_room(plan, node, stage.start, stage.end)
 
 
 def _judge(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> Allocation:

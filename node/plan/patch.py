@@ -8,6 +8,7 @@ uncovered, is never more than the best patch so far.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -15,19 +16,18 @@ from itertools import accumulate
 from node.plan.allocation import Allocation, Stage
 from node.plan.pool import Pool, PoolNode
 from node.plan.routing import Host, uncovered
-from node.plan.stage_time import layer_capacity
 
 EXACT_NODES = 12
-MOST_TRIES = 60_000
-"""Ranges that the search tries; beyond that it settles for the best patch so far."""
+MOST_EFFORT = 20_000
+"""Layers and ranges that the search looks at, some 150 ms; beyond that it settles for the best patch so far."""
 
 Layout = dict[str, Stage]
 
 
-def patched(plan: Allocation, kept: Sequence[Stage], pool: Pool) -> list[Stage]:
+def patched(plan: Allocation, kept: Sequence[Stage], pool: Pool, *, exact: bool = True) -> list[Stage]:
     """`kept`, with the layers that nobody holds given to whoever has to load least for them, pins as they are set.
 
-    Layers that no patch gives to anybody stay uncovered.
+    Layers that no patch gives to anybody stay uncovered. `exact`: search for fewer bytes than the greedy rule finds.
     """
     layout = {stage.node_id: stage for stage in kept}
     for node in pool.nodes:
@@ -35,15 +35,28 @@ def patched(plan: Allocation, kept: Sequence[Stage], pool: Pool) -> list[Stage]:
             layout[node.node_id] = Stage(node.node_id, *node.pinned)
     free = [node for node in pool.nodes if not node.barred and node.pinned is None]
     found = _greedy(plan, layout, free)
-    if len(free) <= EXACT_NODES:
+    if exact and len(free) <= EXACT_NODES:
         found = _Search(plan, layout, free).better_than(found)
     return list(found.values())
 
 
-def room_for_layers(plan: Allocation, node: PoolNode, *, first: bool, last: bool) -> int:
-    """Layers that fit on `node`, with the ends named."""
+def has_room(plan: Allocation, node: PoolNode, start: int, end: int) -> bool:
+    """Whether layers [start, end) fit on `node` with the workload's KV cache."""
     context = min(plan.workload.context, plan.model.context_tokens)
-    return layer_capacity(plan.model, node.memory_bytes, first=first, last=last, context=context)
+    cache = (end - start) * plan.model.kv_layer_bytes(context)
+    return plan.model.range_bytes(start, end) + cache <= node.memory_bytes
+
+
+def _furthest(plan: Allocation, node: PoolNode, start: int, limit: int) -> int:
+    """The largest end up to `limit` of a range from `start` that fits; `start` where none does."""
+    ends = range(start + 1, limit + 1)
+    return start + bisect_left(ends, True, key=lambda end: not has_room(plan, node, start, end))
+
+
+def _earliest(plan: Allocation, node: PoolNode, end: int, limit: int) -> int:
+    """The smallest start down to `limit` of a range up to `end` that fits; `end` where none does."""
+    starts = range(end - 1, limit - 1, -1)
+    return end - bisect_left(starts, True, key=lambda start: not has_room(plan, node, start, end))
 
 
 def first_gap(layers: int, stages: Iterable[Stage]) -> tuple[int, int] | None:
@@ -72,24 +85,13 @@ def _offers(plan: Allocation, node: PoolNode, stages: Layout, start: int, end: i
     """What `node` could hold of [start, end), by rank: stretched from its own, taken while idle, moved as a replica."""
     held = stages.get(node.node_id)
     if held is None:
-        most = room_for_layers(plan, node, first=start == 0, last=False)
-        stop = min(end, start + most)
-        if stop == plan.layers:
-            stop = start + min(stop - start, room_for_layers(plan, node, first=start == 0, last=True))
+        stop = _furthest(plan, node, start, end)
         return [(1, Stage(node.node_id, start, stop))] if stop > start else []
     offers = []
-    if held.end == start:
-        most = room_for_layers(plan, node, first=held.start == 0, last=False)
-        stop = min(end, held.start + most)
-        if stop == plan.layers:
-            stop = min(stop, held.start + room_for_layers(plan, node, first=held.start == 0, last=True))
-        if stop > held.end:
-            offers.append((0, Stage(node.node_id, held.start, stop)))
-    if held.start == end:
-        most = room_for_layers(plan, node, first=start == 0, last=held.end == plan.layers)
-        begin = max(start, held.end - most)
-        if begin < held.start and (begin > 0 or held.layers + begin <= most):
-            offers.append((0, Stage(node.node_id, begin, held.end)))
+    if held.end == start and (stop := _furthest(plan, node, held.start, end)) > held.end:
+        offers.append((0, Stage(node.node_id, held.start, stop)))
+    if held.start == end and (begin := _earliest(plan, node, held.end, start)) < held.start:
+        offers.append((0, Stage(node.node_id, begin, held.end)))
     others = [s for s in stages.values() if s.node_id != node.node_id]
     hosts = [Host(s.node_id, s.start, s.end, 1.0) for s in others]
     if not offers and _covered(hosts, held):
@@ -112,12 +114,13 @@ class _Search:
         names = {node.node_id for node in free}
         self._loaded = {stage.node_id: stage for stage in plan.stages() if stage.node_id in names}
         """What is there already, also where it cannot stay as it is."""
-        self._sizes = [plan.model.range_bytes(layer, layer + 1) for layer in range(plan.layers)]
-        self._sums = [0, *accumulate(self._sizes)]
+        self._least_sizes = [plan.model.range_bytes(layer, layer + 1) for layer in range(plan.layers)]
+        if plan.model.tied and plan.layers > 1:  # the head costs nothing where the embedding is
+            self._least_sizes[-1] -= plan.model.embedding_bytes
         stray = [stage for node, stage in self._loaded.items() if node not in layout]
         self._at_hand = {layer for stage in stray for layer in range(stage.start, stage.end)}
         """Layers that may cost nothing."""
-        self._tries = 0
+        self._effort = 0
         self._best: Layout = {}
         self._fewest = float("inf")
 
@@ -135,33 +138,32 @@ class _Search:
         if gap is None:
             self._best, self._fewest = layout, spent
             return
+        hosts = Counter(layer for stage in layout.values() for layer in range(stage.start, stage.end))
         options = [
             (least, node.node_id, stage)
             for node in self._free
-            if node.node_id not in moved
-            for stage, least in self._ranges(layout, node, gap[0], spent)
+            if node.node_id not in moved and self._effort < MOST_EFFORT
+            for stage, least in self._ranges(hosts, layout.get(node.node_id), node, gap[0], spent)
         ]
         for least, name, stage in sorted(options, key=lambda option: (*option[:2], option[2].start, option[2].end)):
-            if least >= self._fewest or self._tries > MOST_TRIES:
+            if least >= self._fewest:
                 break
             self._descend({**layout, name: stage}, moved | {name}, spent + self._bytes_to_load(name, stage))
 
-    def _ranges(self, layout: Layout, node: PoolNode, layer: int, spent: int) -> Iterator[tuple[Stage, float]]:
+    def _ranges(
+        self, hosts: Counter[int], own: Stage | None, node: PoolNode, layer: int, spent: int
+    ) -> Iterator[tuple[Stage, float]]:
         """What `node` can hold with `layer` in it, and the fewest bytes of any patch in which it does."""
         layers = self._plan.layers
-        others = Counter(i for s in layout.values() if s.node_id != node.node_id for i in range(s.start, s.end))
-        needed = [0 if others[i] or i in self._at_hand else size for i, size in enumerate(self._sizes)]
+        mine = range(own.start, own.end) if own is not None else range(0)
+        needed = (
+            0 if i in self._at_hand or hosts[i] > (i in mine) else size for i, size in enumerate(self._least_sizes)
+        )
         sums = [0, *accumulate(needed)]
-        room = {
-            (first, last): room_for_layers(self._plan, node, first=first, last=last)
-            for first in (False, True)
-            for last in (False, True)
-        }
-        for start in range(max(0, layer + 1 - room[False, False]), layer + 1):
-            for end in range(layer + 1, min(layers, start + room[start == 0, False]) + 1):
-                if end - start > room[start == 0, end == layers]:
-                    continue
-                self._tries += 1
+        self._effort += layers
+        for start in range(_earliest(self._plan, node, layer + 1, 0), layer + 1):
+            for end in range(layer + 1, _furthest(self._plan, node, start, layers) + 1):
+                self._effort += 1
                 stage = Stage(node.node_id, start, end)
                 least = spent + self._bytes_to_load(node.node_id, stage) + sums[-1] - sums[end] + sums[start]
                 if least < self._fewest:
@@ -170,7 +172,9 @@ class _Search:
     def _bytes_to_load(self, name: str, stage: Stage | None) -> int:
         if stage is None:
             return 0
-        loaded = self._loaded.get(name, stage)
-        start, end = max(loaded.start, stage.start), min(loaded.end, stage.end)
-        there = self._sums[end] - self._sums[start] if name in self._loaded and start < end else 0
-        return self._sums[stage.end] - self._sums[stage.start] - there
+        model, there = self._plan.model, self._loaded.get(name)
+        size = model.range_bytes(stage.start, stage.end)
+        if there is None:
+            return size
+        start, end = max(there.start, stage.start), min(there.end, stage.end)
+        return size - model.range_bytes(start, end) if start < end else size

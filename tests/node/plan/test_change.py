@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from node.errors import DoesNotFit
 from node.plan import allocate, replan
 from node.plan.allocation import Allocation, Objective, Stage
-from node.plan.change import Delta, hosts_of
-from node.plan.layout import judged
+from node.plan.change import Delta
+from node.plan.layout import hosts_of, judged
 from node.plan.pool import Links, Pool, PoolNode
 from node.plan.routing import uncovered
 from node.plan.steps import layers_of, ordered_steps

@@ -60,6 +60,26 @@ def test_layers_that_a_node_has_already_and_may_not_keep_whole_are_used() -> Non
     assert found == {"a": (0, 1), "b": (1, 6)}, "a keeps the embedding and what fits beside it"
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(0.5, 6.0), min_size=2, max_size=6), st.integers(3, 12), st.integers(1, 3), st.data())
+def test_a_patch_never_overfills_a_node_of_a_model_whose_first_layers_are_small(
+    room: list[float], layers: int, dense: int, data: st.DataObject
+) -> None:
+    model = replace(
+        small_model(layers, 8), experts=8, top_k=2, expert_params=4 * MIB, dense_layers=min(dense, layers - 1)
+    )
+    nodes = [PoolNode(f"n{i}", int(size * model.sparse_layer_bytes), 1e11, 1e13) for i, size in enumerate(room)]
+    try:
+        plan = allocate(model, nodes, LINKS, "latency")
+    except DoesNotFit:
+        return
+    here = [node for node in nodes if data.draw(st.booleans())]
+    context = min(plan.workload.context, model.context_tokens)
+    for stage in replan(plan, Pool(tuple(here), LINKS)).plan.stages():
+        memory = next(node.memory_bytes for node in here if node.node_id == stage.node_id)
+        assert bytes_of(model, frozenset(range(stage.start, stage.end)), context) <= memory
+
+
 rooms = st.lists(st.floats(0.9, 6.0), min_size=2, max_size=4)
 
 
