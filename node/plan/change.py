@@ -78,8 +78,11 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
         steps = steps_between(plan, anew, pool)
         why = f"layers {gap[0]}–{gap[1] - 1} were held by nobody and no patch could hold them"
         return Delta(anew, steps, loaded_bytes(steps), True, why)
+    if {stage for pipeline in anew.pipelines for stage in pipeline.stages} <= set(patch.stages()):  # they stand already
+        patch = max(patch, judged(replace(patch, pipelines=anew.pipelines), list(patch.stages()), pool), key=_score)
     anew_steps = steps_between(plan, anew, pool)
-    gain = anew.score / patch.score - 1 if patch.score > 0 else float("inf")
+    measured = judged(anew if plan.pipelines else replace(anew, pipelines=()), list(anew.stages()), pool).score
+    gain = measured / patch.score - 1 if patch.score > 0 else float("inf")
     moving_s = _moving_s(anew_steps) - _moving_s(steps_between(plan, patch, pool))
     if gain >= GAIN and min(gain, 10.0) * HORIZON_S > moving_s:
         why = f"planned anew: {gain:.0%} better, for {loaded_bytes(anew_steps) / 1e9:.2f} GB to load"
@@ -93,6 +96,10 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
         else _count(movers, "node changes what it holds", "nodes change what they hold")
     )
     return Delta(plan if same else patch, steps, loaded_bytes(steps), False, why)
+
+
+def _score(plan: Allocation) -> float:
+    return plan.score
 
 
 def _reshare(plan: Allocation, pool: Pool) -> Delta:

@@ -36,24 +36,27 @@ def hosts_of(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[Host
 
 
 def pipelines_of(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[Pipeline]:
-    """The pipelines among held ranges: those of `plan` that are whole, then node-disjoint chains over the others."""
+    """The pipelines among held ranges: those of `plan` that are whole, then node-disjoint chains over the others: one,
+    or as many as there are, whichever scores better."""
+    time = _Times(plan, pool)
     held = {stage.node_id: stage for stage in stages}
     whole = [p for p in plan.pipelines if all(held.get(s.node_id) == s for s in p.stages)]
     runs = [run for run in (_run_over(plan, p.stages, pool) for p in whole) if len(dict(run)) == len(run)]
     in_whole = {node for run in runs for node, _ in run}
-    pipelines = [timed_pipeline(plan, run, tuple(held[node] for node, _ in run), pool) for run in runs]
-    loose = [stage for stage in stages if stage.node_id not in in_whole]
-    hosts = hosts_of(plan, loose, pool)
-    chains = min(CHAINS_JUDGED, most_disjoint(plan.layers, hosts)) if hosts else 0
-    used: set[str] = set()
-    if uncovered(plan.layers, hosts) is None and chains:
-        request = Request(plan.model.hop_bytes(1))
-        for found in route_disjoint(plan.layers, hosts, pool.links, request, chains):
-            run = [(s.node_id, s.layers) for s in found.stages]
+    known = [time.pipeline(run, [held[node] for node, _ in run]) for run in runs]
+    hosts = hosts_of(plan, [stage for stage in stages if stage.node_id not in in_whole], pool)
+    if not hosts or uncovered(plan.layers, hosts) is not None:
+        return best_of(known, plan.objective)
+    choices = [best_of(known, plan.objective)] if known else []
+    for chains in {1, min(CHAINS_JUDGED, most_disjoint(plan.layers, hosts))}:
+        pipelines, used = list(known), set[str]()
+        for found in route_disjoint(plan.layers, hosts, pool.links, Request(plan.model.hop_bytes(1)), chains):
             if used.isdisjoint(found.nodes) and len(set(found.nodes)) == len(found.nodes):
-                pipelines.append(timed_pipeline(plan, run, tuple(held[n] for n in found.nodes), pool))
+                run = [(stage.node_id, stage.layers) for stage in found.stages]
+                pipelines.append(time.pipeline(run, [held[node] for node in found.nodes]))
                 used.update(found.nodes)
-    return best_of(pipelines, plan.objective)
+        choices.append(best_of(pipelines, plan.objective))
+    return max(choices, key=lambda pipelines: (score_pipelines(pipelines, plan.objective), -len(pipelines)))
 
 
 def _run_over(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[tuple[str, int]]:
@@ -91,14 +94,18 @@ def best_of(pipelines: Sequence[Pipeline], objective: Objective) -> list[Pipelin
     return ordered[:most]
 
 
-def timed_pipeline(plan: Allocation, run: Sequence[tuple[str, int]], held: tuple[Stage, ...], pool: Pool) -> Pipeline:
-    """A pipeline that runs so many layers on each node in turn; `held` is what these hold."""
-    by_id = {node.node_id: node for node in pool.nodes}
-    nodes = [by_id[node_id] for node_id, _ in run]
-    table = PoolTable(plan.model, nodes, pool.links, plan.objective, plan.workload, (0, plan.layers))
-    of_member = {node.node_id: c for c, kind in enumerate(table.classes) for node in kind.members}
-    chain = chain_of_counts(table, [of_member[node_id] for node_id, _ in run], [layers for _, layers in run])
-    return Pipeline(held, chain.token_ms, chain.tokens_per_s, chain.sequences, tuple(layers for _, layers in run))
+class _Times:
+    """Times pipelines as phase 1 does: by the users of the whole pool, of whom each has its part."""
+
+    def __init__(self, plan: Allocation, pool: Pool) -> None:
+        self._table = PoolTable(plan.model, pool.nodes, pool.links, plan.objective, plan.workload, (0, plan.layers))
+        self._class_of = {node.node_id: c for c, kind in enumerate(self._table.classes) for node in kind.members}
+
+    def pipeline(self, run: Sequence[tuple[str, int]], held: Sequence[Stage]) -> Pipeline:
+        """One that runs so many layers on each node in turn; `held` is what these hold."""
+        counts = tuple(layers for _, layers in run)
+        chain = chain_of_counts(self._table, [self._class_of[node] for node, _ in run], list(counts))
+        return Pipeline(tuple(held), chain.token_ms, chain.tokens_per_s, chain.sequences, counts)
 
 
 def score_pipelines(pipelines: Sequence[Pipeline], objective: Objective) -> float:

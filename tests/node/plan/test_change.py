@@ -220,3 +220,42 @@ def test_what_is_held_is_judged_the_same_again_though_ranges_overlap(
     again = judged(once, stages, once.pool)
     assert again.score == pytest.approx(once.score)
     assert {s.node_id for s in again.stages()} == {s.node_id for s in stages}
+
+
+def travelled(plan: Allocation, pool: Pool) -> Allocation:
+    """As it reaches the next planner: who holds what, and no word of pipelines."""
+    stages = list(plan.stages())
+    return judged(replace(plan, pipelines=(), replicas=tuple(stages), score=0.0, bound=0.0), stages, pool)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(rows, min_size=2, max_size=6), st.integers(2, 16), st.sampled_from(OBJECTIVES), st.integers(0, 9))
+def test_a_pool_that_stays_as_it_is_comes_to_rest(
+    figures: list[tuple[int, float, str]], layers: int, objective: Objective, newcomers: int
+) -> None:
+    nodes = [PoolNode(f"n{i}", mib * MIB, b, 1e13, region) for i, (mib, b, region) in enumerate(figures)]
+    pool = Pool(tuple(nodes), LINKS)
+    try:
+        plan = allocate(small_model(layers), nodes[: max(1, len(nodes) - newcomers)], LINKS, objective)
+    except DoesNotFit:
+        return
+    seen = list[Sequence[object]]()
+    while (found := plan.assignments()) not in seen:
+        seen.append(found)
+        plan = replan(travelled(plan, pool), pool).plan
+    assert seen[-1] == found, "it goes round in circles"
+    assert len(seen) <= 4
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(rows, min_size=1, max_size=6), st.integers(2, 16), st.sampled_from(OBJECTIVES))
+def test_a_plan_is_never_called_better_than_itself(
+    figures: list[tuple[int, float, str]], layers: int, objective: Objective
+) -> None:
+    nodes = [PoolNode(f"n{i}", mib * MIB, b, 1e13, region) for i, (mib, b, region) in enumerate(figures)]
+    pool = Pool(tuple(nodes), LINKS)
+    try:
+        plan = allocate(small_model(layers), nodes, LINKS, objective)
+    except DoesNotFit:
+        return
+    assert not replan(travelled(plan, pool), pool).anew
