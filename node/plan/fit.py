@@ -19,7 +19,7 @@ def ends_that_fit(capacities: Sequence[Capacity], layers: int) -> tuple[int, int
     begins = _by_gain([(first - plain, i) for i, (plain, first, _, _) in enumerate(capacities) if first > 0])
     finishes = _by_gain([(last - plain, i) for i, (plain, _, last, _) in enumerate(capacities) if last > 0])
     pairs = [(g + h, i, j) for g, i in begins[:2] for h, j in finishes[:2] if i != j]
-    if not pairs:
+    if not pairs or layers < 2:
         return None
     gain, i, j = max(pairs, key=lambda pair: (pair[0], -pair[1], -pair[2]))
     return (i, j) if sum(plain for plain, _, _, _ in capacities) + gain >= layers else None

@@ -161,31 +161,44 @@ def _share(model: ModelCost, start: int, end: int, nodes: Sequence[PoolNode]) ->
     """Layers [start, end) over `nodes` in order, proportional to memory and within it.
 
     A node whose share comes out empty is left out and the rest computed again, so that the ends' extra weights are
-    counted for those who really hold the ends.
+    counted for those who really hold the ends. Where that leads nowhere, those two take the ends whom they cost least.
     """
-    if not nodes:
-        return []
-    layers, last = end - start, len(nodes) - 1
+    layers, context = end - start, min(KV_TOKENS_PER_STAGE, model.context_tokens)
 
     def room_of(memory_bytes: int) -> Capacity:
-        context = min(KV_TOKENS_PER_STAGE, model.context_tokens)
         ends = {"has_first": start == 0, "has_last": end == model.layers}
         return capacity_of(model, memory_bytes, context, most=layers, **ends)
 
-    rooms = [room_of(node.memory_bytes) for node in nodes]
-    capacities = [room[(i == 0) + 2 * (i == last)] for i, room in enumerate(rooms)]
-    if sum(capacities) < layers:
+    def counts_of(order: Sequence[PoolNode]) -> list[int] | None:
+        last = len(order) - 1
+        capacities = [room_of(node.memory_bytes)[(i == 0) + 2 * (i == last)] for i, node in enumerate(order)]
+        if sum(capacities) < layers:
+            return None
+        return proportional_counts(layers, [node.memory_bytes for node in order], capacities)
+
+    if not nodes:
+        return []
+    order = list(nodes)
+    while (counts := counts_of(order)) is not None and 0 in counts:
+        order = [node for node, count in zip(order, counts, strict=True) if count]
+    if counts is None:
+        rooms = [room_of(node.memory_bytes) for node in nodes]
         ends = ends_that_fit(rooms, layers)
         if ends is None:
             raise DoesNotFit(model.name, missing_bytes(rooms, layers, room_of, MOST_BYTES))
-        between = [node for i, node in enumerate(nodes) if i not in ends and ends[0] != ends[1]]
-        return _share(model, start, end, [nodes[ends[0]], *between, *([nodes[ends[1]]] if ends[0] != ends[1] else [])])
-    counts = proportional_counts(layers, [node.memory_bytes for node in nodes], capacities)
-    if 0 in counts:
-        return _share(model, start, end, [node for node, count in zip(nodes, counts, strict=True) if count])
+        between = [node for i, node in enumerate(nodes) if i not in ends]
+        alone = ends[0] == ends[1]
+        order = [nodes[ends[0]]] if alone else [nodes[ends[0]], *between, nodes[ends[1]]]
+        counts = counts_of(order)
+        assert counts is not None
+        for edge in (0, -1):  # an end stays where it costs least, though the share may be less than a layer
+            if counts[edge] == 0:
+                counts[counts.index(max(counts))] -= 1
+                counts[edge] = 1
     stages: list[Stage] = []
-    for node, count in zip(nodes, counts, strict=True):
-        stages.append(Stage(node.node_id, start, start + count))
+    for node, count in zip(order, counts, strict=True):
+        if count:
+            stages.append(Stage(node.node_id, start, start + count))
         start += count
     return stages
 

@@ -50,6 +50,18 @@ def test_what_is_missing_is_exactly_what_one_more_machine_must_have(
         assert missing(model, [*memories, short - 1], objective, speeds) > 0
 
 
+@settings(max_examples=100)
+@given(st.lists(st.floats(0.1, 2.0), min_size=1, max_size=5), st.integers(1, 5), st.sampled_from(OBJECTIVES))
+def test_machines_that_could_hold_a_middle_and_no_end_are_counted_too(
+    shares: list[float], layers: int, objective: Objective
+) -> None:
+    model = small_model(layers)
+    memories = [int(share * model.total_bytes / len(shares)) for share in shares]
+    if short := missing(model, memories, objective):
+        assert missing(model, [*memories, short], objective) == 0
+        assert missing(model, [*memories, short - 1], objective) > 0
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("gib", [12.1, 12.3, 12.5, 12.7])
 def test_a_slow_machine_lends_its_memory_where_it_is_needed(objective: Objective, gib: float) -> None:
