@@ -442,15 +442,17 @@ class Simulation:
         self._ready, self._until = {}, {}
         for stage in layout:
             held = [(s, e, since) for (n, s, e), since in before.items() if n == stage.node_id]
-            old = next((since for s, e, since in held if s <= stage.start and stage.end <= e), None)
-            if old is None:
+            ready_ms = min((since for s, e, since in held if s <= stage.start and stage.end <= e), default=None)
+            if ready_ms is None:
                 kept = max((max(0, min(e, stage.end) - max(s, stage.start)) for s, e, _ in held), default=0)
                 size = (stage.layers - kept) * self.model.layer_bytes
-                old = self.now_ms + 1000 * (LOAD_S + size / LOAD_RATE)
+                ready_ms = self.now_ms + 1000 * (LOAD_S + size / LOAD_RATE)
                 self._changes_due += 1
-                self._at(old, "loaded")
+                self._at(ready_ms, "loaded")
+            if ready_ms > self.now_ms:
                 for s, e, since in held:  # its old range serves until the new one does
-                    self._ready[stage.node_id, s, e] = since
-                    self._until[stage.node_id, s, e] = old
-            self._ready[stage.node_id, stage.start, stage.end] = old
+                    if since <= self.now_ms:
+                        self._ready[stage.node_id, s, e] = since
+                        self._until[stage.node_id, s, e] = ready_ms
+            self._ready[stage.node_id, stage.start, stage.end] = ready_ms
         self._hosts_stale = True

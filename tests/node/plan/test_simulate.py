@@ -12,7 +12,7 @@ from node.errors import BadPool
 from node.plan import allocate, predict
 from node.plan.allocation import Stage
 from node.plan.pool import Links, Pool, PoolNode, Workload
-from node.plan.routing import Host, Request
+from node.plan.routing import Host, Request, route
 from node.plan.simulate import Arrival, Happening, Outcome, Simulation, TwoPhase
 from tests.fakes.pools import machine, machines, mixture
 
@@ -85,6 +85,33 @@ def test_any_scheduler_can_be_played() -> None:
     pool = Pool((machine(0, "A"),), LINKS)
     outcome = Simulation(mixture(4), pool, Alone(), [Arrival(0.0, 300, 5)]).run()
     assert outcome.served[0].tokens == 5
+
+
+class Swap:
+    """Two nodes that change places when the pool changes."""
+
+    def __init__(self) -> None:
+        self._placed = 0
+
+    def place(self, pool: Pool) -> list[Stage]:
+        self._placed += 1
+        first, second = ("a", "b") if self._placed == 1 else ("b", "a")
+        return [Stage(first, 0, 12), Stage(second, 12, 24)]
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        return route(24, hosts, LINKS, request).stages
+
+
+def test_what_was_held_serves_until_the_new_is_loaded_though_the_pool_changes_again() -> None:
+    nodes = [PoolNode(name, 10**11, 1e12, 1e14) for name in "abc"]
+    arrivals = [Arrival(i * 200.0, 8, 2) for i in range(50)]
+
+    def slowest_ms(*at_ms: float) -> float:
+        joins = [Happening(ms, "join", nodes[2]) for ms in at_ms]
+        pool = Pool(tuple(nodes[:2]), LINKS)
+        return Simulation(mixture(24), pool, Swap(), arrivals, joins).run(3_600_000).percentile_ms(100)
+
+    assert slowest_ms(1000.0, 2000.0) < 2 * slowest_ms(1000.0)
 
 
 def test_ten_thousand_nodes() -> None:
