@@ -22,6 +22,8 @@ from node.plan.model_cost import ModelCost
 
 MOST_LOOKS = 100
 """States that a search looks at without getting further, before it gives up."""
+MOST_WAITING = 128
+"""Nodes that a search can deal with. Where more wait, layers have several holders, and dropping one's leaves none out."""
 MOST_RUNS = 7
 """Ranges that a node may hold for it: a record has room for eight, one of which is being loaded."""
 
@@ -57,6 +59,8 @@ def next_piece(model: ModelCost, holdings: Sequence[Holding], context: int, ways
     Of those that miss layers and are awaited none may have room for all of them, or hold what another one keeps.
     `ways` spares searching again in the situations that a search has found on its way; it is filled here.
     """
+    if sum(holding.awaited and bool(holding.missing) for holding in holdings) > MOST_WAITING:
+        return None
     ways = {} if ways is None else ways
     search = _Search(model, holdings, context)
     if search.situation not in ways:
