@@ -23,7 +23,7 @@ from node.plan.model_cost import ModelCost
 MOST_LOOKS = 100
 """States that a search looks at without getting further, before it gives up."""
 MOST_WAITING = 128
-"""Nodes that a search can deal with. Where more wait, layers have several holders, and dropping one's leaves none out."""
+"""Nodes that a search can deal with. Where more wait, layers have several holders: dropping one's leaves none out."""
 MOST_RUNS = 7
 """Ranges that a node may hold for it: a record has room for eight, one of which is being loaded."""
 

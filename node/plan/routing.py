@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import numpy as np
 
@@ -176,8 +177,8 @@ class Router:
         self._order = [key[-1] for key in keyed]
         self.hosts = [hosts[i] for i in self._order]
         """Those that can serve at all."""
-        places: dict[tuple[str, str], int] = {}
-        self._place = np.array([places.setdefault(key[:2], len(places)) for key in keyed], dtype=np.int64)
+        alike = [len(list(of_place)) for _, of_place in groupby(keyed, key=itemgetter(0, 1))]
+        self._place = np.repeat(np.arange(len(alike)), alike)
         self._shown = [self.hosts[i] for i in np.flatnonzero(np.diff(self._place, prepend=-1)).tolist()]
         self._distances = self._links.distances(self._shown)
         self._single = np.array([h.node_id in named for h in self._shown], dtype=bool)
@@ -205,7 +206,11 @@ class Router:
         """
         if not self.hosts:
             usable(self._layers, self.hosts, request, idle=idle)
-        able = [h.layer_ms <= SLOWEST_MS and _has_room(h, request, idle=idle) for h in self.hosts]
+        rooms = [h.kv_tokens if idle else h.kv_free_tokens for h in self.hosts]
+        able = [
+            h.layer_ms <= SLOWEST_MS and (room is None or room >= request.kv_tokens)
+            for h, room in zip(self.hosts, rooms, strict=True)
+        ]
         if request.avoid:
             able = [yes and h.node_id not in request.avoid for yes, h in zip(able, self.hosts, strict=True)]
         tau = np.where(able, [h.layer_ms * (1 + LOAD * h.load) for h in self.hosts], np.inf)
