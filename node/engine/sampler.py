@@ -29,7 +29,7 @@ def sample(logits: NDArray[np.floating], sampling: Sampling, position: int) -> i
         return int(logits.argmax())
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the highest to -inf, as it should
         weights = np.exp((logits.astype(np.float64) - highest) / sampling.temperature)
-    _keep_top(weights, sampling)
+    _keep_top(weights, logits, sampling)
     cumulative = np.cumsum(weights)
     drawn = uniform(sampling.seed, position) * cumulative[-1]
     return int(np.searchsorted(cumulative, drawn, side="right"))
@@ -41,11 +41,14 @@ def uniform(seed: int, position: int) -> float:
     return float(int(raw) >> 11) * 2.0**-53
 
 
-def _keep_top(weights: NDArray[np.float64], sampling: Sampling) -> None:
-    """Set the weights to 0 that top-k and top-p exclude. The most probable token always stays."""
+def _keep_top(weights: NDArray[np.float64], logits: NDArray[np.floating], sampling: Sampling) -> None:
+    """Set the weights to 0 that top-k and top-p exclude. The most probable token always stays.
+
+    The logits tell the order: of two that differ by next to nothing the weights are equal.
+    """
     if sampling.top_k == 0 and sampling.top_p == 1:
         return
-    order = np.argsort(-weights, kind="stable")
+    order = np.argsort(-logits, kind="stable")
     keep = min(sampling.top_k, len(order)) if sampling.top_k else len(order)
     if sampling.top_p < 1:
         cumulative = np.cumsum(weights[order[:keep]])

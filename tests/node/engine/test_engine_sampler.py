@@ -59,6 +59,11 @@ def test_of_equal_logits_top_k_keeps_the_lower_ids() -> None:
     assert shares[:2].sum() == 1
 
 
+def test_of_logits_that_differ_by_next_to_nothing_top_k_keeps_the_higher() -> None:
+    shares = drawn(Sampling(temperature=1, top_k=1, seed=5), np.array([0, 1e-45], np.float32), 20)
+    assert shares[1] == 1
+
+
 @given(finite_logits, st.floats(1e-3, 100), st.floats(1e-6, 1), st.integers(0, 50), seeds, positions)
 def test_a_draw_is_always_one_of_the_kept_tokens(
     logits: np.ndarray, temperature: float, top_p: float, top_k: int, seed: int, position: int
