@@ -8,12 +8,12 @@ import socket
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from node.errors import ConfigError, UsageError
 from node.notation import parse_bytes, parse_layers
 from node.wire.models import Dtype
-from node.wire.plans import Objective
+from node.wire.plans import Aim
 
 DEFAULT_API = "127.0.0.1:8765"
 CONFIG_LIMIT_BYTES = 64 * 1024
@@ -45,7 +45,7 @@ class Settings:
     """At most so many processor threads for the engine; None: all cores, divided among the nodes of a machine."""
     region: str = ""
     """Nodes that name the same region are taken to be near one another until their round trips have been measured."""
-    objective: Literal["auto"] | Objective | None = None
+    objective: Aim | None = None
     """What the plan of a swarm that this node starts aims at; None: `auto`, or what the swarm had before."""
     control: Literal["unix", "tcp"] = "unix"
     """How local clients reach the node; Windows always uses tcp."""
@@ -72,10 +72,10 @@ def parse_dtype(text: str) -> Dtype | None:
     return names[text.lower()]
 
 
-OBJECTIVES: tuple[Literal["auto"] | Objective, ...] = ("auto", "share", "latency", "throughput", "balanced")
+OBJECTIVES: tuple[Aim, ...] = get_args(Aim)
 
 
-def parse_objective(text: str) -> Literal["auto"] | Objective:
+def parse_objective(text: str) -> Aim:
     """One of OBJECTIVES."""
     for objective in OBJECTIVES:
         if text == objective:

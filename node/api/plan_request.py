@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from node.errors import BadRequest, UsageError
 from node.notation import MOST_LAYERS, parse_bytes, parse_layers
-from node.wire.plans import MOST_NODES, Objective, Override, PlanSettings
+from node.wire.plans import MOST_NODES, Aim, Duty, Override, PlanSettings
 from node.wire.records import NodeRecord
 
 PLAN_BODY_LIMIT_BYTES = 1024 * 1024
@@ -23,10 +23,6 @@ T = TypeVar("T")
 
 Called = Annotated[str, Meta(min_length=1, max_length=128)]
 """A node's name or id; of an id the last eight characters do, as they are shown for a node of unknown name."""
-
-
-Duty = Literal["serve", "drain", "exclude"]
-Aim = Literal["auto"] | Objective
 
 
 class NodeChange(Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +37,7 @@ class NodeChange(Struct, frozen=True, forbid_unknown_fields=True):
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "duty": get_args(Duty),
-    "objective": ("auto", *get_args(Objective)),
+    "objective": get_args(Aim),
 }
 """What these keys take, beside null."""
 

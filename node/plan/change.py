@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from node.errors import DoesNotFit
 from node.plan.allocation import Allocation, Stage, Standby
 from node.plan.layout import judged
-from node.plan.patch import first_gap, has_room, patched
+from node.plan.patch import has_room, patched
 from node.plan.placement import allocate
 from node.plan.pool import Pool, PoolNode
 from node.plan.records import pool_of_records
+from node.plan.routing import uncovered
 from node.plan.share import cache_tokens
 from node.plan.spare import Spares
 from node.plan.steps import Step, ordered_steps
@@ -70,10 +71,10 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
     except DoesNotFit as error:
         patch = _judge(plan, patched(plan, kept, pool, exact=False), pool)
         steps = steps_between(plan, patch, pool)
-        gap = first_gap(plan.layers, patch.stages())
+        gap = uncovered(plan.layers, patch.stages())
         return Delta(patch, steps, loaded_bytes(steps), False, str(error), gap)
     patch = _judge(plan, patched(plan, kept, pool), pool)
-    gap = first_gap(plan.layers, patch.stages())
+    gap = uncovered(plan.layers, patch.stages())
     if gap is not None:
         steps = steps_between(plan, anew, pool)
         why = f"layers {gap[0]}–{gap[1] - 1} were held by nobody and no patch could hold them"
@@ -83,11 +84,11 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
     anew_steps = steps_between(plan, anew, pool)
     measured = judged(anew if plan.pipelines else replace(anew, pipelines=()), list(anew.stages()), pool).score
     gain = measured / patch.score - 1 if patch.score > 0 else float("inf")
-    moving_s = _moving_s(anew_steps) - _moving_s(steps_between(plan, patch, pool))
+    steps = steps_between(plan, patch, pool)
+    moving_s = _moving_s(anew_steps) - _moving_s(steps)
     if gain >= GAIN and min(gain, 10.0) * HORIZON_S > moving_s:
         why = f"planned anew: {gain:.0%} better, for {loaded_bytes(anew_steps) / 1e9:.2f} GB to load"
         return Delta(anew, anew_steps, loaded_bytes(anew_steps), True, why)
-    steps = steps_between(plan, patch, pool)
     same = not steps and patch.standby == plan.standby and set(patch.stages()) == set(plan.stages())
     movers = len({step.node_id for step in steps})
     why = (
@@ -108,7 +109,7 @@ def _reshare(plan: Allocation, pool: Pool) -> Delta:
     steps = steps_between(plan, after, pool)
     same = set(after.stages()) == set(plan.stages()) and after.standby == plan.standby
     why = "the shares stay as they are" if same else "the layers are divided anew among those who are here"
-    gap = first_gap(after.layers, after.stages())
+    gap = uncovered(after.layers, after.stages())
     unchanged = same and after.note == plan.note
     return Delta(plan if unchanged else after, steps, loaded_bytes(steps), not same, after.note if gap else why, gap)
 

@@ -41,6 +41,11 @@ class Holding:
         """To be dropped in the end."""
         return self.held - self.wanted
 
+    @property
+    def waits(self) -> bool:
+        """Others count on it to load something."""
+        return self.awaited and bool(self.missing)
+
     def has_room_for(self, model: ModelCost, layers: AbstractSet[int], context: int) -> bool:
         """Whether these layers fit beside those held, `context` tokens of KV cache for each. Layers in both are held
         once."""

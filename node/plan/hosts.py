@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from node.plan.model_cost import ModelCost
 from node.plan.records import node_of_record
 from node.plan.routing import Host, uncovered
 from node.plan.stage_time import decode_cost, fitted_efficiency
+from node.wire.plans import Duty
 from node.wire.records import NodeRecord
-
-Duty = Literal["serve", "drain", "exclude"]
 
 CONTEXT_TOKENS = 512
 """Of the sequence whose step is predicted where nothing has been measured."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from node.plan.allocation import Allocation, Stage
 from node.plan.pool import Pool, PoolNode
-from node.plan.routing import Host, uncovered
+from node.plan.routing import uncovered
 
 EXACT_NODES = 12
 MOST_EFFORT = 20_000
@@ -59,14 +59,9 @@ def _earliest(plan: Allocation, node: PoolNode, end: int, limit: int) -> int:
     return end - bisect_left(starts, True, key=lambda start: not has_room(plan, node, start, end))
 
 
-def first_gap(layers: int, stages: Iterable[Stage]) -> tuple[int, int] | None:
-    """The first layers that nobody holds."""
-    return uncovered(layers, [Host(s.node_id, s.start, s.end, 1.0) for s in stages])
-
-
 def _greedy(plan: Allocation, layout: Layout, free: Sequence[PoolNode]) -> Layout:
     layout = dict(layout)
-    while (gap := first_gap(plan.layers, layout.values())) is not None:
+    while (gap := uncovered(plan.layers, layout.values())) is not None:
         start, end = gap
         best: tuple[int, int, str, Stage] | None = None
         for node in free:
@@ -93,16 +88,15 @@ def _offers(plan: Allocation, node: PoolNode, stages: Layout, start: int, end: i
     if held.start == end and (begin := _earliest(plan, node, held.end, start)) < held.start:
         offers.append((0, Stage(node.node_id, begin, held.end)))
     others = [s for s in stages.values() if s.node_id != node.node_id]
-    hosts = [Host(s.node_id, s.start, s.end, 1.0) for s in others]
-    if not offers and _covered(hosts, held):
+    if not offers and _covered(others, held):
         moved = _offers(plan, node, {s.node_id: s for s in others}, start, end)
         offers += [(2, stage) for _, stage in moved]
     return offers
 
 
-def _covered(hosts: Sequence[Host], held: Stage) -> bool:
+def _covered(others: Sequence[Stage], held: Stage) -> bool:
     """Whether others hold all of `held`."""
-    return all(any(h.start <= layer < h.end for h in hosts) for layer in range(held.start, held.end))
+    return all(any(other.start <= layer < other.end for other in others) for layer in range(held.start, held.end))
 
 
 class _Search:
@@ -127,14 +121,14 @@ class _Search:
     def better_than(self, found: Layout) -> Layout:
         """A layout that covers all layers and for which fewer bytes are loaded than for `found`; else that one."""
         self._best = found
-        if first_gap(self._plan.layers, found.values()) is None:
+        if uncovered(self._plan.layers, found.values()) is None:
             self._fewest = sum(self._bytes_to_load(node.node_id, found.get(node.node_id)) for node in self._free)
         self._descend(self._layout, frozenset(), 0)
         return self._best
 
     def _descend(self, layout: Layout, moved: frozenset[str], spent: int) -> None:
         """Try every range of every node that is not `moved` yet for the first layer that nobody holds."""
-        gap = first_gap(self._plan.layers, layout.values())
+        gap = uncovered(self._plan.layers, layout.values())
         if gap is None:
             self._best, self._fewest = layout, spent
             return

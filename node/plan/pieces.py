@@ -59,7 +59,7 @@ def next_piece(model: ModelCost, holdings: Sequence[Holding], context: int, ways
     Of those that miss layers and are awaited none may have room for all of them, or hold what another one keeps.
     `ways` spares searching again in the situations that a search has found on its way; it is filled here.
     """
-    if sum(holding.awaited and bool(holding.missing) for holding in holdings) > MOST_WAITING:
+    if sum(holding.waits for holding in holdings) > MOST_WAITING:
         return None
     ways = {} if ways is None else ways
     search = _Search(model, holdings, context)
@@ -106,7 +106,7 @@ class _Search:
 
     def __init__(self, model: ModelCost, holdings: Sequence[Holding], context: int) -> None:
         self._model, self._context = model, context
-        waiting = {holding.node_id: holding for holding in holdings if holding.awaited and holding.missing}
+        waiting = {holding.node_id: holding for holding in holdings if holding.waits}
         self._waiting = [waiting[node] for node in sorted(waiting)]
         self._wanted = [holding.wanted for holding in self._waiting]
         self._kept = kept_layers(holdings)

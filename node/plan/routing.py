@@ -15,7 +15,7 @@ of more than DEEP layers. Among equal chains those win that use held ranges whol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -27,7 +27,7 @@ from node.plan.allocation import Stage
 from node.plan.distances import Described
 from node.plan.pool import Links, Located
 from node.plan.round_trips import RoundTrips
-from node.plan.segments import Floats, Segment, segments_of
+from node.plan.segments import Floats, Ranged, Segment, segments_of
 
 LOAD = 1.0
 """A sequence that is at a node delays the next one by this many of its steps there."""
@@ -151,10 +151,10 @@ def _has_room(host: Host, request: Request, *, idle: bool = False) -> bool:
     return room is None or room >= request.kv_tokens
 
 
-def uncovered(layers: int, hosts: Sequence[Host]) -> tuple[int, int] | None:
+def uncovered(layers: int, ranges: Iterable[Ranged]) -> tuple[int, int] | None:
     """The first layers [start, end) that nobody holds, or None."""
     reached = 0
-    for start, end in sorted((host.start, host.end) for host in hosts):
+    for start, end in sorted((held.start, held.end) for held in ranges):
         if start > reached:
             return reached, start
         reached = max(reached, end)

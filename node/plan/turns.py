@@ -45,7 +45,7 @@ def turns(model: ModelCost, holdings: Sequence[Holding], context: int, ways: Way
     loads = {holding.node_id: frozenset[int]() for holding in holdings if holding.loading}
     waiting: list[Holding] = []
     for holding in holdings:
-        if holding.loading or not holding.awaited or not holding.missing:
+        if holding.loading or not holding.waits:
             continue
         if holding.can_finish(model, context):
             loads[holding.node_id] = holding.missing

@@ -16,6 +16,12 @@ Objective = Literal["share", "latency", "throughput", "balanced"]
 """What a plan aims at: layers for every member in proportion to memory; the fastest answer for one user; the most
 tokens per second for all; pipelines over mean latency."""
 
+Aim = Literal["auto", Objective]
+"""What people may ask for; see `PlanSettings.objective`."""
+
+Duty = Literal["serve", "drain", "exclude"]
+"""What a node may do: everything, what only it can do until others have its layers, nothing new."""
+
 MOST_NODES = 4096
 
 EPOCH_LEAP, MOST_EPOCH = 1_000_000, 2**52
@@ -47,7 +53,7 @@ class Override(Struct, frozen=True, omit_defaults=True):
     """Hold exactly layers [start, end); what its owner set with `--layers` goes before."""
     memory_bytes: Count | None = None
     """At most this much for weights and KV cache; its owner's `--memory` binds too."""
-    duty: Literal["serve", "drain", "exclude"] = "serve"
+    duty: Duty = "serve"
     """drain: it gives its layers up as soon as others have them ready. exclude: nothing new goes through it from now
     on, even where that leaves layers without a node for a while."""
     name: Annotated[str, Meta(max_length=64)] = ""
@@ -63,7 +69,7 @@ class Override(Struct, frozen=True, omit_defaults=True):
 class PlanSettings(Struct, frozen=True):
     """What people want of the swarm. Travels with the plan, so that whoever plans next goes on with it."""
 
-    objective: Literal["auto"] | Objective = "auto"
+    objective: Aim = "auto"
     """auto: `share` while all members run on one machine, where splitting is for trying things out, else `balanced`."""
     overrides: Annotated[tuple[Override, ...], Meta(max_length=MOST_NODES)] = ()
     """By node id, at most one each. Kept for a member that is away."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -26,7 +25,7 @@ from node.plan.presets import CONFIGS, preset
 from node.plan.proposal import resolved
 from node.plan.records import pool_of_records
 from node.plan.report import report_data, report_text
-from node.wire.plans import Objective, PlanSettings
+from node.wire.plans import Aim, Objective, PlanSettings
 from parallax_tui.headless.node_connection import read_state
 from parallax_tui.headless.plan_changes import PlanChanges, changed_pool
 from parallax_tui.headless.plan_control import ask
@@ -46,7 +45,7 @@ class PlanQuestion:
     """The running swarm's machines were asked for by name."""
     model: str | None
     """A preset's name or a folder with config.json; None: the live swarm's model."""
-    objective: Literal["auto"] | Objective | None
+    objective: Aim | None
     """None: the swarm's own; for described machines balanced."""
     changes: PlanChanges
     apply: bool

@@ -12,8 +12,9 @@ from node.errors import DoesNotFit
 from node.plan import allocate, replan
 from node.plan.allocation import Allocation, Stage
 from node.plan.holding import bytes_of, weights_of
-from node.plan.patch import first_gap, patched
+from node.plan.patch import patched
 from node.plan.pool import Links, Pool, PoolNode
+from node.plan.routing import uncovered
 from tests.fakes.pools import small_model
 
 LINKS = Links()
@@ -113,9 +114,9 @@ def test_no_layout_that_covers_all_layers_loads_less_than_the_patch(
         loads = sum(to_load(name, span) for name, span in layout.items())
         least = loads if whole and (least is None or loads < least) else least
     if least is None:
-        assert first_gap(layers, found) is not None
+        assert uncovered(layers, found) is not None
         return
-    assert first_gap(layers, found) is None
+    assert uncovered(layers, found) is None
     assert sum(to_load(s.node_id, frozenset(range(s.start, s.end))) for s in found) == least
 
 
