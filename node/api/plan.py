@@ -11,7 +11,7 @@ from node.api.body import read_body, require_json
 from node.api.plan_reply import plan_reply
 from node.api.plan_request import PLAN_BODY_LIMIT_BYTES, PlanRequest, changed_settings, parse_plan_request
 from node.api.replies import error_response
-from node.api.service import Here
+from node.api.service import NodeControl
 from node.errors import (
     BadWireData,
     DoesNotFit,
@@ -22,7 +22,7 @@ from node.errors import (
     PlanError,
     RequestError,
 )
-from node.plan.proposal import Proposal
+from node.plan.live.propose import Proposal
 from node.wire.plans import Plan, PlanSettings
 
 ATTEMPTS = 3
@@ -32,7 +32,7 @@ ATTEMPTS = 3
 class PlanEndpoint:
     """Both routes. One request at a time: planning takes a processor, and changes made in turn do not collide."""
 
-    def __init__(self, here: Here) -> None:
+    def __init__(self, here: NodeControl) -> None:
         self._here, self._turn = here, trio.Lock()
 
     async def propose(self, request: Request) -> Response:
@@ -72,12 +72,12 @@ def _body(proposal: Proposal, before: Plan, names: dict[str, str], applied: bool
     return msgspec.json.encode(plan_reply(proposal, before, names, applied=applied))
 
 
-async def _proposed(here: Here, asked: PlanRequest) -> tuple[Plan, Proposal]:
+async def _proposed(here: NodeControl, asked: PlanRequest) -> tuple[Plan, Proposal]:
     before = _in_force(here, asked)
     return before, await here.propose(_settings(here, asked, before))
 
 
-async def _applied(here: Here, asked: PlanRequest) -> tuple[Plan, Proposal]:
+async def _applied(here: NodeControl, asked: PlanRequest) -> tuple[Plan, Proposal]:
     """The settings are those of the plan in force with the changes laid over, so that nobody else's change is lost."""
     for attempt in range(ATTEMPTS):
         before = _in_force(here, asked)
@@ -89,7 +89,7 @@ async def _applied(here: Here, asked: PlanRequest) -> tuple[Plan, Proposal]:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _in_force(here: Here, asked: PlanRequest) -> Plan:
+def _in_force(here: NodeControl, asked: PlanRequest) -> Plan:
     plan = here.plan()
     if plan is None:
         raise NoRoute(here.waiting_for())
@@ -98,7 +98,7 @@ def _in_force(here: Here, asked: PlanRequest) -> Plan:
     return plan
 
 
-def _settings(here: Here, asked: PlanRequest, plan: Plan) -> PlanSettings | None:
+def _settings(here: NodeControl, asked: PlanRequest, plan: Plan) -> PlanSettings | None:
     if not asked.changes_settings:
         return None
     return changed_settings(asked, plan.settings, here.records(), plan.facts.layers, here.names())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from node.plan.prediction import predict
-from node.plan.proposal import Proposal
-from node.plan.report import report_data, report_text
+from node.plan.live.propose import Proposal
+from node.plan.outlook.predict import predict
+from node.plan.outlook.report import report_data, report_text
 from node.wire.plans import Plan
 
 

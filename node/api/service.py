@@ -18,7 +18,7 @@ from node.models import ChatModel
 from node.pipeline.answer import AnswerTiming, Piece, read_answer
 from node.pipeline.dispatch import Dispatcher
 from node.pipeline.head import Generation, TokenStream
-from node.plan.proposal import Proposal
+from node.plan.live.propose import Proposal
 from node.wire.events import RequestFailed, RequestFinished, RequestProgress, RequestStarted
 from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
@@ -31,7 +31,7 @@ MOST_CHARACTERS_PER_TOKEN = 32
 """Prose has four; beyond this a text is not worth counting exactly."""
 
 
-class Here(Protocol):
+class NodeControl(Protocol):
     """What the service must know of the node around it."""
 
     def plan(self) -> Plan | None: ...
@@ -65,7 +65,7 @@ class Service:
     """One node's service to its clients."""
 
     def __init__(
-        self, here: Here, dispatcher: Dispatcher, journal: Journal, clock: Callable[[], float] = time.time
+        self, here: NodeControl, dispatcher: Dispatcher, journal: Journal, clock: Callable[[], float] = time.time
     ) -> None:
         self.here, self.journal = here, journal
         self._dispatcher, self._clock = dispatcher, clock

@@ -13,7 +13,7 @@ from node.engine.messages import DeviceChoice
 from node.wire.records import Hardware
 
 
-class HeldStage(Protocol):
+class LoadedStage(Protocol):
     """A loaded range, inside the worker. Methods and errors as in `base.Stage`."""
 
     info: StageInfo
@@ -33,7 +33,7 @@ class Backend(Protocol):
     def measure(self) -> Hardware:
         """Measure the device; takes well under 2 s."""
 
-    def load(self, spec: StageSpec) -> Generator[None, None, HeldStage]:
+    def load(self, spec: StageSpec) -> Generator[None, None, LoadedStage]:
         """Load a range bit by bit: yields after each tensor, so that the worker can serve other stages in between.
 
         Raises:

@@ -33,7 +33,7 @@ Number = Annotated[int, Meta(ge=0)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
-class Hello(Struct, frozen=True, tag="hello"):
+class Start(Struct, frozen=True, tag="hello"):
     """The first request: open the backend and measure the hardware."""
 
     number: Number
@@ -93,7 +93,7 @@ class SetThreads(Struct, frozen=True, tag="threads"):
 
 
 class Ready(Struct, frozen=True, tag="ready"):
-    """Reply to `Hello`."""
+    """Reply to `Start`."""
 
     number: Number
     hardware: Hardware
@@ -135,7 +135,7 @@ class Refused(Struct, frozen=True, tag="refused"):
     """For `kv`."""
 
 
-Request = Hello | Load | CloseStage | Reserve | Run | Free | SetThreads
+Request = Start | Load | CloseStage | Reserve | Run | Free | SetThreads
 Reply = Ready | Loaded | Ran | Done | Refused
 
 _encoder = msgspec.msgpack.Encoder()

@@ -30,7 +30,6 @@ from node.engine.messages import (
     CloseStage,
     DeviceChoice,
     Free,
-    Hello,
     Load,
     Loaded,
     Ran,
@@ -41,6 +40,7 @@ from node.engine.messages import (
     Reserve,
     Run,
     SetThreads,
+    Start,
     pack_head,
     unpack_prefix,
     unpack_reply,
@@ -205,7 +205,7 @@ class EngineProcess:
     # --- tasks of `open_engine` -------------------------------------------------------------------------------------
 
     async def _greet(self, device: DeviceChoice, threads: int) -> None:
-        reply, _ = await self._call(lambda number: Hello(number, device, threads))
+        reply, _ = await self._call(lambda number: Start(number, device, threads))
         if not isinstance(reply, Ready):
             raise EngineError(f"the worker answered its greeting with {reply}")
         self.hardware = reply.hardware

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TorchStage:
-    """A `backend.HeldStage`. Usable once `open` has told it how much its KV cache may hold."""
+    """A `backend.LoadedStage`. Usable once `open` has told it how much its KV cache may hold."""
 
     info: StageInfo
 

@@ -22,7 +22,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from io import FileIO
 
-from node.engine.backend import Backend, HeldStage, open_backend
+from node.engine.backend import Backend, LoadedStage, open_backend
 from node.engine.base import Buffer, Step
 from node.engine.messages import (
     PREFIX,
@@ -30,7 +30,6 @@ from node.engine.messages import (
     CloseStage,
     Done,
     Free,
-    Hello,
     Load,
     Loaded,
     Ran,
@@ -41,6 +40,7 @@ from node.engine.messages import (
     Reserve,
     Run,
     SetThreads,
+    Start,
     pack_head,
     unpack_prefix,
     unpack_request,
@@ -56,7 +56,7 @@ class Loading:
     """A load that is under way."""
 
     request: Load
-    progress: Generator[None, None, HeldStage]
+    progress: Generator[None, None, LoadedStage]
 
 
 class Worker:
@@ -66,7 +66,7 @@ class Worker:
         self._inbox = inbox
         self._out = out
         self._backend: Backend | None = None
-        self._stages: dict[int, HeldStage] = {}
+        self._stages: dict[int, LoadedStage] = {}
         self._loading: deque[Loading] = deque()
 
     def serve(self) -> None:
@@ -87,7 +87,7 @@ class Worker:
     def _answer(self, request: Request, body: Buffer) -> tuple[Reply | None, Buffer]:
         """The reply, or None where it comes later."""
         match request:
-            case Hello(number, device, threads):
+            case Start(number, device, threads):
                 self._backend = open_backend(device)
                 self._backend.set_threads(threads)
                 return Ready(number, self._backend.measure()), b""
@@ -113,7 +113,7 @@ class Worker:
             raise EngineError("the worker was asked for work before it was greeted")
         return self._backend
 
-    def _stage(self, number: int) -> HeldStage:
+    def _stage(self, number: int) -> LoadedStage:
         try:
             return self._stages[number]
         except KeyError:
@@ -137,7 +137,7 @@ class Worker:
             self._loading.rotate(-1)
         except StopIteration as finished:
             self._loading.popleft()
-            held: HeldStage = finished.value
+            held: LoadedStage = finished.value
             self._stages[request.stage] = held
             self._send(Loaded(request.number, held.info))
         except Exception as error:  # the worker's door

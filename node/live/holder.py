@@ -15,13 +15,13 @@ import trio
 
 from node.engine.base import Engine, Stage, StageInfo
 from node.errors import EngineError, WorkerDied
-from node.live.desk import ModelDesk
-from node.live.held import Held, HeldRanges
+from node.live.model_store import ModelStore
 from node.live.mover import Mover
 from node.live.parts import Parts
 from node.live.remeasuring import Remeasuring
+from node.live.served_ranges import ServedRange, ServedRanges
 from node.pipeline.pipeline import Pipeline
-from node.plan.members import siblings_of
+from node.plan.live.members import siblings_of
 from node.swarm.base import Swarm
 from node.wire.events import Event, Notice
 from node.wire.plans import Plan
@@ -48,7 +48,7 @@ class Holder:
     def __init__(
         self,
         swarm: Swarm,
-        desk: ModelDesk,
+        desk: ModelStore,
         open_engine: OpenEngine,
         emit: Callable[[Event], object],
         cores: int,
@@ -56,7 +56,7 @@ class Holder:
     ) -> None:
         self._swarm, self._open_engine, self._emit = swarm, open_engine, emit
         self._cores, self._most_threads = cores, most_threads
-        self._ranges = HeldRanges()
+        self._ranges = ServedRanges()
         self._mover = Mover(swarm, desk, emit, self._ranges, self._in_use, self._close, self._note_times)
         self._parts = Parts(self._ranges, self._mover.spec_of_part, self._in_use, self._close)
         self._engine: MortalEngine | None = None
@@ -159,11 +159,11 @@ class Holder:
         if self.pipeline is not None:
             self.pipeline.stage.times.loaded(info, weights)
 
-    def _end_sequences(self, held: Held, reason: str) -> None:
+    def _end_sequences(self, held: ServedRange, reason: str) -> None:
         if self.pipeline is not None:
             self.pipeline.stage.drop_all_on(held.stage, reason)
 
-    async def _close(self, held: Held, reason: str) -> None:
+    async def _close(self, held: ServedRange, reason: str) -> None:
         """End the sequences on a range that is no longer listed, and free its weights."""
         self._end_sequences(held, reason)
         with trio.CancelScope(shield=True):  # waits for the engine's present step at most

@@ -14,15 +14,15 @@ from node.engine.process import open_engine
 from node.errors import ParallaxError
 from node.home import Home
 from node.journal.log import Journal
-from node.live.desk import ModelDesk
 from node.live.holder import Holder
+from node.live.model_store import ModelStore
 from node.live.planner import Planner
 from node.live.remembered import Remembered
 from node.machine import cores
 from node.models import ChatModel
 from node.pipeline.dispatch import Dispatcher
 from node.pipeline.pipeline import Pipeline
-from node.plan.proposal import Proposal
+from node.plan.live.propose import Proposal
 from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard, Swarm
 from node.wire.events import Event, NodeGone, NodeSeen, Notice, PlanAdopted
 from node.wire.models import ModelRef
@@ -41,7 +41,7 @@ class Member:
     def __init__(self, settings: Settings, home: Home, swarm: Swarm, remembered: Remembered) -> None:
         self._settings, self._home, self._swarm, self._remembered = settings, home, swarm, remembered
         self.journal = Journal(swarm.node_id)
-        self.desk = ModelDesk(home.models, self.emit)
+        self.desk = ModelStore(home.models, self.emit)
         self.holder = Holder(
             swarm, self.desk, lambda threads: open_engine(threads=threads), self.emit, cores(), settings.threads
         )

@@ -15,13 +15,13 @@ from msgspec.structs import replace
 
 from node.engine.base import Engine, Stage, StageInfo, StageSpec
 from node.errors import LoadFailed, ParallaxError, WorkerDied
-from node.live.desk import ModelDesk
-from node.live.held import MOST_TOLD, Held, HeldRanges
+from node.live.model_store import ModelStore
 from node.live.parts import load_part
 from node.live.retiring import Retiring
+from node.live.served_ranges import MOST_TOLD, ServedRange, ServedRanges
 from node.live.turn import Patience, View, next_turn
-from node.plan.holding import Holding, runs, weights_of
-from node.plan.model_cost import cost_of_plan
+from node.plan.costs.model import cost_of_plan
+from node.plan.moving.node_layers import NodeLayers, runs, weights_of
 from node.swarm.base import Swarm
 from node.wire.events import Event, ModelProgress, Notice
 from node.wire.ids import NodeId
@@ -52,11 +52,11 @@ class Mover:
     def __init__(
         self,
         swarm: Swarm,
-        desk: ModelDesk,
+        desk: ModelStore,
         emit: Callable[[Event], object],
-        ranges: HeldRanges,
+        ranges: ServedRanges,
         in_use: Callable[[Stage], bool],
-        close: Callable[[Held, str], Awaitable[None]],
+        close: Callable[[ServedRange, str], Awaitable[None]],
         loaded: Callable[[StageInfo, str], None],
     ) -> None:
         self.plan: Plan | None = None
@@ -204,7 +204,7 @@ class Mover:
                 await self._narrow(engine, held, layers)
         await self._see_off([held for held in self._ranges if held.layers & layers])
 
-    async def _narrow(self, engine: Engine, wider: Held, without: frozenset[int]) -> None:
+    async def _narrow(self, engine: Engine, wider: ServedRange, without: frozenset[int]) -> None:
         """Have the rest of `wider` serve in its own right: its tensors are shared, nothing is read."""
         rest = [await self._part(engine, wider, min(run), max(run) + 1) for run in runs(wider.layers - without)]
         # All at once, with no await between: beside `wider` each of them is needless, without them it is not.
@@ -214,7 +214,7 @@ class Mover:
                 part.state = wider.state
         wider.leave(trio.current_time(), FINISH_S)
 
-    async def _part(self, engine: Engine, wider: Held, start: int, end: int) -> Held | None:
+    async def _part(self, engine: Engine, wider: ServedRange, start: int, end: int) -> ServedRange | None:
         part = self._ranges.exact(start, end, wider.weights)
         if part is not None:
             part.last_used_s = trio.current_time()
@@ -232,13 +232,13 @@ class Mover:
         if not layers <= coming and not holding.has_room_for(view.model, coming, view.cache_tokens):
             await self._see_off(leaving)
 
-    async def _see_off(self, leaving: list[Held]) -> None:
+    async def _see_off(self, leaving: list[ServedRange]) -> None:
         """Have these closed, their sequences too after a while."""
         for held in leaving:
             held.leave(trio.current_time(), FINISH_S)
         await self._retiring.all_gone(leaving)
 
-    async def _load(self, engine: Engine, plan: Plan, start: int, end: int, folder: str) -> Held:
+    async def _load(self, engine: Engine, plan: Plan, start: int, end: int, folder: str) -> ServedRange:
         self._loading = (start, end)
         await self._tell()
         await self._let_what_leaves_go(plan, frozenset(range(start, end)))
@@ -249,7 +249,7 @@ class Mover:
             stage = await self._loaded_by(engine, spec)
         finally:
             self._reading = frozenset()
-        held = Held(stage, folder, start, end, plan.weights, spec.kv_bytes, plan.epoch)
+        held = ServedRange(stage, folder, start, end, plan.weights, spec.kv_bytes, plan.epoch)
         self._ranges.add(held)
         self._loaded(stage.info, plan.weights)
         self._loading = None
@@ -269,21 +269,21 @@ class Mover:
         self._entrusted = None
         return stage
 
-    async def _resize(self, engine: Engine, plan: Plan, held: Held) -> Held:
+    async def _resize(self, engine: Engine, plan: Plan, held: ServedRange) -> ServedRange:
         """`held` with the KV cache that the node's memory has room for now, which a cap or another node on the machine
         may have changed. Tensors are shared, and sequences go on where they are."""
         spec = self._spec(plan, held.folder, held.start, held.end)
         if abs(spec.kv_bytes - held.kv_bytes) <= SAME_ROOM * held.kv_bytes:
             return held
         stage = await self._loaded_by(engine, spec)
-        resized = Held(stage, held.folder, held.start, held.end, held.weights, spec.kv_bytes, plan.epoch)
+        resized = ServedRange(stage, held.folder, held.start, held.end, held.weights, spec.kv_bytes, plan.epoch)
         for old in self._ranges:  # parts of it too: they were made for the same memory
             if held.covers(old.start, old.end):
                 old.leave(trio.current_time())
         self._ranges.add(resized)
         return resized
 
-    def bytes_beside(self, serving: Held) -> int:
+    def bytes_beside(self, serving: ServedRange) -> int:
         """Weights of other layers, on their way in or out, that take from the room of `serving`."""
         if self.plan is None or self.plan.weights != serving.weights:
             return 0
@@ -291,7 +291,7 @@ class Mover:
         cost = cost_of_plan(self.plan)
         return weights_of(cost, serving.layers.union(self._reading, *same)) - weights_of(cost, serving.layers)
 
-    def spec_of_part(self, wider: Held, start: int, end: int) -> StageSpec | None:
+    def spec_of_part(self, wider: ServedRange, start: int, end: int) -> StageSpec | None:
         """What to load for a part of a held range; None where the plan is for another model by now."""
         if self.plan is None or self.plan.weights != wider.weights:
             return None
@@ -303,7 +303,7 @@ class Mover:
         kv_bytes = max(MIN_KV_BYTES, memory_bytes - weights_of(cost_of_plan(plan), frozenset(range(start, end))))
         return StageSpec(folder, start, end, plan.dtype, kv_bytes)
 
-    def _own(self, view: View) -> Holding:
+    def _own(self, view: View) -> NodeLayers:
         return next(holding for holding in view.holdings if holding.node_id == self._swarm.node_id)
 
     async def _view(self, silent: frozenset[str]) -> View:

@@ -8,7 +8,7 @@ import trio
 
 from node.engine.base import Engine, Stage, StageSpec
 from node.errors import Overloaded
-from node.live.held import Held, HeldRanges
+from node.live.served_ranges import ServedRange, ServedRanges
 
 MAX_PARTS = 4
 """At a time. Routes prefer whole ranges, so there are rarely more kinds; each costs a module tree in the worker."""
@@ -19,10 +19,10 @@ class Parts:
 
     def __init__(
         self,
-        ranges: HeldRanges,
-        spec_of_part: Callable[[Held, int, int], StageSpec | None],
+        ranges: ServedRanges,
+        spec_of_part: Callable[[ServedRange, int, int], StageSpec | None],
         uses: Callable[[Stage], bool],
-        close: Callable[[Held, str], Awaitable[None]],
+        close: Callable[[ServedRange, str], Awaitable[None]],
     ) -> None:
         self._ranges, self._spec_of_part, self._uses, self._close = ranges, spec_of_part, uses, close
         self._one_at_a_time = trio.Lock()
@@ -72,7 +72,7 @@ class Parts:
         await self._close(oldest, "another part of its layers was asked for")
 
 
-async def load_part(engine: Engine, ranges: HeldRanges, wider: Held, spec: StageSpec) -> Held | None:
+async def load_part(engine: Engine, ranges: ServedRanges, wider: ServedRange, spec: StageSpec) -> ServedRange | None:
     """Load a range that lies in `wider`, so that only tensors are shared; None where `wider` was closed meanwhile.
 
     Raises:
@@ -82,7 +82,9 @@ async def load_part(engine: Engine, ranges: HeldRanges, wider: Held, spec: Stage
     if wider not in ranges:
         await stage.close()
         return None
-    part = Held(stage, spec.model_folder, spec.start, spec.end, wider.weights, spec.kv_bytes, wider.epoch, wider.state)
+    part = ServedRange(
+        stage, spec.model_folder, spec.start, spec.end, wider.weights, spec.kv_bytes, wider.epoch, wider.state
+    )
     part.part, part.last_used_s = True, trio.current_time()
     ranges.add(part)
     return part

@@ -1,6 +1,6 @@
 """The planner's turn: watches the members, and publishes a plan when this node is the one to do so.
 
-Decisions are `node.plan.decide`; here are only the clocks: when to wait for members that may still come or return.
+Decisions are `node.plan.live.decide`; here are only the clocks: when to wait for members that may still come or return.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Literal, TypeVar
 import trio
 
 from node.errors import NoRoute, ParallaxError, PlanChanged
-from node.live.desk import Metadata
-from node.plan.decide import Problem, decide, return_grace_s
-from node.plan.members import eligible, planner_of
-from node.plan.proposal import Proposal, propose
+from node.live.model_store import Metadata
+from node.plan.live.decide import Problem, decide, return_grace_s
+from node.plan.live.members import eligible, planner_of
+from node.plan.live.propose import Proposal, propose
 from node.swarm.base import MemberGone, Swarm
 from node.wire.events import Event, Notice, PlanImpossible
 from node.wire.ids import NodeId

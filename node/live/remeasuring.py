@@ -11,7 +11,7 @@ from collections.abc import Hashable
 
 import trio
 
-from node.live.held import Held, HeldRanges
+from node.live.served_ranges import ServedRange, ServedRanges
 from node.pipeline.stage import StageRunner
 from node.swarm.base import Swarm
 from node.wire.records import NodeRecord
@@ -28,7 +28,7 @@ EVERY_S = 180.0
 class Remeasuring:
     """Of one node's ready range."""
 
-    def __init__(self, swarm: Swarm, ranges: HeldRanges, runner: StageRunner) -> None:
+    def __init__(self, swarm: Swarm, ranges: ServedRanges, runner: StageRunner) -> None:
         self._swarm, self._ranges, self._runner = swarm, ranges, runner
 
     async def run(self) -> None:
@@ -49,7 +49,7 @@ class Remeasuring:
                 measured = await self._runner.idle_probe.measure(held.stage, held.start, held.end)
                 due_s = trio.current_time() + (EVERY_S if measured else self._settled_s())
 
-    def _ready(self) -> Held | None:
+    def _ready(self) -> ServedRange | None:
         """The range that serves, unless another one is loading: that takes the engine's time."""
         if any(told.state == "loading" for told in self._swarm.members()[self._swarm.node_id].held):
             return None

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Collection
 import trio
 
 from node.engine.base import Stage
-from node.live.held import Held, HeldRanges
-from node.plan.holding import holdings_of, kept_layers
+from node.live.served_ranges import ServedRange, ServedRanges
+from node.plan.moving.node_layers import holdings_of, kept_layers
 from node.swarm.base import Swarm
 from node.wire.plans import Plan
 
@@ -27,11 +27,11 @@ class Retiring:
 
     def __init__(
         self,
-        ranges: HeldRanges,
+        ranges: ServedRanges,
         swarm: Swarm,
         plan: Callable[[], Plan | None],
         uses: Callable[[Stage], bool],
-        close: Callable[[Held, str], Awaitable[None]],
+        close: Callable[[ServedRange, str], Awaitable[None]],
         tell: Callable[[], Awaitable[None]],
     ) -> None:
         self._ranges, self._swarm, self._plan = ranges, swarm, plan
@@ -48,7 +48,7 @@ class Retiring:
             self._looked.set()
             self._looked = trio.Event()
 
-    async def all_gone(self, leaving: Collection[Held]) -> None:
+    async def all_gone(self, leaving: Collection[ServedRange]) -> None:
         """Wait until these have been closed."""
         await self._tell()
         while any(held in self._ranges for held in leaving):
@@ -76,7 +76,7 @@ class Retiring:
                 self._ranges.remove(held)
                 await self._close(held, "its layers are needed here no longer")
 
-    def _is_needless(self, held: Held) -> bool:
+    def _is_needless(self, held: ServedRange) -> bool:
         """Whether what `held` serves is served without it; a part goes with the range that it is a part of."""
         others = [other for other in self._ranges.whole() if other is not held and other.weights == held.weights]
         if held.part:

@@ -8,11 +8,11 @@ from typing import Literal
 
 import trio
 
-from node.plan.holding import Holding, holdings_of
-from node.plan.model_cost import ModelCost, cost_of_plan
-from node.plan.placement import DEFAULT_WORKLOAD
-from node.plan.share import cache_tokens
-from node.plan.turns import turns
+from node.plan.costs.model import ModelCost, cost_of_plan
+from node.plan.moving.node_layers import NodeLayers, holdings_of
+from node.plan.moving.whose_turn import turns
+from node.plan.placement.allocate import DEFAULT_WORKLOAD
+from node.plan.placement.by_memory import cache_tokens
 from node.wire.ids import NodeId
 from node.wire.plans import Plan
 from node.wire.records import NodeRecord
@@ -31,7 +31,7 @@ class View:
     model: ModelCost
     cache_tokens: int
     """That each layer must have room for."""
-    holdings: list[Holding]
+    holdings: list[NodeLayers]
 
     @classmethod
     def of(cls, plan: Plan, records: Mapping[NodeId, NodeRecord], silent: Collection[str] = ()) -> View:
@@ -44,14 +44,14 @@ class Patience:
     """Which members should have acted long ago."""
 
     def __init__(self) -> None:
-        self._since: dict[str, tuple[Holding, float]] = {}
+        self._since: dict[str, tuple[NodeLayers, float]] = {}
         self.silent: frozenset[str] = frozenset()
 
-    def look(self, holdings: list[Holding], expected: set[str], now_s: float) -> None:
+    def look(self, holdings: list[NodeLayers], expected: set[str], now_s: float) -> None:
         """Note who is `expected` to act now. Whoever does anything is given time again."""
         for holding in holdings:
             node = holding.node_id
-            shown = Holding(node, holding.held, holding.wanted, 0, holding.loading, keeps=holding.keeps)
+            shown = NodeLayers(node, holding.held, holding.wanted, 0, holding.loading, keeps=holding.keeps)
             noted, _ = self._since.get(node, (None, 0.0))
             if noted is not None and noted != shown:
                 del self._since[node]

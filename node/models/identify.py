@@ -6,7 +6,7 @@ from pathlib import Path
 
 from node.errors import ModelNotFound
 from node.models import hub, sources
-from node.models.cell import slug
+from node.models.cached_model import slug
 from node.models.default_model import DEFAULT_NAME, DEFAULT_REF
 from node.models.disk import sha256_of
 from node.models.gguf_config import family

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from node.errors import DamagedModel, ModelNotFound, UnsupportedModel
 from node.models import sources
-from node.models.cell import MANIFEST, Cell, read_manifest
+from node.models.cached_model import MANIFEST, CachedModel, read_manifest
 from node.models.local_folder import is_model_folder, metadata_files, weight_files
 from node.models.progress import ignore_progress
 from node.wire.models import ModelRef
@@ -34,7 +34,7 @@ def installed(models: Path) -> list[InstalledModel]:
         manifest = read_manifest(folder)
         if manifest is None:
             continue
-        cell = Cell(models, manifest.ref)
+        cell = CachedModel(models, manifest.ref)
         size = sum(manifest.files.values())
         complete = cell.whole((*manifest.files, *manifest.weights))
         found.append(InstalledModel(manifest.ref.name, manifest.ref.source, size, str(folder), complete, manifest.ref))
@@ -89,7 +89,7 @@ def remove(name: str, models: Path) -> InstalledModel:
     if ref is None:
         raise ModelNotFound(name, "it is not installed; see `parallax models`")
     model = next(model for model in installed(models) if model.ref == ref)
-    cell = Cell(models, ref)
+    cell = CachedModel(models, ref)
     with cell.locked(ignore_progress):
         cell.discard()
         sources.forget(models, ref.digest)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from node.errors import DamagedModel, UnsupportedModel
-from node.models.cell import slug
+from node.models.cached_model import slug
 from node.models.hub_files import CONFIG, INDEX, METADATA, TOKENIZER, all_weight_files, read_index
 from node.models.safetensors_file import read_header
 from node.wire.models import ModelRef

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from node.errors import DamagedModel, DiskFull, FetchFailed, ModelNotFound, UnsupportedModel
 from node.models import hub, sources
-from node.models.cell import Cell
+from node.models.cached_model import CachedModel
 from node.models.default_model import PACKAGE, Package, fetch_gguf
 from node.models.disk import CHUNK_BYTES, FreeBytes, free_bytes, require_room
 from node.models.facts import layer_count
@@ -137,7 +137,7 @@ def _prepare_gguf(
     sampling: RecommendedSampling | None = None,
 ) -> Path:
     """The folder of a converted model. The GGUF file is the one seen on this machine, or what `fetch` brings."""
-    cell = Cell(models, ref)
+    cell = CachedModel(models, ref)
     if cell.manifest() is not None and cell.damage() is None:
         return cell.folder
     with cell.locked(report):
@@ -163,7 +163,7 @@ def _prepare_gguf(
 
 def _prepare_folder(ref: ModelRef, models: Path) -> Path:
     """The imported copy where there is one, else the folder itself, if it is still what it was."""
-    cell = Cell(models, ref)
+    cell = CachedModel(models, ref)
     damage = cell.damage()
     if cell.manifest() is not None and damage is None:
         return cell.folder
@@ -178,7 +178,7 @@ def _prepare_folder(ref: ModelRef, models: Path) -> Path:
 
 
 def _copy_folder(ref: ModelRef, folder: Path, models: Path, report: Report, free: FreeBytes) -> None:
-    cell = Cell(models, ref)
+    cell = CachedModel(models, ref)
     weights = weight_files(folder)
     names = (*metadata_files(folder), *weights)
     total_bytes = sum((folder / name).stat().st_size for name in names)
@@ -200,7 +200,7 @@ def _copy_folder(ref: ModelRef, folder: Path, models: Path, report: Report, free
 
 def _prepare_hub(ref: ModelRef, models: Path, layers: Layers | None, report: Report, free: FreeBytes) -> Path:
     repository = hub.repository_of(ref)
-    cell = Cell(models, ref)
+    cell = CachedModel(models, ref)
     if cell.manifest() is not None and cell.whole(_wanted(cell, layers)):
         return cell.folder
     with cell.locked(report, keep_partial=True):
@@ -214,7 +214,7 @@ def _prepare_hub(ref: ModelRef, models: Path, layers: Layers | None, report: Rep
 
 
 def _fetch_missing(
-    cell: Cell, repository: hub.Repository, layers: Layers | None, report: Report, free: FreeBytes
+    cell: CachedModel, repository: hub.Repository, layers: Layers | None, report: Report, free: FreeBytes
 ) -> None:
     """First what describes the model, then the weights, each file adopted as soon as it is there."""
     if cell.manifest() is None or cell.damage(METADATA) is not None:
@@ -241,7 +241,7 @@ def _fetch_missing(
 
 
 def _fetch(
-    cell: Cell,
+    cell: CachedModel,
     repository: hub.Repository,
     files: list[hub.RemoteFile],
     weights: tuple[str, ...] | None,
@@ -265,7 +265,7 @@ def _fetch(
             shutil.rmtree(cell.partial / ".cache", ignore_errors=True)
 
 
-def _wanted(cell: Cell, layers: Layers | None) -> list[str]:
+def _wanted(cell: CachedModel, layers: Layers | None) -> list[str]:
     """The files of the cell that hold `layers`, beside those that describe the model."""
     manifest = cell.manifest()
     assert manifest is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from node.home import write_private
-from node.models.cell import slug
+from node.models.cached_model import slug
 from node.wire.models import ModelRef
 
 SOURCES = ".sources"

@@ -17,9 +17,9 @@ import trio
 from node.errors import NoRoute, Overloaded, RequestError
 from node.pipeline.head import Generation, Head, TokenStream
 from node.pipeline.ledger import Entry, Ledger
-from node.pipeline.line import Line
 from node.pipeline.live_router import LiveRouter
-from node.plan.routing import Request
+from node.pipeline.room_queue import RoomQueue
+from node.plan.routing.router import Request
 from node.wire.frames import Hop
 from node.wire.ids import NodeId
 from node.wire.plans import Plan
@@ -57,7 +57,7 @@ class Dispatcher:
         self._self_id, self._head, self._plan, self._records, self._clock = self_id, head, plan, records, clock
         self._ledger = Ledger(clock)
         self._router = LiveRouter(self_id, self._ledger, clock)
-        self._line = Line()
+        self._line = RoomQueue()
 
     def heard(self, record: NodeRecord) -> None:
         """A node has told how it is."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from node.plan.hosts import NONE_UNTOLD, Untold
+from node.plan.live.offers import NONE_UNTOLD, Untold
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
 

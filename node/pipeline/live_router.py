@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from node.errors import BadRequest, NoRoom, NoRoute
 from node.pipeline.ledger import Ledger
-from node.plan.hosts import Offer, Untold, in_service, offer_of, what_offers_tell
-from node.plan.model_cost import cost_of_plan
-from node.plan.round_trips import RoundTrips
-from node.plan.routing import Host, Request, Route, Router, route_or_wait, usable
+from node.plan.costs.model import cost_of_plan
+from node.plan.live.offers import Offer, Untold, in_service, offer_of, what_offers_tell
+from node.plan.live.round_trips import RoundTrips
+from node.plan.routing.router import Host, Request, Route, Router, route_or_wait, usable
 from node.wire.ids import NodeId
 from node.wire.models import DTYPE_BYTES
 from node.wire.plans import Plan

@@ -9,20 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from node.plan.allocation import Allocation as Allocation
-    from node.plan.change import replan as replan
-    from node.plan.disjoint import route_disjoint as route_disjoint
-    from node.plan.placement import allocate as allocate
-    from node.plan.pool_file import read_pool as read_pool
-    from node.plan.prediction import predict as predict
-    from node.plan.routing import route as route
-    from node.plan.stages import minimal_stages as minimal_stages
-    from node.plan.water import water_fill as water_fill
+    from node.plan.machines.pool_file import read_pool as read_pool
+    from node.plan.moving.replan import replan as replan
+    from node.plan.outlook.predict import predict as predict
+    from node.plan.placement.allocate import allocate as allocate
+    from node.plan.placement.allocation import Allocation as Allocation
+    from node.plan.placement.water_filling import water_fill as water_fill
+    from node.plan.routing.disjoint import route_disjoint as route_disjoint
+    from node.plan.routing.router import route as route
 
 __all__ = [
     "Allocation",
     "allocate",
-    "minimal_stages",
     "predict",
     "read_pool",
     "replan",
@@ -32,15 +30,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Allocation": "allocation",
-    "allocate": "placement",
-    "minimal_stages": "stages",
-    "predict": "prediction",
-    "read_pool": "pool_file",
-    "replan": "change",
-    "route": "routing",
-    "route_disjoint": "disjoint",
-    "water_fill": "water",
+    "Allocation": "placement.allocation",
+    "allocate": "placement.allocate",
+    "predict": "outlook.predict",
+    "read_pool": "machines.pool_file",
+    "replan": "moving.replan",
+    "route": "routing.router",
+    "route_disjoint": "routing.disjoint",
+    "water_fill": "placement.water_filling",
 }
 
 

@@ -25,9 +25,9 @@ from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from node.errors import BadWireData, LinkClosed, NotAdmitted
 from node.swarm.admission import admit
+from node.swarm.control_queue import ControlQueue
 from node.swarm.heartbeat import INTERVAL_S, PeerClock, SilenceWatch
 from node.swarm.muxed_stream import MuxedStream
-from node.swarm.outbox import Outbox
 from node.swarm.secret import SwarmSecret
 from node.swarm.socket_stream import SocketStream
 from node.swarm.strict_yamux import UNREAD_LIMIT_BYTES, StrictYamux
@@ -49,7 +49,7 @@ OPEN_STREAM_S = 5.0
 Why = Literal["silent", "disconnected"]
 
 
-class Room(Protocol):
+class AroundConnection(Protocol):
     """What a connection needs of the swarm around it."""
 
     secret: SwarmSecret
@@ -72,7 +72,9 @@ class Room(Protocol):
 class Connection:
     """Made by the two ways in, `front_door` and `dialer`; run by `serve`."""
 
-    def __init__(self, room: Room, muxed: StrictYamux, socket: SocketStream, peer: NodeId, *, dialed: bool) -> None:
+    def __init__(
+        self, room: AroundConnection, muxed: StrictYamux, socket: SocketStream, peer: NodeId, *, dialed: bool
+    ) -> None:
         self.peer = peer
         self.dialed = dialed
         """Whether we made it."""
@@ -80,7 +82,7 @@ class Connection:
         """Of the peer's process."""
         self.admitted_s = math.inf
         self.clock = PeerClock()
-        self.outbox = Outbox()
+        self.outbox = ControlQueue()
         self.why: Why = "disconnected"
         """Why it ended."""
         self.reason = ""

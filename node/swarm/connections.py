@@ -20,7 +20,7 @@ PER_PEER_LIMIT = 4
 """Two suffice; a peer that keeps connecting loses its oldest."""
 
 
-class Held(Protocol):
+class HasPeer(Protocol):
     """What is to be known of a connection here."""
 
     peer: NodeId
@@ -34,7 +34,7 @@ class Held(Protocol):
         """When the last byte came."""
 
 
-C = TypeVar("C", bound=Held)
+C = TypeVar("C", bound=HasPeer)
 
 
 class Connections(Generic[C]):

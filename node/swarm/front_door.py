@@ -34,7 +34,7 @@ class _HalfOpen:
     scope: trio.CancelScope
 
 
-class Vestibule:
+class PendingConnections:
     """Who has knocked and is not yet admitted. Oldest first."""
 
     def __init__(self, limit: int = HALF_OPEN_LIMIT) -> None:
@@ -97,7 +97,7 @@ async def _open(address: Address, last_port: int) -> Sequence[trio.SocketListene
 
 async def answer(
     listeners: list[trio.SocketListener],
-    vestibule: Vestibule,
+    vestibule: PendingConnections,
     admit: Callable[[SocketStream, Callable[[], None]], Awaitable[None]],
 ) -> None:
     """Accept forever. `admit` serves one connection to its end, and calls its second argument once it is admitted.

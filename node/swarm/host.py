@@ -24,11 +24,11 @@ from node.swarm.address_book import AddressBook
 from node.swarm.addresses import ADDRESS_LIMIT, Address, announced, parse_all
 from node.swarm.connection import Connection
 from node.swarm.dialer import Dialer, first_to_answer
-from node.swarm.front_door import ADMISSION_S, Vestibule, answer, open_listeners
+from node.swarm.front_door import ADMISSION_S, PendingConnections, answer, open_listeners
 from node.swarm.identity import Identity, load_identity
 from node.swarm.invitation import Invitation, read_invitation
 from node.swarm.lan_discovery import discover
-from node.swarm.neighbourhood import Neighbourhood
+from node.swarm.libp2p_swarm import Libp2pSwarm
 from node.swarm.ports import recall_ports, remember_ports
 from node.swarm.quiet import Seldom, hush_libp2p
 from node.swarm.secret import settle_secret
@@ -68,7 +68,7 @@ class SwarmSettings:
 
 
 @asynccontextmanager
-async def open_swarm(settings: SwarmSettings, **record_fields: object) -> AsyncIterator[Neighbourhood]:
+async def open_swarm(settings: SwarmSettings, **record_fields: object) -> AsyncIterator[Libp2pSwarm]:
     """This node as a member of its swarm; a `node.swarm.base.Swarm`. `record_fields` complete its first record.
 
     Resource handling: leaving the block says goodbye, which the others see at once, and closes every socket, within
@@ -100,7 +100,7 @@ async def open_swarm(settings: SwarmSettings, **record_fields: object) -> AsyncI
             "software": settings.software,
         }
         record = NodeRecord(**(fields | record_fields))  # type: ignore[arg-type]  # checked when it is published
-        swarm = Neighbourhood(identity, secret, record, book)
+        swarm = Libp2pSwarm(identity, secret, record, book)
         async with trio.open_nursery() as nursery:
             host = _Host(nursery, swarm, identity, bound, announce, settings.machine_id)
             host.begin(listeners, [i for i in invitations if i.secret == secret.value], lan=settings.discover_lan)
@@ -132,7 +132,7 @@ class _Host:
     def __init__(
         self,
         nursery: trio.Nursery,
-        swarm: Neighbourhood,
+        swarm: Libp2pSwarm,
         identity: Identity,
         bound: list[Address],
         announce: tuple[Address, ...],
@@ -154,7 +154,7 @@ class _Host:
 
     def begin(self, listeners: list[trio.SocketListener], invitations: Sequence[Invitation], *, lan: bool) -> None:
         """Start everything; nothing of it ends before the nursery."""
-        self._nursery.start_soon(answer, listeners, Vestibule(), self._admit)
+        self._nursery.start_soon(answer, listeners, PendingConnections(), self._admit)
         self._nursery.start_soon(self._swarm.publish, self._addresses)
         self._nursery.start_soon(self._swarm.keep_time)
         self._nursery.start_soon(self._keep_book)

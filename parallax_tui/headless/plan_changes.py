@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from node.errors import UsageError
 from node.notation import parse_bytes, parse_layers
-from node.plan.pool import DRAINS, Pool
+from node.plan.machines.pool import DRAINS, Pool
 
 MOST_CHARACTERS = 128
 """Of a name or an id."""

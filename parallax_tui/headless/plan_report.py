@@ -17,14 +17,14 @@ from node.errors import BadLayers, BadPool, ModelNotFound, NoNode, ParallaxError
 from node.home import Home
 from node.journal.state import State
 from node.plan import allocate, predict, read_pool
-from node.plan.model_cost import ModelCost, cost_of_config
-from node.plan.needs import needs_data, needs_of, needs_text
-from node.plan.placement import DEFAULT_WORKLOAD
-from node.plan.pool import Pool
-from node.plan.presets import CONFIGS, preset
-from node.plan.proposal import resolved
-from node.plan.records import pool_of_records
-from node.plan.report import report_data, report_text
+from node.plan.costs.model import ModelCost, cost_of_config
+from node.plan.costs.presets import CONFIGS, preset
+from node.plan.live.from_records import pool_of_records
+from node.plan.live.propose import resolved
+from node.plan.machines.machine_counts import needs_data, needs_of, needs_text
+from node.plan.machines.pool import Pool
+from node.plan.outlook.report import report_data, report_text
+from node.plan.placement.allocate import DEFAULT_WORKLOAD
 from node.wire.plans import Aim, Objective, PlanSettings
 from parallax_tui.headless.node_connection import read_state
 from parallax_tui.headless.plan_changes import PlanChanges, changed_pool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.journal.state import State
-from node.plan.members import memory_for_model, siblings_of
+from node.plan.live.members import memory_for_model, siblings_of
 from node.wire.ids import NodeId
 from node.wire.plans import Override, Plan
 from node.wire.records import NodeRecord

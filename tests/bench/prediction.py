@@ -36,9 +36,9 @@ from node.journal.state import State
 from node.models import DEFAULT_REF, prepare
 from node.models.progress import ignore_progress
 from node.plan import predict
-from node.plan.pool import Workload
-from node.plan.prediction import Prediction
-from node.plan.proposal import propose
+from node.plan.live.propose import propose
+from node.plan.machines.pool import Workload
+from node.plan.outlook.predict import Prediction
 from node.wire.ids import NodeId
 from node.wire.plans import Assignment, Plan
 from node.wire.records import NodeRecord

@@ -6,7 +6,7 @@ touches, so that FLOPs grow with the square of the batch. Nothing here is used t
 
 from __future__ import annotations
 
-from node.plan.model_cost import ModelCost
+from node.plan.costs.model import ModelCost
 
 
 def published_layer_flops(model: ModelCost, batch: int, new_tokens: int, context: int) -> int:

@@ -16,12 +16,12 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import count
 
-from node.plan.allocation import Stage
-from node.plan.model_cost import ModelCost
-from node.plan.pool import Links, Pool, PoolNode
-from node.plan.routing import Host, Request, Router
-from node.plan.stage_time import decode_cost, layer_capacity
-from node.plan.water import water_fill
+from node.plan.costs.model import ModelCost
+from node.plan.costs.roofline import decode_cost, layer_capacity
+from node.plan.machines.pool import Links, Pool, PoolNode
+from node.plan.placement.allocation import Stage
+from node.plan.placement.water_filling import water_fill
+from node.plan.routing.router import Host, Request, Router
 from tests.bench.helix_milp import Machine, largest_flow
 
 CONTEXT = 768

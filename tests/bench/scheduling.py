@@ -16,15 +16,15 @@ from dataclasses import replace
 from functools import partial
 
 from node.plan import allocate
-from node.plan.allocation import Objective
-from node.plan.model_cost import ModelCost
-from node.plan.pool import Links, Pool, PoolNode, Workload
-from node.plan.round_trips import RoundTrips
-from node.plan.routing import Host, Request, Router, route
-from node.plan.simulate import Arrival, Happening, Outcome, Scheduler, Simulation, TwoPhase
-from node.plan.stages import minimal_stages
+from node.plan.costs.model import ModelCost
+from node.plan.live.round_trips import RoundTrips
+from node.plan.machines.pool import Links, Pool, PoolNode, Workload
+from node.plan.placement.allocation import Objective
+from node.plan.routing.router import Host, Request, Router, route
 from node.wire.records import NodeRecord
+from tests.bench.published_stages import minimal_stages
 from tests.bench.rivals import Exo, Helix, Petals, Published
+from tests.bench.simulate import Arrival, Happening, Outcome, Scheduler, Simulation, TwoPhase
 from tests.fakes.pools import machine, machines, mixture
 
 REGIONS = ("eu", "us", "ap", "sa")

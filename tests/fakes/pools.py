@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from node.plan.model_cost import ModelCost, cost_of_config
-from node.plan.pool import PoolNode
+from node.plan.costs.model import ModelCost, cost_of_config
+from node.plan.machines.pool import PoolNode
 
 GIB = 1024**3
 KINDS = {"A": (80, 2039, 312.0), "B": (40, 1935, 312.0), "C": (32, 1792, 165.0), "D": (24, 1008, 82.6)}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from node.api.plan_reply import plan_reply
 from node.api.plan_request import parse_plan_request
 from node.errors import UsageError
-from node.plan.proposal import propose
+from node.plan.live.propose import propose
 from node.wire.plans import Override, PlanSettings
 from parallax_tui.cli import main
 from parallax_tui.headless.plan_changes import as_request, read_changes

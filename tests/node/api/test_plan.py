@@ -19,7 +19,7 @@ from node.journal.log import Journal
 from node.pipeline.head import Head
 from node.wire.plans import Assignment, Override, PlanSettings
 from node.wire.records import HeldRange, NodeRecord
-from tests.fakes.here import FakeHere
+from tests.fakes.node_control import FakeHere
 from tests.fakes.swarms import DESK, FACTS, GIB, LOFT, NAMES, STUDIO, plan, record
 
 MEMBERS = tuple(record(node_id) for node_id in (DESK, STUDIO, LOFT))

@@ -19,7 +19,7 @@ from node.pipeline.head import Generation, TokenStream
 from node.wire.events import RequestFinished, RequestStarted
 from node.wire.frames import Hop
 from node.wire.ids import RequestId
-from tests.fakes.here import FakeHere
+from tests.fakes.node_control import FakeHere
 from tests.fakes.swarms import DESK, plan
 
 RECOMMENDED = SimpleNamespace(temperature=0.0, top_p=1.0, top_k=0)

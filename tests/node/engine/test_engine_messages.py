@@ -13,7 +13,6 @@ from node.engine.messages import (
     CloseStage,
     Done,
     Free,
-    Hello,
     Load,
     Loaded,
     Ran,
@@ -24,6 +23,7 @@ from node.engine.messages import (
     Reserve,
     Run,
     SetThreads,
+    Start,
     pack_head,
     unpack_prefix,
     unpack_reply,
@@ -34,7 +34,7 @@ from node.wire.frames import BODY_LIMIT_BYTES, Sampling
 from node.wire.records import Hardware
 
 REQUESTS: list[Request] = [
-    Hello(1, "auto", 2),
+    Start(1, "auto", 2),
     Load(2, 7, StageSpec("/models/x", 0, 15, "bfloat16", 1 << 30)),
     CloseStage(3, 7),
     Reserve(4, 7, "session", 100),

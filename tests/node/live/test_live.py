@@ -22,7 +22,7 @@ from node.live.remembered import Remembered
 from node.pipeline.dispatch import Dispatcher
 from node.pipeline.head import Generation
 from node.pipeline.pipeline import Pipeline
-from node.plan.decide import RETURN_MOST_S
+from node.plan.live.decide import RETURN_MOST_S
 from node.swarm.base import LinkLost, MemberGone, PlanHeard
 from node.wire.events import Event, ModelProgress, Notice, PlanImpossible
 from node.wire.frames import Sampling

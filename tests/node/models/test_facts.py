@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from node.errors import DamagedModel
 from node.models import read_facts
-from node.plan.model_cost import ModelCost, cost_of_config, cost_of_facts
-from node.plan.presets import CONFIGS
+from node.plan.costs.model import ModelCost, cost_of_config, cost_of_facts
+from node.plan.costs.presets import CONFIGS
 
 SMALL = {
     "vocab_size": 1000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from node.pipeline.ledger import FORGET_S, SETTLE_S, Ledger
-from node.plan.hosts import NONE_UNTOLD, Untold
+from node.plan.live.offers import NONE_UNTOLD, Untold
 from node.wire.ids import NodeId
 from tests.node.plan.test_decide import record
 

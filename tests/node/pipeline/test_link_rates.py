@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from node.pipeline.link_rates import LEAST_BYTES, LEAST_MS, MOST_PEERS, LinkRates
-from node.plan.records import pool_of_records
+from node.plan.live.from_records import pool_of_records
 from node.wire.ids import NodeId
 from tests.node.plan.test_decide import record
 

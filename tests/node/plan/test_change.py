@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from node.errors import DoesNotFit
 from node.plan import allocate, replan
-from node.plan.allocation import Allocation, Objective, Stage
-from node.plan.change import Delta
-from node.plan.layout import hosts_of, judged
-from node.plan.pool import Links, Pool, PoolNode
-from node.plan.routing import uncovered
-from node.plan.steps import layers_of, ordered_steps
+from node.plan.machines.pool import Links, Pool, PoolNode
+from node.plan.moving.order import layers_of, ordered_steps
+from node.plan.moving.replan import Delta
+from node.plan.placement.allocation import Allocation, Objective, Stage
+from node.plan.placement.evaluate import hosts_of, judged
+from node.plan.routing.router import uncovered
 from tests.fakes.pools import machine, machines, mixture, small_model
 
 LINKS = Links()

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from node.errors import BadLayers
-from node.plan.decide import RETURN_MOST_S, Problem, decide, return_grace_s
-from node.plan.members import planner_of
-from node.plan.proposal import propose
+from node.plan.live.decide import RETURN_MOST_S, Problem, decide, return_grace_s
+from node.plan.live.members import planner_of
+from node.plan.live.propose import propose
 from node.wire.codec import encode
 from node.wire.ids import NodeId
 from node.wire.models import ModelFacts, ModelRef

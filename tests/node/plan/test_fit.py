@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from node.errors import DoesNotFit, amount
 from node.plan import allocate
-from node.plan.allocation import Objective
-from node.plan.placement import DEFAULT_WORKLOAD
-from node.plan.pool import Links, PoolNode
-from node.plan.presets import preset
+from node.plan.costs.presets import preset
+from node.plan.machines.pool import Links, PoolNode
+from node.plan.placement.allocate import DEFAULT_WORKLOAD
+from node.plan.placement.allocation import Objective
 from tests.fakes.pools import GIB, machine, mixture, small_model
 
 OBJECTIVES: tuple[Objective, ...] = ("balanced", "latency", "throughput", "share")

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import pytest
 
 from node.errors import NoRoute
-from node.plan.hosts import NONE_UNTOLD, Offer, Untold, in_service, offer_of
-from node.plan.model_cost import cost_of_plan
-from node.plan.pool import Links
-from node.plan.routing import Host, route
+from node.plan.costs.model import cost_of_plan
+from node.plan.live.offers import NONE_UNTOLD, Offer, Untold, in_service, offer_of
+from node.plan.machines.pool import Links
+from node.plan.routing.router import Host, route
 from node.wire.models import ModelFacts
 from node.wire.plans import Plan
 from node.wire.records import Hardware, HeldRange, LayerLatency, NodeRecord

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from node.errors import BadPool
-from node.plan.model_cost import cost_of_config, cost_of_facts
-from node.plan.presets import CONFIGS, preset
-from node.plan.stage_time import OVERHEAD_MS, decode_cost, fitted_efficiency, layer_capacity, prefill_cost
+from node.plan.costs.model import cost_of_config, cost_of_facts
+from node.plan.costs.presets import CONFIGS, preset
+from node.plan.costs.roofline import OVERHEAD_MS, decode_cost, fitted_efficiency, layer_capacity, prefill_cost
 from node.wire.models import ModelFacts
 from tests.bench.published_cost import published_layer_flops
 from tests.fakes.pools import CONFIG, GIB, KINDS, machine, mixture

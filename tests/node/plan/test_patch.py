@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from node.errors import DoesNotFit
 from node.plan import allocate, replan
-from node.plan.allocation import Allocation, Stage
-from node.plan.holding import bytes_of, weights_of
-from node.plan.patch import patched
-from node.plan.pool import Links, Pool, PoolNode
-from node.plan.routing import uncovered
+from node.plan.machines.pool import Links, Pool, PoolNode
+from node.plan.moving.fewest_bytes import patched
+from node.plan.moving.node_layers import bytes_of, weights_of
+from node.plan.placement.allocation import Allocation, Stage
+from node.plan.routing.router import uncovered
 from tests.fakes.pools import small_model
 
 LINKS = Links()

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from node.errors import BadLayers, BadPool, DoesNotFit
 from node.plan import allocate
-from node.plan.allocation import Allocation, Objective
-from node.plan.chain import Chain, build_chain
-from node.plan.clusters import good_partition, upper_bound
-from node.plan.partition import best_partition, score_of
-from node.plan.pool import Links, PoolNode, Workload
-from node.plan.pool_table import PoolTable
+from node.plan.machines.pool import Links, PoolNode, Workload
+from node.plan.placement.allocation import Allocation, Objective
+from node.plan.placement.chain import Chain, build_chain
+from node.plan.placement.exact_search import best_partition, score_of
+from node.plan.placement.large_pools import good_partition, upper_bound
+from node.plan.placement.pool_table import PoolTable
 from tests.fakes.pools import GIB, machine, machines, mixture, small_model
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "balanced")

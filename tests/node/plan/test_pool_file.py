@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from node.errors import BadPool
 from node.plan import read_pool
-from node.plan.pool import PRIOR_BANDWIDTH, PRIOR_FAR_MS, PRIOR_NEAR_MS
+from node.plan.machines.pool import PRIOR_BANDWIDTH, PRIOR_FAR_MS, PRIOR_NEAR_MS
 
 GOOD = """
 [[node]]

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from node.plan import allocate, predict
-from node.plan.pool import Links, PoolNode, Workload
-from node.plan.presets import preset
-from node.plan.report import report_data, report_text
+from node.plan.costs.presets import preset
+from node.plan.machines.pool import Links, PoolNode, Workload
+from node.plan.outlook.report import report_data, report_text
 from tests.fakes.pools import GIB, machines, mixture, small_model
 
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from node.plan.members import MEMORY_SHARE
-from node.plan.pool import PRIOR_BANDWIDTH, Pool
-from node.plan.records import SAME_MACHINE_MS, UNKNOWN_MS, USUAL_OVERHEAD_MS, pool_of_records
+from node.plan.live.from_records import SAME_MACHINE_MS, UNKNOWN_MS, USUAL_OVERHEAD_MS, pool_of_records
+from node.plan.live.members import MEMORY_SHARE
+from node.plan.machines.pool import PRIOR_BANDWIDTH, Pool
 from node.wire.ids import NodeId
 from node.wire.plans import Override, PlanSettings
 from node.wire.records import Hardware, LayerLatency, NodeRecord

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.plan.pool import PoolNode
-from node.plan.records import UNKNOWN_MS, pool_of_records
-from node.plan.round_trips import RoundTrips
-from node.plan.routing import Host, Request, Router
+from node.plan.live.from_records import UNKNOWN_MS, pool_of_records
+from node.plan.live.round_trips import RoundTrips
+from node.plan.machines.pool import PoolNode
+from node.plan.routing.router import Host, Request, Router
 from node.wire.records import NodeRecord
 from tests.node.plan.test_decide import record
 

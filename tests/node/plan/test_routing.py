@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from node.errors import NoRoom, NoRoute
 from node.plan import route, route_disjoint
-from node.plan.disjoint import most_disjoint
-from node.plan.pool import Links, PoolNode
-from node.plan.routing import LOAD, Host, Request, Route, Router, route_or_wait
+from node.plan.machines.pool import Links, PoolNode
+from node.plan.routing.disjoint import most_disjoint
+from node.plan.routing.router import LOAD, Host, Request, Route, Router, route_or_wait
 
 TABLE = [
     (6, [("a", 0, 4, 1), ("b", 2, 6, 1)], {("a", "b"): 10}, 16.0),

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from node.errors import BadLayers, DoesNotFit
 from node.plan import allocate, predict, replan
-from node.plan.allocation import Stage
-from node.plan.model_cost import ModelCost, cost_of_facts
-from node.plan.pool import Links, Pool, PoolNode
-from node.plan.report import report_text
-from node.plan.share import KV_TOKENS_PER_STAGE, proportional_counts, share_layers, still_right
-from node.plan.stage_time import layer_capacity
+from node.plan.costs.model import ModelCost, cost_of_facts
+from node.plan.costs.roofline import layer_capacity
+from node.plan.machines.pool import Links, Pool, PoolNode
+from node.plan.outlook.report import report_text
+from node.plan.placement.allocation import Stage
+from node.plan.placement.by_memory import KV_TOKENS_PER_STAGE, proportional_counts, share_layers, still_right
 from node.wire.models import ModelFacts
 
 GIB = 1024**3

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
-from node.plan.allocation import Stage
-from node.plan.holding import Holding, bytes_of, holdings_of, kept_layers, weights_of
-from node.plan.model_cost import ModelCost
-from node.plan.steps import layers_of, left_out, ordered_steps
-from node.plan.turns import Turns, turns
+from node.plan.costs.model import ModelCost
+from node.plan.moving.node_layers import NodeLayers, bytes_of, holdings_of, kept_layers, weights_of
+from node.plan.moving.order import layers_of, left_out, ordered_steps
+from node.plan.moving.whose_turn import Turns, turns
+from node.plan.placement.allocation import Stage
 from node.wire.ids import NodeId
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plans import Assignment, Override, Plan, PlanSettings
@@ -32,15 +32,15 @@ def layers(start: int, end: int) -> frozenset[int]:
     return frozenset(range(start, end))
 
 
-def node(name: str, held: tuple[int, int] | None, wanted: tuple[int, int] | None, room: int) -> Holding:
+def node(name: str, held: tuple[int, int] | None, wanted: tuple[int, int] | None, room: int) -> NodeLayers:
     """One that has memory for `room` layers."""
     own = layers(*held) if held else layers(0, 0)
-    return Holding(name, own, layers(*wanted) if wanted else layers(0, 0), room * MIB + 2 * MODEL.embedding_bytes)
+    return NodeLayers(name, own, layers(*wanted) if wanted else layers(0, 0), room * MIB + 2 * MODEL.embedding_bytes)
 
 
-def tight(name: str, held: tuple[int, int], wanted: tuple[int, int], room: int) -> Holding:
+def tight(name: str, held: tuple[int, int], wanted: tuple[int, int], room: int) -> NodeLayers:
     """One that has memory for `room` layers and for no end of the model."""
-    return Holding(name, layers(*held), layers(*wanted), room * MIB)
+    return NodeLayers(name, layers(*held), layers(*wanted), room * MIB)
 
 
 def test_who_has_room_for_both_loads_and_drops_nothing() -> None:
@@ -112,7 +112,7 @@ def test_a_tied_embedding_is_counted_once() -> None:
     tied = replace(MODEL, tied=True)
     assert weights_of(tied, layers(0, LAYERS)) == tied.total_bytes
     assert weights_of(tied, {0, LAYERS - 1}) == 2 * MIB + tied.embedding_bytes
-    small = Holding("a", layers(0, 1), layers(LAYERS - 1, LAYERS), 2 * MIB + tied.embedding_bytes)
+    small = NodeLayers("a", layers(0, 1), layers(LAYERS - 1, LAYERS), 2 * MIB + tied.embedding_bytes)
     assert small.can_finish(tied, 0)
     assert not small.can_finish(MODEL, 0)
 
@@ -126,7 +126,7 @@ ranges = st.tuples(st.integers(0, LAYERS - 1), st.integers(1, LAYERS)).filter(la
 rows = st.lists(st.tuples(st.none() | ranges, st.none() | ranges, st.integers(1, LAYERS + 4)), min_size=1, max_size=6)
 
 
-def play(pool: dict[str, Holding], chance: random.Random, told: set[str] | None = None) -> set[int]:
+def play(pool: dict[str, NodeLayers], chance: random.Random, told: set[str] | None = None) -> set[int]:
     """Every node acts when chance has it until none can any more; layers that were covered and at some time were not.
 
     `told` have the plan already; the others hear of it some time.
@@ -280,7 +280,7 @@ RECORD = NodeRecord(
 )
 
 
-def holding_of(record: NodeRecord, silent: set[str] | None = None) -> Holding:
+def holding_of(record: NodeRecord, silent: set[str] | None = None) -> NodeLayers:
     records = {NodeId(record.node_id): record}
     return holdings_of(PLAN, records, silent or ())[0]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from node.errors import BadLayers
 from node.plan import water_fill
-from node.plan.water import water_level
+from node.plan.placement.water_filling import water_level
 
 TABLE = [
     ([13, 5, 3], [312, 165, 82.6], 21, [13, 5, 3], 0.041667),

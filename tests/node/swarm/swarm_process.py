@@ -22,7 +22,7 @@ from node.errors import LinkClosed, ParallaxError
 from node.home import Home
 from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard
 from node.swarm.host import SwarmSettings, open_swarm
-from node.swarm.neighbourhood import Neighbourhood
+from node.swarm.libp2p_swarm import Libp2pSwarm
 from node.wire.frames import Progress, Tokens
 from node.wire.ids import NodeId
 
@@ -32,7 +32,7 @@ def say(**what: object) -> None:
     sys.stdout.flush()
 
 
-async def report_news(swarm: Neighbourhood) -> None:
+async def report_news(swarm: Libp2pSwarm) -> None:
     async for news in swarm.news:
         match news:
             case MemberSeen(record):
@@ -45,7 +45,7 @@ async def report_news(swarm: Neighbourhood) -> None:
                 say(news="plan", epoch=plan.epoch, author=plan.author)
 
 
-async def answer_frames(swarm: Neighbourhood) -> None:
+async def answer_frames(swarm: Libp2pSwarm) -> None:
     async for arrival in swarm.arrivals:
         say(arrival=type(arrival.frame).__name__, peer=arrival.peer, body=len(arrival.body), wire_ms=arrival.wire_ms)
         if isinstance(arrival.frame, Tokens):
@@ -56,7 +56,7 @@ async def answer_frames(swarm: Neighbourhood) -> None:
                 say(error=str(error))
 
 
-def statistics(swarm: Neighbourhood) -> dict[str, object]:
+def statistics(swarm: Libp2pSwarm) -> dict[str, object]:
     gc.collect()
     process = psutil.Process()
     return {
@@ -68,7 +68,7 @@ def statistics(swarm: Neighbourhood) -> dict[str, object]:
     }
 
 
-async def obey(swarm: Neighbourhood, line: str) -> bool:
+async def obey(swarm: Libp2pSwarm, line: str) -> bool:
     command = json.loads(line)
     match command["do"]:
         case "stop":

@@ -11,7 +11,7 @@ from node.errors import UsageError
 from node.home import Home
 from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.invitation import read_invitation
-from node.swarm.neighbourhood import Neighbourhood
+from node.swarm.libp2p_swarm import Libp2pSwarm
 
 MakeHome = Callable[..., Home]
 
@@ -44,7 +44,7 @@ class ForwardedPort:
         way.cancel()
 
 
-async def see_each_other(*all_of_them: Neighbourhood) -> None:
+async def see_each_other(*all_of_them: Libp2pSwarm) -> None:
     for one in all_of_them:
         while len(one.members()) < len(all_of_them):
             await one.news.receive()

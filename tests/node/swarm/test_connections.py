@@ -14,7 +14,7 @@ SMALL, LARGE = NodeId("a"), NodeId("b")
 
 
 @dataclass(eq=False)
-class Held:
+class HasPeer:
     peer: NodeId
     dialed: bool
     admitted_s: float = 0.0
@@ -23,10 +23,12 @@ class Held:
     heard_s: float = 1e9
 
 
-def both_views(pairs: list[tuple[bool, float]]) -> tuple[Connections[Held], Connections[Held], list[tuple[Held, Held]]]:
+def both_views(
+    pairs: list[tuple[bool, float]],
+) -> tuple[Connections[HasPeer], Connections[HasPeer], list[tuple[HasPeer, HasPeer]]]:
     """The same connections as the small and as the large id see them; (dialed by the small one, when)."""
-    small, large = Connections[Held](SMALL), Connections[Held](LARGE)
-    made = [(Held(LARGE, by_small, when), Held(SMALL, not by_small, when)) for by_small, when in pairs]
+    small, large = Connections[HasPeer](SMALL), Connections[HasPeer](LARGE)
+    made = [(HasPeer(LARGE, by_small, when), HasPeer(SMALL, not by_small, when)) for by_small, when in pairs]
     for of_small, of_large in made:
         small.add(of_small)
         large.add(of_large)
@@ -69,9 +71,9 @@ def test_whatever_becomes_redundant_one_connection_remains_and_both_mean_the_sam
 
 
 def test_a_new_life_of_the_peer_makes_its_old_connections_obsolete() -> None:
-    held = Connections[Held](SMALL)
-    old = Held(LARGE, dialed=True, life=b"1")
-    new = Held(LARGE, dialed=False, life=b"2")
+    held = Connections[HasPeer](SMALL)
+    old = HasPeer(LARGE, dialed=True, life=b"1")
+    new = HasPeer(LARGE, dialed=False, life=b"2")
     assert held.add(old) == (True, [])
     assert held.add(new) == (False, [old])
     assert held.best(LARGE) is new
@@ -81,9 +83,9 @@ def test_a_new_life_of_the_peer_makes_its_old_connections_obsolete() -> None:
 
 
 def test_a_peer_that_keeps_connecting_loses_its_oldest() -> None:
-    held = Connections[Held](SMALL)
-    first = Held(LARGE, dialed=False)
+    held = Connections[HasPeer](SMALL)
+    first = HasPeer(LARGE, dialed=False)
     held.add(first)
     for _ in range(PER_PEER_LIMIT - 1):
-        assert held.add(Held(LARGE, dialed=False)) == (False, [])
-    assert held.add(Held(LARGE, dialed=False)) == (False, [first])
+        assert held.add(HasPeer(LARGE, dialed=False)) == (False, [])
+    assert held.add(HasPeer(LARGE, dialed=False)) == (False, [first])

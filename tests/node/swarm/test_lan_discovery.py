@@ -13,7 +13,7 @@ from node.home import Home, write_private
 from node.swarm import lan_discovery
 from node.swarm.base import MemberGone
 from node.swarm.host import SwarmSettings, open_swarm
-from node.swarm.neighbourhood import Neighbourhood
+from node.swarm.libp2p_swarm import Libp2pSwarm
 from node.swarm.secret import SECRET_FILE
 
 MakeHome = Callable[..., Home]
@@ -24,7 +24,7 @@ def settings(home: Home, secret: str, announce: tuple[str, ...] = ()) -> SwarmSe
     return SwarmSettings(home, home.data.name, announce=announce, machine_id="here")
 
 
-async def found(one: Neighbourhood, other: Neighbourhood) -> None:
+async def found(one: Libp2pSwarm, other: Libp2pSwarm) -> None:
     async for _ in one.news:
         if other.node_id in one.members():
             return

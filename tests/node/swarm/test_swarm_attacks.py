@@ -27,8 +27,8 @@ from node.swarm.connection import CONTROL_PROTOCOL, LINK_PROTOCOL
 from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.identity import Identity, identity_from_seed
 from node.swarm.invitation import read_invitation
+from node.swarm.libp2p_swarm import Libp2pSwarm
 from node.swarm.muxed_stream import MuxedStream
-from node.swarm.neighbourhood import Neighbourhood
 from node.swarm.secret import SwarmSecret
 from node.swarm.socket_stream import SocketStream
 from node.swarm.strict_yamux import StrictYamux
@@ -84,7 +84,7 @@ def served(target: NodeProcess, before: dict[str, Any], tmp_path: Any) -> Iterat
     trio.run(served)
 
 
-async def ask(swarm: Neighbourhood, target: NodeId) -> None:
+async def ask(swarm: Libp2pSwarm, target: NodeId) -> None:
     """Have the target answer a frame."""
     async for _ in swarm.news:
         if target in swarm.members():

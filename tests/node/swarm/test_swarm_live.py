@@ -21,7 +21,7 @@ from node.swarm.base import LinkLost, MemberGone, PlanHeard, SwarmNews
 from node.swarm.connection import Connection
 from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.identity import load_identity
-from node.swarm.neighbourhood import LINKS_PER_CONNECTION, Neighbourhood
+from node.swarm.libp2p_swarm import LINKS_PER_CONNECTION, Libp2pSwarm
 from node.swarm.socket_stream import SocketStream
 from node.swarm.upgrade import Upgrader
 from node.wire.frames import Close, Progress, Tokens
@@ -47,7 +47,7 @@ def run(main: Callable[[], Awaitable[None]], limit_s: float = 40.0) -> None:
 class Watched:
     """A swarm and all its news so far."""
 
-    def __init__(self, swarm: Neighbourhood) -> None:
+    def __init__(self, swarm: Libp2pSwarm) -> None:
         self.swarm, self.id = swarm, swarm.node_id
         self.news: list[SwarmNews] = []
         self._changed = trio.Event()

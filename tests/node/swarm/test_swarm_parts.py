@@ -18,11 +18,11 @@ from node.errors import SwarmError, UsageError
 from node.home import Home
 from node.swarm.address_book import BOOK_FILE, PEER_LIMIT, AddressBook
 from node.swarm.addresses import ADDRESS_LIMIT, Address, announced, parse_all
+from node.swarm.control_queue import BATCH_BYTES, ControlQueue
 from node.swarm.dialer import LONGEST_WAIT_S, Backoff, Dialer
-from node.swarm.front_door import Vestibule, open_listeners
+from node.swarm.front_door import PendingConnections, open_listeners
 from node.swarm.identity import Identity
 from node.swarm.lan_discovery import service_type
-from node.swarm.outbox import BATCH_BYTES, Outbox
 from node.swarm.ports import PORTS_FILE, recall_ports, remember_ports
 from node.swarm.quiet import EVERY_S, PER_MINUTE, Seldom
 from node.swarm.secret import SwarmSecret
@@ -160,7 +160,7 @@ def test_the_port_of_last_time_is_taken_again_and_never_shared() -> None:
 
 def test_a_full_vestibule_loses_the_oldest_of_the_largest_crowd() -> None:
     async def main() -> None:
-        vestibule = Vestibule(limit=4)
+        vestibule = PendingConnections(limit=4)
         scopes = {name: trio.CancelScope() for name in ("honest", "crowd1", "crowd2", "crowd3", "newcomer", "again")}
         leave = vestibule.enter("192.0.2.1", scopes["honest"])
         for name in ("crowd1", "crowd2", "crowd3"):
@@ -179,7 +179,7 @@ def test_a_full_vestibule_loses_the_oldest_of_the_largest_crowd() -> None:
 
 def test_the_outbox_keeps_only_the_newest_of_each_and_never_overfills_a_message() -> None:
     async def main() -> None:
-        outbox = Outbox()
+        outbox = ControlQueue()
         for number in range(30):
             for node in range(20):
                 outbox.tell(Envelope("record", f"node{node}", bytes([number]) * 30_000, b"s" * 64))

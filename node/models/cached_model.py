@@ -1,0 +1,156 @@
+"""One model's place in the cache: its folder, its lock, and the manifest that says what is whole.
+
+    models/NAME-DIGEST/        config.json, tokenizer, *.safetensors and the manifest
+    models/.partial/NAME-DIGEST/   what a holder of the lock is working on
+    models/.locks/NAME-DIGEST.lock
+
+A file belongs to the model once the manifest lists it with its size, and the manifest is replaced atomically after the
+files are on the disk. So a process may be killed at any moment: what it had not finished is in `.partial`, which the
+next holder of the lock empties, or in no manifest, which nobody reads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from node.home import private_folder, write_private
+from node.models.disk import sync_file, sync_folder
+from node.models.progress import Report
+from node.wire.models import ModelRef
+
+MANIFEST = "parallax.json"
+FORMAT = 1
+"""Raised when files written by an older version must be made again."""
+
+PARTIAL = ".partial"
+LOCKS = ".locks"
+WAIT_S = 0.5
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a cell holds."""
+
+    format: int
+    ref: ModelRef
+    files: dict[str, int]
+    """Every whole file and its size in bytes."""
+    weights: tuple[str, ...]
+    """The weight files of the entire model, also those that were not fetched."""
+
+
+def slug(text: str) -> str:
+    """`text` as one harmless part of a path: lower case letters, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:80] or "model"
+
+
+class CachedModel:
+    """One model's place in the cache. Its name is made of characters that no path can be led astray by."""
+
+    def __init__(self, models: Path, ref: ModelRef) -> None:
+        self.ref = ref
+        name = f"{slug(ref.name)}-{slug(ref.digest)[:16]}"
+        self.folder = models / name
+        self.partial = models / PARTIAL / name
+        self._lock_path = models / LOCKS / f"{name}.lock"
+
+    def manifest(self) -> Manifest | None:
+        """What is listed, or None where nothing usable is: no manifest, an older format, another model."""
+        manifest = read_manifest(self.folder)
+        if manifest is None or manifest.format != FORMAT or manifest.ref.digest != self.ref.digest:
+            return None
+        return manifest
+
+    def damage(self, names: Iterable[str] | None = None) -> str | None:
+        """What is wrong with the listed files (or with those of `names` that are listed), None if nothing is."""
+        manifest = self.manifest()
+        if manifest is None:
+            return None
+        for name in manifest.files if names is None else names:
+            if name in manifest.files and (found := size_of(self.folder / name)) != manifest.files[name]:
+                return f"{name} is {'missing' if found is None else f'{found} bytes long'}, not {manifest.files[name]}"
+        return None
+
+    def whole(self, names: Iterable[str]) -> bool:
+        """Whether all of `names` are listed and have the size that the manifest says."""
+        manifest = self.manifest()
+        return manifest is not None and all(
+            name in manifest.files and size_of(self.folder / name) == manifest.files[name] for name in names
+        )
+
+    @contextmanager
+    def locked(self, report: Report, *, keep_partial: bool = False) -> Iterator[None]:
+        """Hold the cell alone among all processes; the system frees the lock of a process that dies.
+
+        Waiting is reported every half second. What a dead process left in `.partial` is removed, unless
+        `keep_partial` is set (a hub download goes on where it stopped). When the block ends, `.partial` is empty.
+        """
+        from filelock import FileLock, Timeout  # only those who write need it
+
+        private_folder(self._lock_path.parent)
+        lock = FileLock(self._lock_path)
+        while True:
+            try:
+                lock.acquire(timeout=WAIT_S, poll_interval=0.1)
+                break
+            except Timeout:
+                report("fetch", 0, 0, f"another process prepares {self.ref.name}; waiting for it")
+        try:
+            if not keep_partial:
+                shutil.rmtree(self.partial, ignore_errors=True)
+            private_folder(self.partial)
+            yield
+            shutil.rmtree(self.partial, ignore_errors=True)
+        except BaseException:
+            if not keep_partial:
+                shutil.rmtree(self.partial, ignore_errors=True)
+            raise
+        finally:
+            lock.release()
+
+    def adopt(self, names: Iterable[str], weights: Iterable[str]) -> None:
+        """Move finished files from `.partial` into the folder, then list them. The caller holds the lock."""
+        known = self.manifest()
+        files = dict(known.files) if known else {}
+        private_folder(self.folder)
+        for name in names:
+            sync_file(self.partial / name)
+            os.replace(self.partial / name, self.folder / name)
+            files[name] = (self.folder / name).stat().st_size
+        sync_folder(self.folder)
+        manifest = Manifest(FORMAT, self.ref, files, tuple(sorted(weights)))
+        write_private(self.folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+        sync_folder(self.folder)
+        sync_folder(self.folder.parent)
+
+    def unlist(self) -> None:
+        """Remove the manifest: the files that are about to be replaced are no model any more."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove the model. The manifest goes first, so that no rest is taken for a model."""
+        self.unlist()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in `folder`, or None where there is none that can be read."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def size_of(path: Path) -> int | None:
+    """The file's size, or None where there is no file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

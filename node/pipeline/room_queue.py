@@ -1,0 +1,75 @@
+"""Requests of this head that wait for room, in the order in which they came.
+
+A large one must not hold up all that come after it, nor be overtaken for ever. So it lets smaller ones go before it
+until they have taken as much room, all together, as it needs itself. One that needs as much as one before it would find
+no room either, and does not look, but where the other one keeps away from nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Of one request in the line."""
+
+    kv_tokens: int
+    """Room that it needs."""
+    gives_way_tokens: int
+    """Room that those behind it may still take before it."""
+    avoid: frozenset[str] = frozenset()
+    """Nodes whose room it does not want."""
+    called: trio.Event = field(default_factory=trio.Event)
+
+
+class RoomQueue:
+    """Who looks for room, one after another. The first looks from time to time, the others when it has."""
+
+    def __init__(self) -> None:
+        self._places: list[Place] = []
+
+    @contextmanager
+    def place(self, kv_tokens: int, avoid: frozenset[str]) -> Iterator[Place]:
+        """A place at the end, for as long as the block runs."""
+        place = Place(kv_tokens, kv_tokens, avoid)
+        place.called.set()
+        self._places.append(place)
+        try:
+            yield place
+        finally:
+            at = self._places.index(place)
+            del self._places[at]
+            self._call(at)
+
+    async def turn(self, place: Place, again_s: float) -> None:
+        """Until it may look: now, when those before it have, and for the first after `again_s` at the latest."""
+        while True:
+            at = self._places.index(place)
+            self._call(at + 1)
+            with trio.move_on_after(again_s if at == 0 else float("inf")):
+                await place.called.wait()
+            place.called = trio.Event()
+            rivals = (before for before in self._before(place) if before.avoid <= place.avoid)
+            if all(place.kv_tokens < rival.gives_way_tokens for rival in rivals):
+                return
+
+    def goes(self, place: Place) -> None:
+        """It has found room, before those that still stand before it."""
+        for before in self._before(place):
+            before.gives_way_tokens -= place.kv_tokens
+
+    def look_again(self) -> None:
+        """Room may have come free."""
+        self._call(0)
+
+    def _before(self, place: Place) -> list[Place]:
+        return self._places[: self._places.index(place)]
+
+    def _call(self, at: int) -> None:
+        if at < len(self._places):
+            self._places[at].called.set()

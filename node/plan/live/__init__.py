@@ -1,0 +1,1 @@
+"""The plan of a living swarm: from the members' records to a proposal."""

@@ -1,0 +1,80 @@
+"""Round trips and rates between many places at once, as matrices: the figures that `Links` gives pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.plan.machines.pool import PRIOR_FAR_MBPS, PRIOR_NEAR_MBPS, Links, Located, Pair
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Between every two of some places; two nodes of one place are taken as two different nodes of it."""
+
+    rtt_ms: Floats
+    """(from, to)"""
+    mbps: Floats
+    """(from, to)"""
+    trips: float
+    """Round trips that one hop takes."""
+
+    def hop_ms(self, sent_bytes: float) -> Floats:
+        """(from, to): trips · RTT + bytes / bandwidth."""
+        hops: Floats = self.rtt_ms * self.trips + sent_bytes * 8 / (self.mbps * 1000)
+        return hops
+
+
+class Described:
+    """Links as a pool file or a planner describes them. Nodes that no link names are all alike within their region."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self.named: Collection[str] = links.named
+        """Nodes and regions with figures of their own."""
+
+    def distances(self, places: Sequence[Located]) -> Distances:
+        """Between every two of `places`."""
+        links = self._links
+        regions: dict[str, int] = {}
+        region_of = np.array([regions.setdefault(place.region, len(regions)) for place in places], dtype=np.int64)
+        index: dict[str, list[int]] = {}
+        for i, place in enumerate(places):
+            index.setdefault(place.node_id, []).append(i)
+        same = np.eye(max(1, len(regions)), dtype=bool)
+        rtt = np.where(same, links.near_ms, links.far_ms)
+        rate = np.where(same, PRIOR_NEAR_MBPS, PRIOR_FAR_MBPS)
+        rtt, rate = _known(rtt, regions, links.rtt_ms), _known(rate, regions, links.mbps)
+        spread = np.ix_(region_of, region_of)
+        named_rtt, named_rate = _named(rtt[spread], index, links.rtt_ms), _named(rate[spread], index, links.mbps)
+        return Distances(named_rtt, named_rate, links.trips)
+
+    def way_ms(self, a: Located, b: Located) -> float:
+        """Time of an empty message from `a` to `b`."""
+        return self._links.hop_ms(a, b, 0.0)
+
+
+def _known(matrix: Floats, regions: Mapping[str, int], figures: Mapping[Pair, float]) -> Floats:
+    """Region pairs; a direction without a figure of its own takes the other's."""
+    given = {(regions[a], regions[b]): v for (a, b), v in figures.items() if a in regions and b in regions and (a or b)}
+    for (a, b), value in given.items():
+        matrix[a, b] = value
+        if (b, a) not in given:
+            matrix[b, a] = value
+    return matrix
+
+
+def _named(matrix: Floats, index: Mapping[str, Sequence[int]], figures: Mapping[Pair, float]) -> Floats:
+    """Node pairs outdo the pairs of their regions; a direction without a figure of its own takes the other's."""
+    known = ((index.get(a, ()), index.get(b, ()), value) for (a, b), value in figures.items())
+    given = [(i, j, value) for ends_a, ends_b, value in known for i in ends_a for j in ends_b]
+    if given:
+        rows, columns, values = (np.array(column) for column in zip(*given, strict=True))
+        matrix[columns, rows] = values
+        matrix[rows, columns] = values
+    return matrix

@@ -1,0 +1,1 @@
+"""What a plan will be like: predicted times, and the words for it."""

@@ -1,0 +1,1 @@
+"""Phase 1, model allocation: which node holds which layers."""

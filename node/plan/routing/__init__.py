@@ -1,0 +1,1 @@
+"""Phase 2, request routing: which nodes serve one request."""

@@ -1,0 +1,458 @@
+"""A swarm in discrete events: arrivals, hops, batches, joins, leaves, crashes and slow-downs, from 3 nodes to 10,000.
+
+The event loop is a heap of (time, number, what). A node serves one batch at a time: decode steps that wait, and one
+chunk of a prompt, so that decode never waits behind a long prompt. Of the decode steps it takes no more than would be
+there if they were spread evenly over their chains: else all of them gather in one batch, and every stage waits for it.
+Nodes and links take the cost model's times; who holds what and who serves whom is up to a `Scheduler`: ours
+(`TwoPhase`), or another to compare with.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from node.errors import BadPool, DoesNotFit, NoRoute
+from node.plan.costs.model import ModelCost
+from node.plan.costs.roofline import decode_cost, fitted_efficiency, fitted_head_efficiency, prefill_cost
+from node.plan.machines.pool import Links, Pool, PoolNode, Workload, checked
+from node.plan.moving.replan import LOAD_RATE, LOAD_S, replan
+from node.plan.placement.allocate import allocate
+from node.plan.placement.allocation import Allocation, Objective, Stage
+from node.plan.placement.water_filling import whole
+from node.plan.routing.router import Host, Request, Router, route_or_wait
+
+CHUNK_TOKENS = 256
+"""A prompt goes through the chain in chunks of this size."""
+MOST_IN_BATCH = 64
+ROUNDING = 1e-9
+BATCHES = (1, 16)
+"""A step's time is linear between and beyond these batch sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request. Raises BadPool for figures that cannot be."""
+
+    at_ms: float
+    prompt_tokens: int
+    output_tokens: int
+
+    def __post_init__(self) -> None:
+        checked("arrival", "at_ms", self.at_ms, zero=True)
+        for key in ("prompt_tokens", "output_tokens"):
+            if not whole(getattr(self, key)):
+                raise BadPool("arrival", key, "is not a whole number")
+            checked("arrival", key, getattr(self, key))
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """A change of the pool. `node` is its new self for join and slow-down."""
+
+    at_ms: float
+    kind: Literal["join", "leave", "crash", "slow"]
+    node: PoolNode
+
+    def __post_init__(self) -> None:
+        checked("happening", "at_ms", self.at_ms, zero=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One request that was answered."""
+
+    arrived_ms: float
+    first_token_ms: float
+    """After its arrival."""
+    done_ms: float
+    """Likewise."""
+    tokens: int
+    restarts: int
+    """Chains that it lost to a crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run."""
+
+    served: tuple[Served, ...]
+    unserved: int
+    """Requests that were not answered when the time was over."""
+    span_ms: float
+    """Until the last answer."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all users together."""
+        return 1000 * sum(s.tokens for s in self.served) / self.span_ms if self.span_ms > 0 else 0.0
+
+    @property
+    def mean_ms(self) -> float:
+        """Mean time to answer."""
+        return sum(s.done_ms for s in self.served) / len(self.served) if self.served else float("inf")
+
+    def percentile_ms(self, percent: float) -> float:
+        """Time to answer that so many per cent stay below."""
+        times = sorted(s.done_ms for s in self.served)
+        return times[min(len(times) - 1, int(len(times) * percent / 100))] if times else float("inf")
+
+
+class Scheduler(Protocol):
+    """Places layers and picks chains. Hosts carry what their nodes would report: time, load and KV room."""
+
+    def place(self, pool: Pool) -> Sequence[Stage]:
+        """The layout for the pool as it is now; called at the start and after every change of it."""
+        ...
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        """A chain, or None while there is none. `changed`: other ranges are held than at the last call."""
+        ...
+
+
+class TwoPhase:
+    """Parallax itself: `allocate` and `replan` place, `Router` routes."""
+
+    def __init__(self, model: ModelCost, objective: Objective, workload: Workload) -> None:
+        self._model, self._objective, self._workload = model, objective, workload
+        self._plan: Allocation | None = None
+        self._links = Links()
+        self._router: Router | None = None
+
+    def place(self, pool: Pool) -> Sequence[Stage]:
+        """Phase 1, then the least change."""
+        self._links = pool.links
+        try:
+            if self._plan is None:
+                plan = allocate(self._model, pool.nodes, pool.links, self._objective, workload=self._workload)
+            else:
+                plan = replan(self._plan, pool).plan
+        except DoesNotFit:
+            return ()
+        self._plan = plan
+        return tuple(plan.stages())
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        """Phase 2."""
+        if changed or self._router is None:
+            self._router = Router(self._model.layers, hosts, self._links)
+        else:
+            self._router.update(hosts)
+        try:
+            found = route_or_wait(self._router, request)
+        except NoRoute:
+            return None
+        return found.stages if found is not None else None
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    """A request on its way."""
+
+    arrival: Arrival
+    number: int
+    chain: Sequence[Stage] = ()
+    made: int = 0
+    life: int = 0
+    """Counts chains; what an earlier chain still sends is ignored."""
+    first_ms: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One session's visit to one stage."""
+
+    session: _Session
+    life: int
+    stage: int
+    tokens: int
+    """Of a prompt's chunk; 1 for a decode step."""
+    prompt: bool
+    last: bool
+    """Whether a token follows."""
+
+
+@dataclass(slots=True, eq=False)
+class _Machine:
+    """A node as the simulation runs it."""
+
+    node: PoolNode
+    layer_ms: tuple[float, float]
+    """Decode with a batch of each of BATCHES."""
+    head_ms: float
+    prompt_ms: float
+    """Per layer and prompt token."""
+    queue: deque[_Work] = field(default_factory=deque)
+    busy: bool = False
+    load: float = 0.0
+    """Sequences that are here at a time when all are spread evenly over their chains."""
+    kv_used: int = 0
+    """Token-layers in its cache."""
+
+
+class Simulation:
+    """One run: a pool, a trace of requests, and changes of the pool."""
+
+    def __init__(
+        self,
+        model: ModelCost,
+        pool: Pool,
+        scheduler: Scheduler,
+        arrivals: Sequence[Arrival],
+        happenings: Sequence[Happening] = (),
+        context: int = 512,
+    ) -> None:
+        self.model, self.links, self.scheduler = model, pool.links, scheduler
+        self._context = context
+        self.now_ms = 0.0
+        self._events: list[tuple[float, int, object]] = []
+        self._count = 0
+        self._machines = {node.node_id: self._machine(node) for node in pool.nodes}
+        self._ready: dict[tuple[str, int, int], float] = {}
+        """Held ranges, and since when they serve."""
+        self._until: dict[tuple[str, int, int], float] = {}
+        """Ranges that a new one takes the place of, and when."""
+        self._hosts_stale = True
+        self._serving: list[tuple[_Machine, int, int, int]] = []
+        """Machines, the ranges that serve, and token-layers that fit beside the weights."""
+        self._changes_due = len(happenings)
+        """Happenings and loads to come: who finds no room before them may find it later."""
+        self._hopeless = 0
+        """Requests that no node ever had room for."""
+        self._waiting: deque[_Session] = deque()
+        self._running: set[_Session] = set()
+        self._served: list[Served] = []
+        for number, arrival in enumerate(arrivals):
+            self._at(arrival.at_ms, _Session(arrival, number))
+        for happening in happenings:
+            self._at(happening.at_ms, happening)
+        for stage in scheduler.place(pool):
+            self._ready[stage.node_id, stage.start, stage.end] = 0.0
+
+    def run(self, until_ms: float = float("inf")) -> Outcome:
+        """Plays all events up to `until_ms`."""
+        while self._events and self._events[0][0] <= until_ms:
+            self.now_ms, _, what = heapq.heappop(self._events)
+            if isinstance(what, _Work):
+                self._arrive(what)
+            elif isinstance(what, _Machine):
+                self._start_batch(what)
+            elif isinstance(what, list):
+                self._finish_batch(what)
+            elif isinstance(what, _Session):
+                self._waiting.append(what)
+                self._admit()
+            elif isinstance(what, Happening):
+                self._changes_due -= 1
+                self._happen(what)
+            else:
+                self._changes_due -= 1
+                self._hosts_stale = True
+                self._admit()
+        span = max((s.arrived_ms + s.done_ms for s in self._served), default=0.0)
+        return Outcome(tuple(self._served), len(self._waiting) + len(self._running) + self._hopeless, span)
+
+    def _at(self, at_ms: float, what: object) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (at_ms, self._count, what))
+
+    def _machine(self, node: PoolNode) -> _Machine:
+        efficiency = fitted_efficiency(self.model, node)
+        small, large = (decode_cost(self.model, b, self._context).layer_ms(node, efficiency) for b in BATCHES)
+        prompt = prefill_cost(self.model, CHUNK_TOKENS).layer_ms(node, efficiency) / CHUNK_TOKENS
+        head = decode_cost(self.model, 1, self._context).head_ms(node, fitted_head_efficiency(self.model, node))
+        return _Machine(node, (small, large), head, prompt)
+
+    def _current_hosts(self) -> list[Host]:
+        """What serves now. Which ranges do changes only with the pool and with loads."""
+        token_bytes = max(1, self.model.kv_token_bytes)
+        if self._hosts_stale:
+            self._serving = []
+            for (node_id, start, end), since_ms in sorted(self._ready.items()):
+                machine = self._machines.get(node_id)
+                gone = self._until.get((node_id, start, end), float("inf")) <= self.now_ms
+                if machine is not None and since_ms <= self.now_ms and not gone:
+                    room = (machine.node.memory_bytes - self.model.range_bytes(start, end)) // token_bytes
+                    self._serving.append((machine, start, end, room))
+        return [
+            Host(
+                machine.node.node_id,
+                start,
+                end,
+                machine.layer_ms[0],
+                machine.node.region,
+                machine.load,
+                max(0, (room - machine.kv_used) // (end - start)),
+            )
+            for machine, start, end, room in self._serving
+        ]
+
+    def _admit(self) -> None:
+        """Gives waiting sessions chains, in order, until one finds none."""
+        while self._waiting:
+            session = self._waiting[0]
+            left = session.arrival.output_tokens - session.made
+            prompt = session.arrival.prompt_tokens + session.made
+            request = Request(self.model.hop_bytes(1), prompt + left, None, session.number)
+            chain = self.scheduler.route(self._current_hosts(), self._hosts_stale, request)
+            self._hosts_stale = False
+            if chain is None and not self._running and not self._changes_due:
+                self._waiting.popleft()  # it would hold up all behind it for ever
+                self._hopeless += 1
+                continue
+            if chain is None or any(stage.node_id not in self._machines for stage in chain):
+                return
+            self._waiting.popleft()
+            session.chain, session.life = tuple(chain), session.life + 1
+            self._running.add(session)
+            self._hold(session, 1)
+            for start in range(0, prompt, CHUNK_TOKENS):
+                tokens = min(CHUNK_TOKENS, prompt - start)
+                last = start + tokens == prompt
+                self._at(self.now_ms, _Work(session, session.life, 0, tokens, True, last))
+
+    def _hold(self, session: _Session, sign: int) -> None:
+        """Takes or frees a session's room on its chain."""
+        tokens = session.arrival.prompt_tokens + session.arrival.output_tokens
+        for stage in session.chain:
+            machine = self._machines.get(stage.node_id)
+            if machine is not None:
+                machine.load += sign / len(session.chain)
+                machine.kv_used += sign * tokens * stage.layers
+
+    def _arrive(self, work: _Work) -> None:
+        if work.life != work.session.life:
+            return
+        machine = self._machines[work.session.chain[work.stage].node_id]
+        machine.queue.append(work)
+        if not machine.busy:
+            machine.busy = True
+            self._at(self.now_ms, machine)
+
+    def _start_batch(self, machine: _Machine) -> None:
+        """All decode steps that wait, and the first chunk of a prompt."""
+        batch: list[_Work] = []
+        rest: deque[_Work] = deque()
+        decodes, layers, prompt_ms, head_ms, chunk = 0, 0, 0.0, 0.0, False
+        most = min(MOST_IN_BATCH, max(1, math.ceil(machine.load - ROUNDING)))
+        while machine.queue:
+            work = machine.queue.popleft()
+            if work.life != work.session.life:
+                continue
+            stage = work.session.chain[work.stage]
+            if (work.prompt and chunk) or (not work.prompt and decodes == most):
+                rest.append(work)
+                continue
+            if work.prompt:
+                chunk = True
+                prompt_ms = stage.layers * machine.prompt_ms * work.tokens
+            else:
+                decodes += 1
+                layers = max(layers, stage.layers)
+            if work.last and stage.end == self.model.layers:
+                head_ms = machine.head_ms
+            batch.append(work)
+        machine.queue = rest
+        if not batch or machine.node.node_id not in self._machines:
+            machine.busy = False
+            return
+        small, large = machine.layer_ms
+        step_ms = small + (large - small) * (decodes - 1) / (BATCHES[1] - BATCHES[0]) if decodes else 0.0
+        self._at(self.now_ms + layers * step_ms + prompt_ms + head_ms, [machine, batch])
+
+    def _finish_batch(self, done: list[object]) -> None:
+        machine, batch = done
+        assert isinstance(machine, _Machine)
+        assert isinstance(batch, list)
+        if self._machines.get(machine.node.node_id) is not machine:
+            return
+        for work in batch:
+            if work.life == work.session.life:
+                self._pass_on(work, machine.node)
+        self._at(self.now_ms, machine)
+
+    def _pass_on(self, work: _Work, node: PoolNode) -> None:
+        session = work.session
+        if work.stage + 1 < len(session.chain):
+            following = self._machines.get(session.chain[work.stage + 1].node_id)
+            if following is not None:
+                hop = self.links.hop_ms(node, following.node, self.model.hop_bytes(work.tokens))
+                self._at(self.now_ms + hop, replace(work, stage=work.stage + 1))
+            return
+        if not work.last:
+            return
+        session.made += 1
+        if session.first_ms is None:
+            session.first_ms = self.now_ms - session.arrival.at_ms
+        if session.made >= session.arrival.output_tokens:
+            self._complete(session)
+            return
+        first = self._machines.get(session.chain[0].node_id)
+        if first is not None:
+            hop = self.links.hop_ms(node, first.node, 0.0)
+            self._at(self.now_ms + hop, _Work(session, session.life, 0, 1, False, True))
+
+    def _complete(self, session: _Session) -> None:
+        self._hold(session, -1)
+        self._running.discard(session)
+        arrived = session.arrival.at_ms
+        first_ms = session.first_ms or 0.0
+        tokens = session.arrival.output_tokens
+        self._served.append(Served(arrived, first_ms, self.now_ms - arrived, tokens, session.life - 1))
+        session.life += 1
+        self._admit()
+
+    def _happen(self, happening: Happening) -> None:
+        node_id = happening.node.node_id
+        if happening.kind in ("leave", "crash"):
+            self._lose(node_id)
+        elif node_id in self._machines:  # who is told to join and is here has new figures at most
+            fresh = self._machine(happening.node)
+            machine = self._machines[node_id]
+            machine.node, machine.layer_ms = fresh.node, fresh.layer_ms
+            machine.head_ms, machine.prompt_ms = fresh.head_ms, fresh.prompt_ms
+        elif happening.kind == "join":
+            self._machines[node_id] = self._machine(happening.node)
+        self._place_again()
+        self._admit()
+
+    def _lose(self, node_id: str) -> None:
+        """Sessions on the lost node start again elsewhere with what they have."""
+        lost = [s for s in self._running if any(stage.node_id == node_id for stage in s.chain)]
+        for session in sorted(lost, key=lambda s: -s.number):
+            self._hold(session, -1)
+            self._running.discard(session)
+            session.life += 1
+            self._waiting.appendleft(session)
+        self._machines.pop(node_id, None)
+        self._ready = {held: since for held, since in self._ready.items() if held[0] != node_id}
+        self._hosts_stale = True
+
+    def _place_again(self) -> None:
+        """A new layout: what is new serves once it is loaded, what was there goes on until then."""
+        nodes = tuple(machine.node for machine in self._machines.values())
+        layout = self.scheduler.place(Pool(nodes, self.links))
+        before = {
+            held: since for held, since in self._ready.items() if self._until.get(held, self.now_ms + 1) > self.now_ms
+        }
+        self._ready, self._until = {}, {}
+        for stage in layout:
+            held = [(s, e, since) for (n, s, e), since in before.items() if n == stage.node_id]
+            ready_ms = min((since for s, e, since in held if s <= stage.start and stage.end <= e), default=None)
+            if ready_ms is None:
+                kept = max((max(0, min(e, stage.end) - max(s, stage.start)) for s, e, _ in held), default=0)
+                size = (stage.layers - kept) * self.model.layer_bytes
+                ready_ms = self.now_ms + 1000 * (LOAD_S + size / LOAD_RATE)
+                self._changes_due += 1
+                self._at(ready_ms, "loaded")
+            if ready_ms > self.now_ms:
+                for s, e, since in held:  # its old range serves until the new one does
+                    if since <= self.now_ms:
+                        self._ready[stage.node_id, s, e] = since
+                        self._until[stage.node_id, s, e] = ready_ms
+            self._ready[stage.node_id, stage.start, stage.end] = ready_ms
+        self._hosts_stale = True

@@ -1,0 +1,139 @@
+"""The simulator: it agrees with the prediction, survives every kind of change, and repeats itself exactly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from node.errors import BadPool
+from node.plan import allocate, predict
+from node.plan.machines.pool import Links, Pool, PoolNode, Workload
+from node.plan.placement.allocation import Stage
+from node.plan.routing.router import Host, Request, route
+from tests.bench.simulate import Arrival, Happening, Outcome, Simulation, TwoPhase
+from tests.fakes.pools import machine, machines, mixture
+
+WORK = Workload(128, 32)
+LINKS = Links({("eu", "us"): 60.0})
+
+
+def run(nodes: Sequence[PoolNode], arrivals: Sequence[Arrival], happenings: Sequence[Happening] = ()) -> Outcome:
+    model = mixture(24)
+    scheduler = TwoPhase(model, "balanced", WORK)
+    return Simulation(model, Pool(tuple(nodes), LINKS), scheduler, arrivals, happenings, context=144).run(3_600_000)
+
+
+def test_one_user_gets_what_is_predicted() -> None:
+    nodes = machines("AAA")
+    outcome = run(nodes, [Arrival(0.0, 128, 32)])
+    prediction = predict(allocate(mixture(24), nodes, LINKS, workload=WORK))
+    served = outcome.served[0]
+    per_token_ms = (served.done_ms - served.first_token_ms) / 31
+    assert per_token_ms == pytest.approx(prediction.tpot_ms, rel=0.05)
+    assert served.first_token_ms == pytest.approx(prediction.ttft_ms, rel=0.5)
+
+
+def test_users_wait_for_one_another_but_all_are_served() -> None:
+    few, many = (run(machines("AAA"), [Arrival(i * 1.0, 128, 32) for i in range(n)]) for n in (2, 40))
+    assert len(many.served) == 40
+    assert many.unserved == 0
+    assert many.tokens_per_s > few.tokens_per_s
+    assert many.mean_ms > few.mean_ms
+    assert many.percentile_ms(99) >= many.mean_ms
+
+
+def test_a_crash_restarts_its_requests_elsewhere() -> None:
+    nodes = machines("AAAA")
+    arrivals = [Arrival(i * 10.0, 128, 32) for i in range(20)]
+    outcome = run(nodes, arrivals, [Happening(100.0, "crash", nodes[0])])
+    assert len(outcome.served) == 20
+    assert any(served.restarts for served in outcome.served)
+
+
+def test_every_kind_of_change_at_once() -> None:
+    nodes = machines("AABACD", ["eu", "us"])
+    slow = replace(nodes[1], bandwidth_bytes_per_s=nodes[1].bandwidth / 10)
+    happenings = [
+        Happening(50.0, "leave", nodes[4]),
+        Happening(90.0, "slow", slow),
+        Happening(120.0, "join", machine(9, "A", "eu")),
+        Happening(150.0, "crash", nodes[0]),
+    ]
+    arrivals = [Arrival(i * 10.0, 64 + i, 16) for i in range(30)]
+    first, again = run(nodes, arrivals, happenings), run(nodes, arrivals, happenings)
+    assert first == again
+    assert len(first.served) + first.unserved == 30
+
+
+def test_nothing_is_served_by_nobody() -> None:
+    outcome = run(machines("A"), [Arrival(0.0, 10, 10)])
+    assert outcome.unserved == 1
+    assert outcome.tokens_per_s == 0.0
+
+
+def test_any_scheduler_can_be_played() -> None:
+    class Alone:
+        def place(self, pool: Pool) -> Sequence[Stage]:
+            return [Stage(pool.nodes[0].node_id, 0, 4)]
+
+        def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+            return [Stage(hosts[0].node_id, 0, 4)]
+
+    pool = Pool((machine(0, "A"),), LINKS)
+    outcome = Simulation(mixture(4), pool, Alone(), [Arrival(0.0, 300, 5)]).run()
+    assert outcome.served[0].tokens == 5
+
+
+class Swap:
+    """Two nodes that change places when the pool changes."""
+
+    def __init__(self) -> None:
+        self._placed = 0
+
+    def place(self, pool: Pool) -> list[Stage]:
+        self._placed += 1
+        first, second = ("a", "b") if self._placed == 1 else ("b", "a")
+        return [Stage(first, 0, 12), Stage(second, 12, 24)]
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        return route(24, hosts, LINKS, request).stages
+
+
+def test_what_was_held_serves_until_the_new_is_loaded_though_the_pool_changes_again() -> None:
+    nodes = [PoolNode(name, 10**11, 1e12, 1e14) for name in "abc"]
+    arrivals = [Arrival(i * 200.0, 8, 2) for i in range(50)]
+
+    def slowest_ms(*at_ms: float) -> float:
+        joins = [Happening(ms, "join", nodes[2]) for ms in at_ms]
+        pool = Pool(tuple(nodes[:2]), LINKS)
+        return Simulation(mixture(24), pool, Swap(), arrivals, joins).run(3_600_000).percentile_ms(100)
+
+    assert slowest_ms(1000.0, 2000.0) < 2 * slowest_ms(1000.0)
+
+
+def test_ten_thousand_nodes() -> None:
+    chance = random.Random(3)
+    nodes = [machine(i, chance.choice("ABCD"), chance.choice(["eu", "us"])) for i in range(10_000)]
+    outcome = run(nodes, [Arrival(i * 5.0, 64, 4) for i in range(5)])
+    assert len(outcome.served) == 5
+
+
+def test_a_request_that_nobody_has_room_for_holds_up_nobody() -> None:
+    outcome = run(machines("AA"), [Arrival(0.0, 10**9, 16), Arrival(1.0, 128, 16)])
+    assert (len(outcome.served), outcome.unserved) == (1, 1)
+
+
+def test_a_node_that_joins_twice_is_there_once() -> None:
+    nodes = machines("AAA")
+    arrivals = [Arrival(i * 10.0, 128, 16) for i in range(30)]
+    outcome = run(nodes, arrivals, [Happening(50.0, "join", nodes[0]), Happening(90.0, "join", nodes[1])])
+    assert (len(outcome.served), outcome.unserved) == (30, 0)
+
+
+@pytest.mark.parametrize("figures", [(float("nan"), 1, 1), (-1.0, 1, 1), (0.0, 0, 1), (0.0, 1, -3), (0.0, 1.5, 1)])
+def test_a_request_that_cannot_be_is_refused(figures: tuple[float, int, int]) -> None:
+    with pytest.raises(BadPool, match="arrival"):
+        Arrival(*figures)

@@ -1,0 +1,193 @@
+"""What becomes of members, links and our own record as connections come and go; no sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from node.home import Home
+from node.swarm.address_book import AddressBook
+from node.swarm.base import LinkLost, MemberGone, MemberSeen, SwarmNews
+from node.swarm.connection import Connection
+from node.swarm.control_queue import ControlQueue
+from node.swarm.heartbeat import PeerClock
+from node.swarm.identity import Identity
+from node.swarm.libp2p_swarm import Libp2pSwarm
+from node.swarm.secret import SwarmSecret
+from node.wire.codec import encode
+from node.wire.control import Pong, Told
+from node.wire.ids import NodeId
+from node.wire.records import NodeRecord
+
+Make = Callable[..., NodeRecord]
+
+
+class Link:
+    """An inbound link on which nothing comes, until it breaks."""
+
+    def __init__(self) -> None:
+        self.broken = trio.Event()
+
+    async def read_exactly(self, n: int) -> bytes:
+        await self.broken.wait()
+        raise EOFError
+
+
+class Wire:
+    """What a neighbourhood knows of a connection, without one."""
+
+    def __init__(self, peer: NodeId, *, dialed: bool = True, life: bytes = b"1", rtt_s: float = 0.01) -> None:
+        self.peer, self.dialed, self.life = peer, dialed, life
+        self.admitted_s = self.heard_s = trio.current_time()
+        self.links = 0
+        self.why, self.reason = "disconnected", ""
+        self.is_ending = False
+        self.clock, self.outbox = PeerClock(), ControlQueue()
+        self.clock.pong(Pong(self.clock.ping(0.0), 0.0, 0.0), rtt_s)
+
+    def end(self, why: str, reason: str) -> None:
+        self.why, self.reason, self.is_ending = why, reason, True
+
+    def start(self, work: object, *args: object) -> bool:
+        return False
+
+    def real(self) -> Connection:
+        return cast(Connection, self)
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def news_of(swarm: Libp2pSwarm) -> list[SwarmNews]:
+    found = []
+    while True:
+        try:
+            found.append(swarm.news.receive_nowait())
+        except trio.WouldBlock:
+            return found
+
+
+@pytest.fixture
+def open_neighbourhood(ada: Identity, make_home: Callable[..., Home], record_of: Make) -> Callable[..., Any]:
+    """To be called within trio."""
+
+    @contextmanager
+    def make(**fields: Any) -> Iterator[Libp2pSwarm]:
+        book = AddressBook(make_home(), "swarm", ada.node_id, 0.0)
+        yield Libp2pSwarm(ada, SwarmSecret(b"s" * 32), record_of(ada.node_id, 0, **fields), book)
+
+    return make
+
+
+def test_whatever_neighbours_there_are_our_record_is_published(open_neighbourhood: Any) -> None:
+    """A member gone bad may come with any number of identities, and a process that stood still has odd round trips."""
+
+    async def main() -> None:
+        with open_neighbourhood(problem="€" * 512) as swarm:
+            for number in range(2000):
+                swarm.joined(Wire(NodeId(f"12D3KooW{number:044}"), rtt_s=1e9).real())
+            with trio.move_on_after(1.5):
+                await swarm.publish(lambda: ())
+            (news,) = news_of(swarm)
+            assert isinstance(news, MemberSeen)
+            assert len(news.record.rtt_ms) >= 500
+
+    run(main)
+
+
+def test_no_number_that_a_neighbour_names_ends_the_publisher(open_neighbourhood: Any, bob: Identity) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            connection = Wire(bob.node_id).real()
+            swarm.joined(connection)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(swarm.publish, lambda: ())
+                await trio.sleep(0.1)
+                swarm.told(connection, Told((), True, 2**53))
+                await trio.sleep(2)
+                await swarm.update(sessions=1)
+                await trio.sleep(2)
+                nursery.cancel_scope.cancel()
+            assert swarm.members()[swarm.node_id].sessions == 1
+
+    run(main)
+
+
+def test_a_peer_that_restarts_is_gone_before_it_is_seen_again(
+    open_neighbourhood: Any, bob: Identity, record_of: Make
+) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+
+            def says(connection: Wire, seq: int) -> None:
+                record = record_of(bob.node_id, seq)
+                swarm.told(connection.real(), Told((bob.sign("record", encode(record)),)))
+
+            former = Wire(bob.node_id, life=b"1")
+            swarm.joined(former.real())
+            says(former, 1)
+            async with trio.open_nursery() as nursery:
+                link = Link()
+                nursery.start_soon(swarm.serve_link, former, link)
+                await trio.testing.wait_all_tasks_blocked()
+                now, second = Wire(bob.node_id, life=b"2"), Wire(bob.node_id, life=b"2")
+                swarm.joined(now.real())
+                assert former.is_ending
+                says(former, 2)
+                says(now, 3)
+                swarm.joined(second.real())
+                link.broken.set()
+            swarm.parted(former.real())
+            seen, gone, again = news_of(swarm)
+            assert (seen, again) == (MemberSeen(record_of(bob.node_id, 1)), MemberSeen(record_of(bob.node_id, 3)))
+            assert gone == MemberGone(bob.node_id, record_of(bob.node_id).name, "disconnected")
+            assert bob.node_id in swarm.members()
+
+    run(main)
+
+
+def test_a_connection_that_ends_beside_another_is_told_only_where_it_carried_a_link(
+    open_neighbourhood: Any, bob: Identity
+) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            one, two, three = (Wire(bob.node_id) for _ in range(3))
+            for wire in (one, two, three):
+                swarm.joined(wire.real())
+            one.end("silent", "nothing came")
+            swarm.parted(one.real())
+            assert news_of(swarm) == []
+            async with trio.open_nursery() as nursery:
+                links = [Link(), Link()]
+                for link in links:
+                    nursery.start_soon(swarm.serve_link, two, link)
+                await trio.testing.wait_all_tasks_blocked()
+                assert two.links == 2
+                two.end("silent", "nothing came")
+                for link in links:
+                    link.broken.set()
+            swarm.parted(two.real())
+            assert news_of(swarm) == [LinkLost(bob.node_id, "nothing came")]
+            assert two.links == 0
+
+    run(main)
+
+
+def test_a_link_that_ends_alone_is_told(open_neighbourhood: Any, bob: Identity) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            wire, link = Wire(bob.node_id), Link()
+            swarm.joined(wire.real())
+            link.broken.set()
+            await swarm.serve_link(wire.real(), link)
+            assert news_of(swarm) == [LinkLost(bob.node_id, "the member closed it")]
+            assert wire.links == 0
+
+    run(main)
