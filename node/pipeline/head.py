@@ -16,13 +16,10 @@ import trio
 
 from node.errors import HopLost, NoRoute, Overloaded, RequestError
 from node.pipeline.outbox import Outbox
+from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Arrival
 from node.wire.frames import Close, Failed, Hop, HopTiming, Open, Progress, Sampled, Sampling, Tokens
 from node.wire.ids import NodeId
-
-CHUNK_TOKENS = 128
-"""Tokens of one prompt chunk: long enough that a matrix product pays, short enough that stages overlap and a decode
-step that waits behind it waits for tens of milliseconds."""
 
 ANSWER_LIMIT_S = 120.0
 """Silence from the whole chain for this long ends the request: far beyond a chunk on the slowest machine we know."""

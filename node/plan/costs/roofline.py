@@ -68,6 +68,17 @@ def prefill_cost(model: ModelCost, tokens: int) -> StepCost:
     )
 
 
+def prompt_chunk_cost(model: ModelCost, tokens: int, prompt_tokens: int) -> StepCost:
+    """`tokens` tokens of a prompt at once: one of its chunks, that sees half of the prompt on average."""
+    tokens, seen = max(1, tokens), max(1, prompt_tokens) // 2
+    return StepCost(
+        model.layer_read_bytes(1, tokens, seen),
+        model.layer_flops(1, tokens, seen),
+        model.embedding_bytes,
+        model.head_flops,
+    )
+
+
 def fitted_efficiency(model: ModelCost, node: PoolNode, context: int = 512) -> float:
     """Roofline over measured time in this model's layers; the prior for a node that has not run it."""
     if not node.layer_ms:

@@ -15,8 +15,9 @@ import trio.testing
 
 from node.engine.base import Stage, StageSpec
 from node.errors import HopLost, NoRoute, Overloaded, RequestError, WorkerDied
-from node.pipeline.head import CHUNK_TOKENS, Generation, TokenStep
+from node.pipeline.head import Generation, TokenStep
 from node.pipeline.pipeline import Pipeline
+from node.plan.chain_time import CHUNK_TOKENS
 from node.wire.frames import Activations, Close, Hop, Open, Sampled, Sampling, Tokens
 from tests.fakes.engine import KV_BYTES_PER_TOKEN_LAYER, FakeEngine, expected_tokens
 from tests.fakes.swarm import FakeNetwork, FakeSwarm, open_fake_network
