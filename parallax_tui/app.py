@@ -214,8 +214,10 @@ class ParallaxApp(App[None], inherit_bindings=False):
     def action_interrupt(self) -> None:
         """Copy what is selected; else stop the running answer; a second press in time quits."""
         prompt = self.focused
-        if isinstance(prompt, Prompt) and prompt.selected_text:
-            self.copy_to_clipboard(prompt.selected_text)
+        selected = prompt.selected_text if isinstance(prompt, Prompt) else ""
+        if selected := selected or self.screen.get_selected_text() or "":
+            self.copy_to_clipboard(selected)
+            self.screen.clear_selection()
         elif self.quit_armed:
             self.exit()
         else:

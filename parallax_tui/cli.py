@@ -254,7 +254,9 @@ def _run_app(options: argparse.Namespace) -> int:
 
     with ending_in_order() as ending, _serving(options, [], wait=False) as (home, problem):
         from parallax_tui.app import ParallaxApp
+        from parallax_tui.app_log import log_to
 
+        log_to(home.data)
         app = ParallaxApp(home, child_problem=problem, theme=options.theme, slow_link=options.slow_link)
         ending.act = app.end
         app.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ def as_json(state: State) -> str:
     """Live members, the plan, what people have set of it and what it lacks. Past requests and departed members are
     not in it."""
     plan = state.plan
+    memory = usable_bytes(state)
+    duties = {node: override.duty for node, override in plan.settings.binding.items()} if plan else {}
     report: dict[str, Any] = {
         "self": state.self_id,
         "model": plan.model.name if plan else None,
@@ -30,7 +33,7 @@ def as_json(state: State) -> str:
         "problem": state.plan_problem,
         "uncovered": [list(gap) for gap in state.uncovered()],
         "serving": plan is not None and not state.uncovered(),
-        "nodes": [_node(state, view) for view in _in_layer_order(state)],
+        "nodes": [_node(view, duties, memory) for view in _in_layer_order(state)],
         "assignments": [[a.node_id, a.start, a.end] for a in plan.assignments] if plan else [],
         "standby": [
             {"node": each.node_id, "name": state.name_of(NodeId(each.node_id)), "reason": each.reason}
@@ -66,11 +69,12 @@ def as_text(state: State) -> str:
 def _table(state: State) -> list[str]:
     rows = [("node", "layers", "state", "memory", "kv tokens", "rtt", "ms/layer")]
     own = state.nodes.get(state.self_id)
+    memory = usable_bytes(state)
     for view in _in_layer_order(state):
         record = view.record
         held = next((h for h in record.held if h.state == "ready"), None) or next(iter(record.held), None)
         rtt = own.record.rtt_ms.get(record.node_id) if own else None
-        latency, usable = record.layer_latency, usable_bytes(state, record)
+        latency, usable = record.layer_latency, memory.get(record.id)
         rows.append(
             (
                 record.name + (" (this one)" if record.node_id == state.self_id else ""),
@@ -94,7 +98,7 @@ def _in_layer_order(state: State) -> list[NodeView]:
     return sorted(state.nodes.values(), key=place)
 
 
-def _node(state: State, view: NodeView) -> dict[str, Any]:
+def _node(view: NodeView, duties: Mapping[str, str], memory: Mapping[NodeId, int]) -> dict[str, Any]:
     record = view.record
     ready = record.ready_range()
     return {
@@ -102,13 +106,13 @@ def _node(state: State, view: NodeView) -> dict[str, Any]:
         "name": record.name,
         "state": record.state,
         "condition": condition_of(record).word,
-        "duty": state.plan.settings.of(record.node_id).duty if state.plan else "serve",
+        "duty": duties.get(record.node_id, "serve"),
         "problem": record.problem,
         "layers": [ready.start, ready.end] if ready else None,
         "held": [[held.start, held.end, held.state] for held in record.held],
         "device": record.hardware.device if record.hardware else None,
         "memory_bytes": record.hardware.memory_bytes if record.hardware else None,
-        "usable_bytes": usable_bytes(state, record),
+        "usable_bytes": memory.get(record.id),
         "kv_tokens_total": record.kv_tokens_total,
         "kv_tokens_used": record.kv_tokens_used,
         "sessions": record.sessions,

@@ -6,7 +6,6 @@ from node.journal.state import State
 from node.plan.live.members import memory_for_model, siblings_of
 from node.wire.ids import NodeId
 from node.wire.plans import Override, Plan
-from node.wire.records import NodeRecord
 from parallax_tui.state.figures import layers, size
 
 DUTIES = {"serve": "", "drain": "drains", "exclude": "is excluded"}
@@ -29,13 +28,15 @@ def override_words(override: Override) -> str:
     return f"{told} (set aside for now)" if override.set_aside else told
 
 
-def usable_bytes(state: State, record: NodeRecord) -> int | None:
-    """Memory that a node may use for the model: its part of the machine's, and what was set by hand."""
-    if record.hardware is None:
-        return None
+def usable_bytes(state: State) -> dict[NodeId, int]:
+    """Memory that each measured node may use for the model: its part of the machine's, and what was set by hand."""
     measured = {node: view.record for node, view in state.nodes.items() if view.record.hardware is not None}
-    cap = state.plan.settings.of(record.node_id).memory_bytes if state.plan is not None else None
-    return memory_for_model(record, siblings_of(measured)[record.machine_id], cap)
+    siblings = siblings_of(measured)
+    binding = state.plan.settings.binding if state.plan is not None else {}
+    caps = {node: override.memory_bytes for node, override in binding.items()}
+    return {
+        node: memory_for_model(record, siblings[record.machine_id], caps.get(node)) for node, record in measured.items()
+    }
 
 
 def set_by_hand(plan: Plan) -> tuple[tuple[NodeId, str], ...]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import pairwise
 from typing import Literal
 
 from node.journal.state import State
@@ -18,6 +22,10 @@ _PATTERN: dict[Kind, str] = {"ready": "█", "draining": "▓", "loading": "▒"
 """The kind is told by the pattern, so that the map can be read without colours."""
 
 
+_Hold = tuple[int, int, NodeId]
+"""Rank of its state, where its range starts, whose it is: the least is the best."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Layers [start, end) that are in the same hands."""
@@ -31,32 +39,67 @@ class Segment:
     """How many other nodes hold them too."""
 
 
+_latest: tuple[State, tuple[Segment, ...]] | None = None
+"""Four views of one picture ask for the same state's segments."""
+
+
 def segments(state: State) -> tuple[Segment, ...]:
     """The whole model in order, without overlap; the best holder of each layer counts."""
+    global _latest
+    if _latest is None or _latest[0] is not state:
+        _latest = state, _swept(state)
+    return _latest[1]
+
+
+def _swept(state: State) -> tuple[Segment, ...]:
+    """One sweep over the edges of the ranges that are held: n log n in members, whatever the number of layers."""
     if state.plan is None:
         return ()
+    total = state.plan.facts.layers
+    begins: dict[int, list[_Hold]] = {}
+    ends: dict[int, list[_Hold]] = {}
+    for node_id, view in state.nodes.items():
+        for held in view.record.held:
+            start, end = max(0, held.start), min(held.end, total)
+            if start < end:
+                hold = (_ORDER.index(held.state), held.start, node_id)
+                begins.setdefault(start, []).append(hold)
+                ends.setdefault(end, []).append(hold)
+    edges = sorted({0, total, *begins, *ends})
+    holding: Counter[_Hold] = Counter()
+    best: list[_Hold] = []
+    """A heap of those that have begun; who has ended is dropped when it comes to the top."""
     found: list[Segment] = []
-    for layer in range(state.plan.facts.layers):
-        segment = _holder(state, layer)
-        last = found[-1] if found else None
-        if last and (last.kind, last.node_id, last.replicas) == (segment.kind, segment.node_id, segment.replicas):
-            found[-1] = Segment(last.start, layer + 1, last.kind, last.node_id, last.replicas)
-        else:
-            found.append(segment)
-    return tuple(found)
+    for start, end in pairwise(edges):
+        for hold in begins.get(start, ()):
+            holding[hold] += 1
+            heappush(best, hold)
+        holding.subtract(ends.get(start, ()))
+        while best and not holding[best[0]]:
+            del holding[heappop(best)]
+        found.append(_segment(start, end, best[0] if best else None, holding.total()))
+    return tuple(_joined(found))
 
 
-def _holder(state: State, layer: int) -> Segment:
-    holders = sorted(
-        (_ORDER.index(held.state), held.start, node_id)
-        for node_id, view in state.nodes.items()
-        for held in view.record.held
-        if held.start <= layer < held.end
-    )
-    if not holders:
-        return Segment(layer, layer + 1, "none", None)
-    rank, _, node_id = holders[0]
-    return Segment(layer, layer + 1, _ORDER[rank], node_id, len(holders) - 1)
+def _segment(start: int, end: int, best: _Hold | None, holders: int) -> Segment:
+    if best is None:
+        return Segment(start, end, "none", None)
+    rank, _, node_id = best
+    return Segment(start, end, _ORDER[rank], node_id, holders - 1)
+
+
+def _joined(parts: Iterable[Segment]) -> Iterator[Segment]:
+    """Neighbours in the same hands as one."""
+    last: Segment | None = None
+    for part in parts:
+        if last and (last.kind, last.node_id, last.replicas) == (part.kind, part.node_id, part.replicas):
+            last = replace(last, end=part.end)
+            continue
+        if last:
+            yield last
+        last = part
+    if last:
+        yield last
 
 
 def gap_sentences(live: Live) -> tuple[str, ...]:
@@ -107,7 +150,8 @@ def layer_map(live: Live, width: int) -> tuple[Line, ...]:
     bar: list[Cell] = []
     numbers: list[Cell] = []
     tones = {node_id: NODE_TONES[index % len(NODE_TONES)] for index, node_id in enumerate(_in_order(state))}
-    for segment in segments(state):
+    parts = segments(state)
+    for segment in parts:
         left, right = segment.start * width // total, segment.end * width // total
         space = right - left
         if space <= 0:

@@ -5,7 +5,8 @@ A value. The follower makes the next one; screens only read it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from node.journal.apply import apply
 from node.journal.state import State
@@ -28,8 +29,8 @@ class Live:
     """Whether the event stream is open now."""
     problem: str = ""
     """Why it is not, for people."""
-    names: tuple[tuple[NodeId, str], ...] = ()
-    """Every name seen, so that a node which is gone can still be called by it."""
+    names: Mapping[NodeId, str] = field(default_factory=dict)
+    """Every name seen, so that a node which is gone can still be called by it. Never changed, only replaced."""
     last_words: str = ""
     """What the node that was started for us said before it ended; empty while it lives, or if none was started."""
     notices: tuple[Notice, ...] = ()
@@ -51,8 +52,8 @@ class Live:
 
     def name_of(self, node_id: NodeId) -> str:
         """The node's name, even after it has gone; the end of its id where no name was ever seen."""
-        seen = next((safe(name) for known, name in self.names if known == node_id), "")
-        return seen or (safe(self.state.name_of(node_id)) if self.state is not None else node_id[-8:])
+        seen = self.names.get(node_id)
+        return safe(seen) if seen else (safe(self.state.name_of(node_id)) if self.state is not None else node_id[-8:])
 
     def at(self, state: State) -> Live:
         """The picture after a snapshot."""
@@ -61,7 +62,7 @@ class Live:
             state=state,
             connected=True,
             problem="",
-            names=_with_names(self.names, state),
+            names={**self.names, **{node_id: view.record.name for node_id, view in state.nodes.items()}},
             notices=self.notices or state.notices,
         )
 
@@ -72,17 +73,19 @@ class Live:
         state = apply(self.state, numbered)
         notice = _notice_of(self.state, numbered)
         notices = (*self.notices, notice)[-KEPT_NOTICES:] if notice else self.notices
-        return replace(self, state=state, names=_with_names(self.names, state), notices=notices)
+        return replace(self, state=state, names=_with_name(self.names, numbered), notices=notices)
 
     def lost(self, problem: str) -> Live:
         """The picture while the node does not answer: what was known stays, marked as old."""
         return replace(self, connected=False, problem=safe(problem))
 
 
-def _with_names(names: tuple[tuple[NodeId, str], ...], state: State) -> tuple[tuple[NodeId, str], ...]:
-    known = dict(names)
-    seen = {node_id: view.record.name for node_id, view in state.nodes.items()}
-    return names if all(known.get(node_id) == name for node_id, name in seen.items()) else (*{**known, **seen}.items(),)
+def _with_name(names: Mapping[NodeId, str], numbered: Numbered) -> Mapping[NodeId, str]:
+    match numbered.event:
+        case NodeSeen(record=record) if names.get(record.id) != record.name:
+            return {**names, record.id: record.name}
+        case _:
+            return names
 
 
 def _notice_of(before: State, numbered: Numbered) -> Notice | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -74,7 +75,12 @@ def node_rows(live: Live) -> tuple[NodeRow, ...]:
     state = live.state
     if state is None:
         return ()
-    rows = [(_place(state, node_id), _row(state, live, view)) for node_id, view in state.nodes.items()]
+    usable = usable_bytes(state)
+    assigned_to = {a.id: (a.start, a.end) for a in state.plan.assignments} if state.plan is not None else {}
+    rows = [
+        (_place(view, assigned_to.get(node)), _row(state, live, view, assigned_to.get(node), usable.get(node)))
+        for node, view in state.nodes.items()
+    ]
     if state.plan is not None:
         rows += [
             (
@@ -87,28 +93,26 @@ def node_rows(live: Live) -> tuple[NodeRow, ...]:
     return tuple(row for _, row in sorted(rows, key=lambda entry: (entry[0], entry[1].name, entry[1].node_id)))
 
 
-def _place(state: State, node_id: NodeId) -> int:
-    held = state.nodes[node_id].record.held
-    assigned = state.plan.range_of(node_id) if state.plan is not None else None
-    starts = [one.start for one in held] + ([assigned.start] if assigned else [])
+def _place(view: NodeView, assigned: tuple[int, int] | None) -> int:
+    starts = [one.start for one in view.record.held] + ([assigned[0]] if assigned else [])
     return min(starts, default=1_000_000)
 
 
-def _row(state: State, live: Live, view: NodeView) -> NodeRow:
+def _row(
+    state: State, live: Live, view: NodeView, assigned: tuple[int, int] | None, memory_bytes: int | None
+) -> NodeRow:
     record = view.record
     here = record.id == state.self_id
     held = record.ready_range() or (record.held[0] if record.held else None)
-    assigned = state.plan.range_of(record.id) if state.plan is not None else None
-    shown = held or assigned
+    shown = (held.start, held.end) if held else assigned
     us = state.nodes.get(state.self_id)
     rtt_ms = us.record.rtt_ms.get(record.id) if us is not None and not here else None
     latency = record.layer_latency
-    memory_bytes = usable_bytes(state, record)
     return NodeRow(
         node_id=record.id,
         name=live.name_of(record.id) + (" (this)" if here else ""),
         condition=condition_of(record),
-        layers=layers(shown.start, shown.end) if shown else NONE,
+        layers=layers(*shown) if shown else NONE,
         memory=size(memory_bytes) if memory_bytes else NONE,
         device=record.hardware.device if record.hardware else NONE,
         rtt=duration(rtt_ms) if rtt_ms is not None else NONE,
@@ -146,10 +150,10 @@ def node_table(live: Live, width: int) -> tuple[Line, ...]:
     rows = node_rows(live)
     if not rows:
         return ((Cell("no node has been seen yet", "muted"),),)
-    texts = [{column.field: _text(row, column.field) for column in _COLUMNS} for row in rows]
+    texts = {column.field: [_text(row, column.field) for row in rows] for column in _COLUMNS}
     sizes = {
         column.field: min(
-            max(cell_len(column.title), *(cell_len(text[column.field]) for text in texts)),
+            max(cell_len(column.title), *(cell_len(text) for text in set(texts[column.field]))),
             NAME_LIMIT + 2 if column.field == "name" else 99,
         )
         for column in _COLUMNS
@@ -161,17 +165,30 @@ def node_table(live: Live, width: int) -> tuple[Line, ...]:
         sizes["name"] = max(4, min(sizes["name"], width - sizes["state"] - _GAP))
     gap = " " * _GAP
     head = gap.join(padded(column.title, sizes[column.field], right=column.right) for column in columns)
-    lines: list[Line] = [(Cell(head, "faint"),)]
-    for row, text in zip(rows, texts, strict=True):
-        cells: list[Cell] = []
-        for index, column in enumerate(columns):
-            cell = padded(text[column.field], sizes[column.field], right=column.right)
-            cells.append(Cell((gap if index else "") + cell, _tone(row, column.field)))
-        lines.append(tuple(cells))
+    stacks = [
+        _column_cells(rows, texts[column.field], column, sizes[column.field], gap if index else "")
+        for index, column in enumerate(columns)
+    ]
+    lines: list[Line] = [(Cell(head, "faint"),), *zip(*stacks, strict=True)]
     for row in rows:
         for index, piece in enumerate(wrapped(row.problem, width - 2)):
             lines.append((Cell("✕ " if index == 0 else "  ", "bad"), Cell(piece, "muted")))
     return (*lines, *_decided(live, width))
+
+
+def _column_cells(
+    rows: Sequence[NodeRow], texts: Sequence[str], column: _Column, size_columns: int, gap: str
+) -> list[Cell]:
+    """One column from top to bottom. Most texts of a large swarm are alike, and are padded once."""
+    made: dict[tuple[str, Tone], Cell] = {}
+    cells = []
+    for row, text in zip(rows, texts, strict=True):
+        tone = _tone(row, column.field)
+        cell = made.get((text, tone))
+        if cell is None:
+            cell = made[text, tone] = Cell(gap + padded(text, size_columns, right=column.right), tone)
+        cells.append(cell)
+    return cells
 
 
 def _decided(live: Live, width: int) -> list[Line]:
@@ -180,8 +197,9 @@ def _decided(live: Live, width: int) -> list[Line]:
     if state is None or state.plan is None:
         return []
     by_hand = {node_id: f"{live.name_of(node_id)} {words}, set by hand" for node_id, words in set_by_hand(state.plan)}
-    told = [("· ", text) for node_id, text in by_hand.items() if node_id not in dict(standby_reasons(state))]
-    told += [("○ ", safe(reason)) for _, reason in standby_reasons(state)]
+    reasons = dict(standby_reasons(state))
+    told = [("· ", text) for node_id, text in by_hand.items() if node_id not in reasons]
+    told += [("○ ", safe(reason)) for reason in reasons.values()]
     if len(told) > DECISIONS_SHOWN:
         rest = len(told) - DECISIONS_SHOWN + 1
         told = [*told[: DECISIONS_SHOWN - 1], ("· ", f"and {rest} more: see `parallax status`")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from textual.strip import Strip
@@ -11,6 +12,8 @@ from parallax_tui.chat.captions import caption
 from parallax_tui.chat.conversation import Message
 from parallax_tui.state.cells import Line
 from parallax_tui.widgets.markdown import MarkdownPainter
+
+log = logging.getLogger(__name__)
 
 OPEN_LIMIT = 2500
 """Characters of an unfinished block that are still rendered as Markdown on each flush; a longer one (a big table, a
@@ -48,10 +51,19 @@ class Entry:
     def _answer(self, painter: MarkdownPainter) -> list[Strip]:
         settled, rest = blocks(self.message.text[self._consumed :])
         for block in settled:
-            self._settled += [*painter.markdown(block), painter.blank()]
+            self._settled += [*_painted(painter, block), painter.blank()]
             self._consumed += len(block)
         if not rest.strip():
             return self._settled[:-1]
         running = self.message.status == "running"
-        open_end = painter.plain(rest) if running and len(rest) > OPEN_LIMIT else painter.markdown(rest)
+        open_end = painter.plain(rest) if running and len(rest) > OPEN_LIMIT else _painted(painter, rest)
         return [*self._settled, *open_end]
+
+
+def _painted(painter: MarkdownPainter, block: str) -> list[Strip]:
+    """A block of a model's text as Markdown; plain where that fails. A door: a model can write anything."""
+    try:
+        return painter.markdown(block)
+    except Exception:
+        log.exception("a block of %d characters is shown plain: as Markdown it failed", len(block))
+        return painter.plain(block)

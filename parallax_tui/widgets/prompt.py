@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from textual import events
 from textual.message import Message
+from textual.strip import Strip
 from textual.widgets import TextArea
 
 from parallax_tui.actions import bindings
@@ -56,6 +57,10 @@ class Prompt(TextArea):
         self._draft = ""
         self.accepts = True
         """Whether a question is taken now."""
+
+    def render_line(self, y: int) -> Strip:
+        """A line of it. TextArea wraps its placeholder at any width, and fails where there is none left (8.2.8)."""
+        return super().render_line(y) if self.content_size.width > 0 else Strip.blank(self.size.width, self.rich_style)
 
     def remember(self, prompts: Sequence[str]) -> None:
         """What the arrows bring back, oldest first."""

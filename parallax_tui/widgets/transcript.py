@@ -9,11 +9,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from textwrap import dedent
 from time import perf_counter
 
 from textual import events
 from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
+from textual.selection import Selection
 from textual.strip import Strip
 from textual.timer import Timer
 
@@ -21,6 +23,7 @@ from parallax_tui.chat.conversation import Message
 from parallax_tui.state.cells import Line
 from parallax_tui.widgets.entry import Entry
 from parallax_tui.widgets.markdown import MarkdownPainter, Palette
+from parallax_tui.widgets.selecting import selectable, selected_text
 from parallax_tui.widgets.tones import TONE_CLASSES, strip_of, tone_css
 
 FLUSH_S = 0.1
@@ -103,7 +106,15 @@ class Transcript(ScrollView, can_focus=True):
         strip = self._line(y + self.scroll_offset.y)
         if strip is None:
             return Strip.blank(width, self.rich_style)
-        return Strip.join([Strip.blank(MARGIN, self.rich_style), strip]).adjust_cell_length(width, self.rich_style)
+        line = Strip.join([Strip.blank(MARGIN, self.rich_style), strip]).adjust_cell_length(width, self.rich_style)
+        return selectable(self, line, y + self.scroll_offset.y)
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        lines = (" " * MARGIN + strip.text for entry in self._entries for strip in entry.strips)
+        return dedent(selected_text([*lines], selection)), "\n"
+
+    def selection_updated(self, selection: Selection | None) -> None:
+        self.refresh()
 
     def _line(self, y: int) -> Strip | None:
         index = bisect_right(self._ends, y)
