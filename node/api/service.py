@@ -30,6 +30,9 @@ PROGRESS_EVERY_S = 0.25
 MOST_CHARACTERS_PER_TOKEN = 32
 """Prose has four; beyond this a text is not worth counting exactly."""
 
+PROMPTS_AT_ONCE = 4
+"""Rendered and made into tokens at a time, each within the limits of its template: they share one processor."""
+
 
 class NodeControl(Protocol):
     """What the service must know of the node around it."""
@@ -72,6 +75,7 @@ class Service:
         self.started_s = clock()
         self._running: set[RequestId] = set()
         """Those of which the journal has a start and no end."""
+        self._renderers = trio.CapacityLimiter(PROMPTS_AT_ONCE)
 
     @asynccontextmanager
     async def answer(self, request: ChatRequest) -> AsyncIterator[Answer]:
@@ -91,7 +95,7 @@ class Service:
                 "messages",
                 f"{characters} characters do not fit the model's context of {chat_model.context_tokens} tokens",
             )
-        prompt = await trio.to_thread.run_sync(chat_model.render, request.messages)
+        prompt = await trio.to_thread.run_sync(chat_model.render, request.messages, limiter=self._renderers)
         generation = self._generation(request, prompt, chat_model, plan.weights)
         request_id = RequestId(f"chatcmpl-{secrets.token_hex(12)}")
         timing = AnswerTiming({})

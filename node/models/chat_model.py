@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from node.errors import BadRequest, DamagedModel, UnsupportedModel
 from node.models.facts import context_tokens
 from node.models.sampling import GENERATION_CONFIG, RecommendedSampling, recommended_sampling
+from node.models.spoken_text import SpokenText
 from node.models.template import Message, compile_template
 from node.models.text_stream import TextStream
 
@@ -29,7 +30,7 @@ class ChatModel:
 
     def __init__(
         self,
-        where: str,
+        folder: Path,
         tokenizer: Tokenizer,
         template: str | None,
         special_tokens: Mapping[str, str],
@@ -46,7 +47,8 @@ class ChatModel:
         """How to sample where a request does not say."""
         self._tokenizer = tokenizer
         self._special_tokens = dict(special_tokens)
-        self._render = compile_template(template, where) if template is not None else None
+        self._text = SpokenText(tokenizer, lambda: _tokenizer(folder))
+        self._render = compile_template(template, str(folder)) if template is not None else None
 
     @classmethod
     def load(cls, folder: Path) -> ChatModel:
@@ -62,30 +64,25 @@ class ChatModel:
         template = _template(folder, settings)
         stop_tokens = _stop_tokens(folder, tokenizer, special_tokens, template)
         recommended = recommended_sampling(_object(folder / GENERATION_CONFIG))
-        return cls(str(folder), tokenizer, template, special_tokens, stop_tokens, context_tokens(folder), recommended)
+        return cls(folder, tokenizer, template, special_tokens, stop_tokens, context_tokens(folder), recommended)
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt that these chat messages make, up to where the answer begins.
 
-        As with transformers and llama.cpp, text that spells a special token becomes that token.
+        Special tokens come from the template alone: text that spells one is text (see `spoken_text`). Otherwise the ids
+        are those of transformers and llama.cpp.
 
         Raises:
             BadRequest: the model has no chat template, or its template does not take these messages.
         """
         if self._render is None:
             raise BadRequest("messages", "this model has no chat template: it completes text, it does not chat")
-        text = self._render([_plain(message) for message in messages], self._special_tokens)
-        return self._ids(text, add_special_tokens=False)
+        hidden, meant = self._text.hidden([_plain(message) for message in messages])
+        return self._text.ids(self._render(hidden, self._special_tokens), meant)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with the token that starts a text where the model has one."""
-        return self._ids(text, add_special_tokens=True)
-
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # The batch of one releases the interpreter's lock, which `encode` does not: a megabyte takes a second, during
-        # which the node must go on answering its peers.
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return list(encoding.ids)
+        return self._text.plain_ids(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of a whole answer, without special tokens."""

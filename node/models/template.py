@@ -1,7 +1,7 @@
 """Chat templates: from messages to the prompt's text, as transformers renders it.
 
 A template comes with the model, from strangers: it runs in jinja2's immutable sandbox, which reaches no attribute that
-could leave it.
+could leave it, and within the limits of `template_limits`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from node.errors import BadRequest, DamagedModel
+from node.models.template_limits import (
+    TemplateTooLong,
+    bounded_environment,
+    bounded_filter,
+    bounded_time,
+    joined,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -29,13 +36,19 @@ def compile_template(text: str, where: str) -> Callable[[Sequence[Message], Mapp
 
     try:
         template = _environment().from_string(text)
-    except (TemplateError, RecursionError) as error:
+    except (TemplateError, RecursionError, ValueError, OverflowError, MemoryError) as error:
         raise DamagedModel(where, f"the chat template cannot be read ({error})") from error
+    template.root_render_func.__globals__["str_join"] = joined  # what `~` is compiled to
+    filename = template.root_render_func.__code__.co_filename
 
     def render(messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
         try:
-            return template.render(messages=list(messages), add_generation_prompt=True, **special_tokens)
+            with bounded_time(filename):
+                return template.render(messages=list(messages), add_generation_prompt=True, **special_tokens)
+        except TemplateTooLong:
+            raise BadRequest("messages", "the model's chat template does not come to an end with them") from None
         except (
+            MemoryError,
             TemplateError,
             TypeError,
             ValueError,
@@ -73,10 +86,12 @@ def _environment() -> Environment:
     def tojson(value: object, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja2's own escapes for HTML
 
-    environment = ImmutableSandboxedEnvironment(
+    environment: Environment = bounded_environment(ImmutableSandboxedEnvironment)(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = tojson
+    for name in ("center", "indent", "batch", "slice", "format"):
+        environment.filters[name] = bounded_filter(environment.filters[name])
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
     return environment
