@@ -1,0 +1,1 @@
+"""How fast the scheduler plans and routes, and how its plans do against others'. See `__main__`."""
