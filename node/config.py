@@ -28,7 +28,7 @@ class Settings:
     listen: tuple[str, ...] = ()
     """`HOST:PORT` addresses for peers; empty: all interfaces, a port that is kept from start to start."""
     announce: tuple[str, ...] = ()
-    """`HOST:PORT` addresses that peers are told instead of those listened on: for a router that forwards a port."""
+    """`HOST:PORT` that peers are told instead of what is listened on: a router's forwarded port, a dynamic name."""
     api: str = DEFAULT_API
     """`HOST:PORT` for OpenAI clients; port 0 picks a free one, `off` serves the control socket alone."""
     join: tuple[str, ...] = ()
@@ -91,22 +91,54 @@ def parse_host_port(text: str, option: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
-def listen_multiaddrs(listen: tuple[str, ...], option: str = "--listen") -> tuple[str, ...]:
-    """libp2p addresses for `HOST:PORT` texts; a multiaddress is passed through."""
-    addresses: list[str] = []
+def listen_multiaddrs(listen: tuple[str, ...]) -> tuple[str, ...]:
+    """libp2p addresses for `HOST:PORT` texts; a multiaddress is passed through. A name stands for all its addresses.
+
+    Raises:
+        UsageError: neither, or a name that is not known here.
+    """
+    addresses: dict[str, None] = {}
     for text in listen:
         if text.startswith("/"):
             if not re.fullmatch(r"/(ip4|ip6)/[0-9a-fA-F.:]+/tcp/\d{1,5}", text):
-                raise UsageError(f"{option} {text!r}: write HOST:PORT or /ip4/ADDRESS/tcp/PORT")
+                raise UsageError(f"--listen {text!r}: write HOST:PORT or /ip4/ADDRESS/tcp/PORT")
+            addresses[text] = None
+            continue
+        host, port = parse_host_port(text, "--listen")
+        addresses |= {f"/ip{ip.version}/{ip}/tcp/{port}": None for ip in _addresses_of(host, text)}
+    return tuple(addresses)
+
+
+def announce_multiaddrs(announce: tuple[str, ...]) -> tuple[str, ...]:
+    """The same for `--announce`. A name is kept as it is: what it means changes, and is looked up again and again.
+
+    Raises:
+        UsageError: neither `HOST:PORT` nor a TCP multiaddress.
+    """
+    addresses: list[str] = []
+    for text in announce:
+        if text.startswith("/"):
+            if not re.fullmatch(r"/((ip4|ip6)/[0-9a-fA-F.:]+|dns[46]?/[0-9A-Za-z._-]+)/tcp/\d{1,5}", text):
+                raise UsageError(f"--announce {text!r}: write HOST:PORT, /ip4/ADDRESS/tcp/PORT or /dns/NAME/tcp/PORT")
             addresses.append(text)
             continue
-        host, port = parse_host_port(text, option)
-        try:
-            address = ipaddress.ip_address(socket.gethostbyname(host) if not _is_ip(host) else host)
-        except OSError as error:
-            raise UsageError(f"{option} {text!r}: {host} is not known here as an address") from error
-        addresses.append(f"/ip{address.version}/{address}/tcp/{port}")
+        host, port = parse_host_port(text, "--announce")
+        if not _is_ip(host) and not re.fullmatch(r"[0-9A-Za-z._-]{1,253}", host):
+            raise UsageError(f"--announce {text!r}: {host} is no host name")
+        kind = f"ip{ipaddress.ip_address(host).version}" if _is_ip(host) else "dns"
+        addresses.append(f"/{kind}/{host}/tcp/{port}")
     return tuple(addresses)
+
+
+def _addresses_of(host: str, text: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    if _is_ip(host):
+        return [ipaddress.ip_address(host)]
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--listen {text!r}: {host} is not known here as an address") from error
+    hosts = dict.fromkeys(str(entry[4][0]).split("%")[0] for entry in found)
+    return [ipaddress.ip_address(each) for each in hosts]
 
 
 def is_loopback(host: str) -> bool:
@@ -131,7 +163,7 @@ def check(settings: Settings) -> Settings:
     if settings.api != "off":
         parse_host_port(settings.api, "--api")
     listen_multiaddrs(settings.listen)
-    listen_multiaddrs(settings.announce, "--announce")
+    announce_multiaddrs(settings.announce)
     if settings.threads is not None and not 1 <= settings.threads <= 4096:
         raise UsageError(f"--threads {settings.threads}: from 1 to 4096")
     if len(settings.region) > 64 or not (settings.region.isprintable() or not settings.region):

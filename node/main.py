@@ -20,12 +20,13 @@ import node
 from node import logs
 from node.api.routes import client_app, control_app
 from node.api.serving import listen_tcp, listen_unix, serve
-from node.config import DEFAULT_API, Settings, is_loopback, listen_multiaddrs, parse_host_port
+from node.config import DEFAULT_API, Settings, announce_multiaddrs, is_loopback, listen_multiaddrs, parse_host_port
 from node.errors import AlreadyRunning, ParallaxError, UsageError
 from node.home import HAS_UNIX_SOCKETS, STOP_SIGNALS, Control, Home, private_folder
 from node.live.member import Member
 from node.live.remembered import Remembered
 from node.machine import machine_id
+from node.open_files import raise_open_files
 from node.swarm.host import SwarmSettings, open_swarm
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def run_node(settings: Settings, home: Home) -> int:
         ParallaxError: it cannot start.
     """
     logs.set_up(settings.log_format)
+    raise_open_files()
     with _locked(home):
         return trio.run(_main, settings, home)
 
@@ -99,8 +101,8 @@ async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
         swarm_settings = SwarmSettings(
             home=home,
             name=settings.name,
-            listen=listen_multiaddrs(settings.listen) or ("/ip4/0.0.0.0/tcp/0",),
-            announce=listen_multiaddrs(settings.announce, "--announce"),
+            listen=listen_multiaddrs(settings.listen),
+            announce=announce_multiaddrs(settings.announce),
             invitations=settings.join,
             discover_lan=settings.discover,
             machine_id=machine_id(),

@@ -61,6 +61,18 @@ class Address:
         """0.0.0.0 or ::, which stand for every interface."""
         return self.kind in ("ip4", "ip6") and ipaddress.ip_address(self.host).is_unspecified
 
+    def is_near(self, ours: Address) -> bool:
+        """Whether it can be of the same local network as that address of ours: `/24`, or `/64` for IPv6, and on."""
+        if self.kind != ours.kind or self.kind not in ("ip4", "ip6"):
+            return False
+        ip = ipaddress.ip_address(self.host)
+        if ip.is_multicast or ip.is_unspecified or ip.is_loopback:
+            return False
+        if ip.is_private or ip.is_link_local:
+            return True  # a house may have several subnets, and mDNS reflectors between them
+        length = 24 if self.kind == "ip4" else 64
+        return ip in ipaddress.ip_network(f"{ours.host}/{length}", strict=False)
+
     def at(self, peer: NodeId | None) -> Address:
         """The same place with that peer (or none) behind it."""
         return replace(self, peer=peer)

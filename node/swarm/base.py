@@ -17,11 +17,18 @@ from node.wire.records import NodeRecord
 
 Buffer = bytes | bytearray | memoryview
 
+Lane = Literal["steps", "bulk"]
+"""Each lane of a link keeps its own order and nothing waits for the other: `bulk` carries prompts, `steps` all that
+somebody waits for. On one connection, `steps` goes first."""
+
+LANES: tuple[Lane, ...] = ("steps", "bulk")
+
 
 class Link(Protocol):
-    """The one ordered way to a neighbour. Implementations: a libp2p stream; later a direct TLS connection."""
+    """One lane to a neighbour, directly or through a third member."""
 
     peer: NodeId
+    lane: Lane
 
     async def send(self, frame: Frame, body: Buffer = b"") -> None:
         """Send one frame; frames of one link arrive in order, whole, once.
@@ -41,6 +48,7 @@ class Arrival:
     peer: NodeId
     frame: Frame
     body: Buffer
+    """Counted against the neighbour for as long as it is referred to; while it holds too much, no more is read."""
     received_s: float
     """Our monotonic clock (`time.perf_counter`) when the last byte was read."""
     wire_ms: float
@@ -73,6 +81,8 @@ class LinkLost:
 
     node_id: NodeId
     reason: str
+    lanes: tuple[Lane, ...] = LANES
+    """Those that broke."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +113,11 @@ class Swarm(Protocol):
     async def publish_plan(self, plan: Plan) -> bool:
         """Sign a plan of ours and spread it, to members that join later too; False where one known here outranks it."""
 
-    async def link(self, peer: NodeId) -> Link:
-        """The link to a member, opened on first use.
+    async def link(self, peer: NodeId, lane: Lane = "steps") -> Link:
+        """One lane of the link to a member, opened on first use; through a third member where there is no direct way.
 
         Raises:
-            LinkClosed: the peer is no live member or cannot be reached.
+            LinkClosed: the peer is no live member, or neither we nor a member that we know can reach it.
         """
 
     def invitation(self) -> str:

@@ -5,7 +5,7 @@
     ├── inbound streams               one task each; a stranger may open the control stream and nothing else
     └── admission, then               on the control stream, which the dialer opens
         ├── reader, writer            of control messages
-        └── heart                     pings, and ends the connection when nothing comes
+        └── heart                     pings, and ends the connection when nothing comes, or no answer
 
 Whatever a peer provokes ends this connection and nothing else. It owns its socket: the socket is closed when `serve`
 returns, whichever way.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
 
@@ -25,8 +26,9 @@ from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from node.errors import BadWireData, LinkClosed, NotAdmitted
 from node.swarm.admission import admit
+from node.swarm.base import LANES, Lane
 from node.swarm.control_queue import ControlQueue
-from node.swarm.heartbeat import INTERVAL_S, PeerClock, SilenceWatch
+from node.swarm.heartbeat import UNANSWERED_AFTER_S, PeerClock, SilenceWatch
 from node.swarm.muxed_stream import MuxedStream
 from node.swarm.secret import SwarmSecret
 from node.swarm.socket_stream import SocketStream
@@ -38,11 +40,11 @@ from node.wire.ids import NodeId, short_id
 log = logging.getLogger(__name__)
 
 CONTROL_PROTOCOL = "/parallax/control/1"
-LINK_PROTOCOL = "/parallax/link/1"
 
 STRANGER_STREAMS = 4
 MEMBER_STREAMS = 32
-"""Inbound streams open at once; an honest member has one link. More are a flood and end the connection."""
+"""Inbound streams open at once; an honest member has two lanes, and what it carries for others. More are a flood and
+end the connection."""
 
 OPEN_STREAM_S = 5.0
 
@@ -62,8 +64,17 @@ class AroundConnection(Protocol):
     def told(self, connection: Connection, told: Told) -> None:
         """It told us something. Raises BadWireData where it must be let go for it."""
 
-    async def serve_link(self, connection: Connection, stream: MuxedStream) -> None:
-        """It opened a link to us; returns when that is over."""
+    def clock_of(self, peer: NodeId) -> PeerClock:
+        """The one clock of that peer, whatever connections there are with it."""
+
+    def beat_s(self, connection: Connection) -> float:
+        """How long to wait between two pings on it."""
+
+    def protocols(self, connection: Connection) -> tuple[str, ...]:
+        """What the peer may open streams for, once it is admitted."""
+
+    async def serve_stream(self, connection: Connection, protocol: str, stream: MuxedStream) -> None:
+        """It opened a stream to us for one of these; returns when that is over."""
 
     def parted(self, connection: Connection) -> None:
         """An admitted connection is over."""
@@ -82,13 +93,17 @@ class Connection:
         """Of the peer's process."""
         self.admitted_s = math.inf
         self.clock = PeerClock()
+        """The peer's, once it is admitted: shared by all connections with it."""
         self.outbox = ControlQueue()
         self.why: Why = "disconnected"
         """Why it ended."""
         self.reason = ""
         """The same for people."""
-        self.links = 0
+        self.lanes: Counter[Lane] = Counter()
         """Link streams in use, in both directions."""
+        self.cut: set[Lane] = set()
+        """Lanes that were in use when it ended."""
+        self.inbound_links = 0
         self.is_over = False
         self.nursery: trio.Nursery
         """For what ends with the connection."""
@@ -97,7 +112,25 @@ class Connection:
         self._admitted = trio.Event()
         self._inbound = 0
         self._control_asked = False
+        self._answered_s = 0.0
+        """When the last answer to a ping came, by trio's clock."""
         self._control_in, self._control_out = trio.open_memory_channel[MuxedStream](1)
+
+    @property
+    def links(self) -> int:
+        """How many link streams it carries, in both directions."""
+        return self.lanes.total()
+
+    def lane_over(self, lane: Lane) -> bool:
+        """A link stream ended; whether it ended alone, and not with the connection."""
+        self.lanes[lane] -= 1
+        if self.is_ending:
+            self.cut.add(lane)
+        return not self.is_ending
+
+    def lanes_cut(self) -> tuple[Lane, ...]:
+        """Those that its end has cut."""
+        return tuple(lane for lane in LANES if lane in self.cut or self.lanes[lane])
 
     @property
     def heard_s(self) -> float:
@@ -143,6 +176,7 @@ class Connection:
                     try:
                         stream = await self._admission()
                         self._scope.deadline = math.inf
+                        self.clock = self._room.clock_of(self.peer)
                         self._room.joined(self)
                         self._admitted.set()
                         admitted()
@@ -153,7 +187,7 @@ class Connection:
                     finally:
                         # at once, in whatever way this ends: writes cannot be cancelled, but they fail on a closed
                         # socket, and one that waits for a stopped peer would hold up the end of the connection
-                        self._socket.close_now()
+                        self._socket.close_now(abruptly=self.why == "silent")
                     self.nursery.cancel_scope.cancel()
         finally:
             self.is_over = True
@@ -235,8 +269,9 @@ class Connection:
                 self._inbound -= 1
                 return
             await self._admitted.wait()
-            await stream.offer({TProtocol(LINK_PROTOCOL): None})
-            await self._room.serve_link(self, stream)
+            chosen = await stream.offer({TProtocol(name): None for name in self._room.protocols(self)})
+            if chosen is not None:
+                await self._room.serve_stream(self, chosen, stream)
         except BadWireData as error:
             log.warning("%s sent what it must not and is disconnected: %s", short_id(self.peer), error)
             self.end("disconnected", str(error))
@@ -255,6 +290,7 @@ class Connection:
                     self.outbox.answer(number, now)
                 case Pong():
                     self.clock.pong(message, now)
+                    self._answered_s = trio.current_time()
                 case Told():
                     self._room.told(self, message)
 
@@ -269,12 +305,18 @@ class Connection:
                 await _send(stream, told)
 
     async def _beat(self) -> None:
-        watch = SilenceWatch(trio.current_time())
+        """Two ways to lose a peer: nothing comes, or nothing arrives there. Both ends see the second as the first."""
+        self._answered_s = trio.current_time()
+        silence, deafness = SilenceWatch(self._answered_s), SilenceWatch(self._answered_s, UNANSWERED_AFTER_S)
         while True:
+            beat_s = self._room.beat_s(self)
             self.outbox.ping()
-            await trio.sleep(INTERVAL_S)
-            if watch.tick(trio.current_time(), self.heard_s):
-                self.end("silent", "nothing came for too long")
+            await trio.sleep(beat_s)
+            now = trio.current_time()
+            is_silent = silence.tick(now, self.heard_s, beat_s)
+            is_deaf = deafness.tick(now, self._answered_s, beat_s)
+            if is_silent or is_deaf:
+                self.end("silent", "nothing came for too long" if is_silent else "it answers nothing")
 
     async def _wake_waiters(self) -> None:
         """Tell those who wait on a stream of this connection, in other tasks, that it is over.

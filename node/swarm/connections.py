@@ -27,7 +27,10 @@ class HasPeer(Protocol):
     dialed: bool
     life: bytes
     admitted_s: float
-    links: int
+
+    @property
+    def links(self) -> int:
+        """How many link streams it carries."""
 
     @property
     def heard_s(self) -> float:

@@ -8,6 +8,7 @@ process of the same user (SO_REUSEPORT), which would hand half of our connection
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +18,7 @@ import trio
 
 from node.errors import UsageError
 from node.swarm.addresses import Address
+from node.swarm.quiet import Seldom
 from node.swarm.socket_stream import SocketStream, remote_address
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,13 @@ HALF_OPEN_LIMIT = 128
 
 ADMISSION_S = 5.0
 """From the accepted socket to the proof; slow-loris and half-open connections end here."""
+
+
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+NO_ROOM_S = 0.5
+"""Half-open connections end within `ADMISSION_S` and make room."""
+
+Listener = trio.SocketListener
 
 
 @dataclass(eq=False, slots=True)
@@ -63,24 +72,38 @@ class PendingConnections:
         oldest.scope.cancel()
 
 
-async def open_listeners(wanted: Sequence[Address], remembered: dict[str, int]) -> list[trio.SocketListener]:
-    """Listen on each address. Port 0 tries the port of last time first, so that others find us where we were.
+EVERYWHERE = (Address("ip4", "0.0.0.0", 0), Address("ip6", "::", 0))
+"""Listened on where nothing else is asked for: all that this machine has of it."""
+
+
+async def open_listeners(wanted: Sequence[Address], remembered: dict[str, int]) -> list[tuple[Address, Listener]]:
+    """Listen on each address, or on `EVERYWHERE`; which of them got which listener.
+
+    Port 0 tries the port of last time first, so that others find us where we were, then that of the other family.
 
     Raises:
         UsageError: an address is not this machine's, or its port is taken.
     """
-    listeners: list[trio.SocketListener] = []
+    opened: list[tuple[Address, Listener]] = []
     try:
-        for address in wanted:
-            listeners += await _open(address, remembered.get(str(address), 0))
+        for address in wanted or EVERYWHERE:
+            last_port = remembered.get(str(address), 0)
+            if not wanted and opened:
+                last_port = int(opened[0][1].socket.getsockname()[1])
+            try:
+                opened += [(address, listener) for listener in await _open(address, last_port)]
+            except UsageError as error:
+                if wanted or (address is EVERYWHERE[-1] and not opened):
+                    raise
+                log.info("%s", error)
     except BaseException:
-        for listener in listeners:
+        for _, listener in opened:
             listener.socket.close()
         raise
-    return listeners
+    return opened
 
 
-async def _open(address: Address, last_port: int) -> Sequence[trio.SocketListener]:
+async def _open(address: Address, last_port: int) -> Sequence[Listener]:
     if address.port == 0 and last_port:
         try:
             return await trio.open_tcp_listeners(last_port, host=address.host)
@@ -96,7 +119,7 @@ async def _open(address: Address, last_port: int) -> Sequence[trio.SocketListene
 
 
 async def answer(
-    listeners: list[trio.SocketListener],
+    listeners: Sequence[Listener],
     vestibule: PendingConnections,
     admit: Callable[[SocketStream, Callable[[], None]], Awaitable[None]],
 ) -> None:
@@ -118,4 +141,27 @@ async def answer(
                 leave()
                 stream.socket.close()
 
-    await trio.serve_listeners(knock, listeners)
+    async with trio.open_nursery() as nursery:
+        seldom = Seldom()
+        for listener in listeners:
+            nursery.start_soon(_accept, listener, knock, nursery, seldom)
+
+
+async def _accept(
+    listener: Listener,
+    knock: Callable[[trio.SocketStream], Awaitable[None]],
+    nursery: trio.Nursery,
+    seldom: Seldom,
+) -> None:
+    """Accept forever. Where the system has no room for another file, whoever knocks waits in its queue."""
+    while True:
+        try:
+            stream = await listener.accept()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if seldom.now(error.errno, trio.current_time()):
+                log.warning("no new connection can be taken now: %s; a limit such as `ulimit -n`", error.strerror)
+            await trio.sleep(NO_ROOM_S)
+        else:
+            nursery.start_soon(knock, stream)

@@ -13,8 +13,23 @@ from dataclasses import dataclass
 from node.wire.control import Pong
 
 INTERVAL_S = 0.5
+"""Between two pings to a neighbour that carries a link, and to each where there are few."""
+
+MANY = 16
+LONGEST_INTERVAL_S = 2.0
+"""To each of more than `MANY` neighbours: 256 of them cost about 12 kB/s so."""
+
 SILENT_AFTER_S = 3.5
 """Seven missed pings. A stopped process must be gone within 5 s, a busy one on two cores must not."""
+
+UNANSWERED_AFTER_S = 4.0
+"""Bytes that come while no answer does: the way there is dead, or the peer reads nothing."""
+
+LONGEST_PATIENCE_S = 12.0
+"""Whatever a peer has been like."""
+
+REMEMBERED_S = 60.0
+"""How long the longest silence of a peer counts, at most twice that."""
 
 WINDOW = 20
 """Samples: ten seconds of pings."""
@@ -23,21 +38,49 @@ OUTSTANDING_LIMIT = 32
 """Pings whose answer may still come; a silent peer is given up long before."""
 
 
-class SilenceWatch:
-    """Measures silence by the ticks of our own loop: the time in which we ourselves stood still does not count."""
+def interval_s(neighbours: int, *, carries_links: bool) -> float:
+    """How long to wait between two pings to one of so many neighbours."""
+    return INTERVAL_S if carries_links else min(LONGEST_INTERVAL_S, INTERVAL_S * max(1.0, neighbours / MANY))
 
-    def __init__(self, now: float) -> None:
+
+class SilenceWatch:
+    """Says when a peer has been silent for too long: longer than it has ever been lately, and than `least_s`.
+
+    A machine that compiles something is silent for a second now and then, and for three when it is worse. So a peer may
+    be silent for twice as long as it was in the last minute. Silence is measured by the ticks of our own loop: the time
+    by which a tick comes late is the time in which we could not listen ourselves, and does not count.
+    """
+
+    def __init__(self, now: float, least_s: float = SILENT_AFTER_S) -> None:
+        self._least_s = least_s
         self._heard_s = now
         self._ticked_s = now
+        self._seen_s = -math.inf
+        """The last sign of life that was counted."""
+        self._longest = (0.0, 0.0)
+        """The longest silence in this minute and in the one before."""
+        self._minute_s = now
 
-    def tick(self, now: float, heard_s: float) -> bool:
-        """Called every `INTERVAL_S` with the time of the last byte that came; True when the peer must be given up."""
-        stall_s = now - self._ticked_s - 2 * INTERVAL_S
+    def tick(self, now: float, heard_s: float, expected_s: float = INTERVAL_S) -> bool:
+        """Called every `expected_s` with the time of the last sign of life; True when the peer must be given up."""
+        late_s = max(0.0, now - self._ticked_s - expected_s)
         self._ticked_s = now
-        self._heard_s = max(self._heard_s, heard_s)
-        if stall_s > 0:
-            self._heard_s = min(now, self._heard_s + stall_s)
-        return now - self._heard_s > SILENT_AFTER_S
+        if heard_s > self._seen_s:
+            self._learn(heard_s - self._heard_s - late_s, now)
+            self._seen_s = heard_s
+            self._heard_s = max(self._heard_s, heard_s)
+        self._heard_s = min(now, self._heard_s + late_s)
+        return now - self._heard_s > self.patience_s(expected_s)
+
+    def patience_s(self, expected_s: float = INTERVAL_S) -> float:
+        """What silence is borne now from a peer that speaks every `expected_s`."""
+        usual_s = max(self._least_s, 3 * expected_s + INTERVAL_S)
+        return max(usual_s, min(LONGEST_PATIENCE_S, 2 * max(self._longest)))
+
+    def _learn(self, silence_s: float, now: float) -> None:
+        if now - self._minute_s > REMEMBERED_S:
+            self._longest, self._minute_s = (0.0, self._longest[0]), now
+        self._longest = (max(self._longest[0], silence_s), self._longest[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +96,11 @@ class PeerClock:
         self._sent_s: dict[int, float] = {}
         self._samples: deque[_Sample] = deque(maxlen=WINDOW)
         self._next = 0
+
+    def reset(self) -> None:
+        """The peer's process began anew, perhaps after its machine did: nothing that was measured holds."""
+        self._sent_s.clear()
+        self._samples.clear()
 
     def ping(self, now: float) -> int:
         """The number for a ping that leaves now."""

@@ -2,9 +2,9 @@
 
 nursery of the swarm
 ├── front door            accepts connections, each with a task tree of its own (`front_door`, `connection`)
-├── dialer                one task per peer that shall be reached, and the connections it makes (`dialer`)
-├── publisher             our own record, at most four times a second, at least every second (`neighbourhood`)
-├── clockwork             expiry and redundant connections; the address book on disk
+├── dialer                one task per peer that shall be reached (`dialer`), and the connections it makes
+├── publisher             our own record, at most four times a second, at least every second (`libp2p_swarm`)
+├── clockwork             expiry and redundant connections; the address book on disk; our own addresses
 └── LAN discovery         (`lan_discovery`)
 """
 
@@ -12,30 +12,38 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
 from node.errors import NotAdmitted, UsageError
 from node.home import Home
 from node.swarm.address_book import AddressBook
-from node.swarm.addresses import ADDRESS_LIMIT, Address, announced, parse_all
+from node.swarm.addresses import ADDRESS_LIMIT, Address, parse_all
 from node.swarm.connection import Connection
+from node.swarm.connections import Connections
+from node.swarm.dial_budget import DialBudget
 from node.swarm.dialer import Dialer, first_to_answer
 from node.swarm.front_door import ADMISSION_S, PendingConnections, answer, open_listeners
 from node.swarm.identity import Identity, load_identity
 from node.swarm.invitation import Invitation, read_invitation
 from node.swarm.lan_discovery import discover
 from node.swarm.libp2p_swarm import Libp2pSwarm
+from node.swarm.own_addresses import OwnAddresses
 from node.swarm.ports import recall_ports, remember_ports
 from node.swarm.quiet import Seldom, hush_libp2p
-from node.swarm.secret import settle_secret
+from node.swarm.secret import SwarmSecret, settle_secret
 from node.swarm.socket_stream import SocketStream
+from node.swarm.suggestions import Suggestions
 from node.swarm.upgrade import Upgrader, peer_of
 from node.wire.ids import NodeId, short_id
 from node.wire.records import NodeRecord
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +51,8 @@ TTL_S = 5.0
 """Five times the interval at which a record is renewed."""
 
 SAVE_EVERY_S = 2.0
-INTERFACES_EVERY_S = 30.0
-"""A laptop may change its network; asking the system costs about a millisecond."""
-
 CLOSING_S = 1.0
+ANSWERED_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,11 @@ class SwarmSettings:
     home: Home
     name: str
     """For people."""
-    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
-    """Multiaddresses; port 0 takes the port of last time, or any."""
+    listen: tuple[str, ...] = ()
+    """Multiaddresses; port 0 takes the port of last time, or any. Empty: every interface, IPv4 and IPv6."""
     announce: tuple[str, ...] = ()
-    """Multiaddresses that peers are told instead of those of `listen`; the local network is told the true ones."""
+    """Multiaddresses that peers are told instead of those of `listen`; the local network is told the true ones. Names
+    (`/dns4/…`) are looked up again and again."""
     invitations: tuple[str, ...] = ()
     """Tokens from `parallax invite`."""
     discover_lan: bool = True
@@ -86,36 +93,39 @@ async def open_swarm(settings: SwarmSettings, **record_fields: object) -> AsyncI
     identity = load_identity(settings.home)
     secret = settle_secret(settings.home, invitations)
     book = AddressBook(settings.home, secret.mark(), identity.node_id, time.time())
-    listeners = await open_listeners(wanted, recall_ports(settings.home))
+    opened = await open_listeners(wanted, recall_ports(settings.home))
     try:
-        bound = _bound(wanted, listeners)
-        remember_ports(settings.home, {str(w): b.port for w, b in zip(wanted, bound, strict=True) if w.port == 0})
-        fields: dict[str, object] = {
-            "node_id": identity.node_id,
-            "name": settings.name,
-            "seq": 0,
-            "ttl_s": TTL_S,
-            "machine_id": settings.machine_id,
-            "addresses": tuple(str(address) for address in announce or announced(bound)),
-            "software": settings.software,
-        }
-        record = NodeRecord(**(fields | record_fields))  # type: ignore[arg-type]  # checked when it is published
-        swarm = Libp2pSwarm(identity, secret, record, book)
+        own = OwnAddresses(_bound(opened, settings.home), announce)
+        record = _first_record(settings, identity.node_id, own, record_fields)
+        host = _Host(identity, secret, record, book, own, settings.machine_id)
+        valid = [invitation for invitation in invitations if invitation.secret == secret.value]
         async with trio.open_nursery() as nursery:
-            host = _Host(nursery, swarm, identity, bound, announce, settings.machine_id)
-            host.begin(listeners, [i for i in invitations if i.secret == secret.value], lan=settings.discover_lan)
+            await nursery.start(host.run, [listener for _, listener in opened], valid, settings.discover_lan)
             try:
-                yield swarm
+                yield host.swarm
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(CLOSING_S):
-                    await swarm.depart()
+                    await host.swarm.depart()
                 nursery.cancel_scope.cancel()
     finally:
-        for listener in listeners:
+        for _, listener in opened:
             listener.socket.close()
-    swarm.close()
+    host.swarm.close()
     if book.dirty:
         _save(book)
+
+
+def _first_record(settings: SwarmSettings, own_id: NodeId, own: OwnAddresses, more: Mapping[str, object]) -> NodeRecord:
+    fields: dict[str, object] = {
+        "node_id": own_id,
+        "name": settings.name,
+        "seq": 0,
+        "ttl_s": TTL_S,
+        "machine_id": settings.machine_id,
+        "addresses": tuple(str(address) for address in own.told()),
+        "software": settings.software,
+    }
+    return NodeRecord(**(fields | dict(more)))  # type: ignore[arg-type]  # checked when it is published
 
 
 @dataclass(slots=True)
@@ -131,47 +141,75 @@ class _Host:
 
     def __init__(
         self,
-        nursery: trio.Nursery,
-        swarm: Libp2pSwarm,
         identity: Identity,
-        bound: list[Address],
-        announce: tuple[Address, ...],
+        secret: SwarmSecret,
+        record: NodeRecord,
+        book: AddressBook,
+        own: OwnAddresses,
         machine_id: str,
     ) -> None:
-        self._nursery, self._swarm, self._machine_id = nursery, swarm, machine_id
-        self._bound, self._announce = bound, announce
+        self._own, self._machine_id = own, machine_id
         self._upgrader = Upgrader(identity)
-        self._dialer = Dialer(nursery, identity.node_id, swarm.connections.__contains__, self._dial)
+        connections: Connections[Connection] = Connections(identity.node_id)
+        self._dialer = Dialer(identity.node_id, connections.__contains__, self._is_wanted)
+        self.swarm = Libp2pSwarm(identity, secret, record, book, connections, self._dialer)
+        self._budget = DialBudget()
+        self._suggestions = Suggestions()
         self._seldom = Seldom()
         self._answered: dict[NodeId, Address] = {}
-        """Where members last answered us. Found on the local network, that may be another place than they announce."""
-        self._interfaces: tuple[Address, ...] = ()
-        self._interfaces_s = -INTERFACES_EVERY_S
-        swarm.pursue = lambda peer: self._dialer.pursue(peer, polite=True)
-        swarm.forget = self._forget
-        swarm.hurry = self._dialer.hurry
-        swarm.lost = self._dialer.lost
+        """Where peers last answered us. Found on the local network, that may be another place than they announce."""
+        self._nursery: trio.Nursery
 
-    def begin(self, listeners: list[trio.SocketListener], invitations: Sequence[Invitation], *, lan: bool) -> None:
-        """Start everything; nothing of it ends before the nursery."""
-        self._nursery.start_soon(answer, listeners, PendingConnections(), self._admit)
-        self._nursery.start_soon(self._swarm.publish, self._addresses)
-        self._nursery.start_soon(self._swarm.keep_time)
-        self._nursery.start_soon(self._keep_book)
+    async def run(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        invitations: Sequence[Invitation],
+        discover_lan: bool,
+        task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """All of it, until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(answer, listeners, PendingConnections(), self._admit)
+            self._nursery.start_soon(self.swarm.publish, self._own.told)
+            self._nursery.start_soon(self.swarm.keep_time)
+            self._nursery.start_soon(self._keep_book)
+            self._nursery.start_soon(self._own.watch, self._moved)
+            self._pursue_known(invitations)
+            self._nursery.start_soon(self._dialer.run, self._dial)
+            if discover_lan:
+                self._nursery.start_soon(discover, self.swarm.secret, self.swarm.own_id, self._own, self._suggest)
+            task_status.started()
+
+    def _pursue_known(self, invitations: Sequence[Invitation]) -> None:
         for address in (address for invitation in invitations for address in invitation.addresses):
-            self._suggest(address)
-        for peer in self._swarm.book.peers():
+            if peer := self.swarm.book.suggest(address):
+                log.info("joining: %s is tried at %s", short_id(peer), address.at(None))
+        for peer in self.swarm.book.peers():
             self._dialer.pursue(peer, polite=False)
-        if lan:
-            places = announced(self._bound)
-            self._nursery.start_soon(discover, self._swarm.secret, self._swarm.own_id, places, self._suggest)
+
+    def _moved(self) -> None:
+        """Our addresses have changed: others are told, and whoever was lost with the old network is tried."""
+        self.swarm.stir()
+        self._dialer.hurry_all()
+
+    def _is_wanted(self, peer: NodeId) -> bool:
+        """Whether there is any reason to believe that this peer is one of us and may be found."""
+        if peer in self.swarm.members() or self.swarm.book.addresses(peer):
+            return True
+        return bool(self._suggestions.addresses(peer, trio.current_time()))
 
     def _suggest(self, address: Address) -> None:
-        """Somebody named a place where a member may be."""
-        if peer := self._swarm.book.suggest(address):
+        """An entry of the local network names a place where a member may be."""
+        if address.peer == self.swarm.own_id or not self._is_near(address):
+            return
+        if peer := self._suggestions.add(address, trio.current_time(), self.swarm.members().__contains__):
             self._dialer.pursue(peer, polite=False)
-            if peer not in self._swarm.connections:
+            if peer not in self.swarm.connections:
                 self._dialer.hurry(peer)
+
+    def _is_near(self, address: Address) -> bool:
+        """Whether it can be of our local network: no multicast comes from elsewhere."""
+        return any(address.is_near(ours) for ours in self._own.local)
 
     async def _admit(self, socket: SocketStream, leave_vestibule: Callable[[], None]) -> None:
         """Serve one accepted connection to its end. A door: whatever a stranger provokes stops here."""
@@ -179,17 +217,19 @@ class _Host:
         try:
             with trio.fail_at(deadline_s):
                 muxed = await self._upgrader.accepted(socket)
-            connection = Connection(self._swarm, muxed, socket, peer_of(muxed), dialed=False)
+            connection = Connection(self.swarm, muxed, socket, peer_of(muxed), dialed=False)
             await connection.serve(deadline_s, leave_vestibule)
         except NotAdmitted as error:
             self._not_admitted(error)
         except Exception as error:
             log.debug("a stranger was not let in: %r", error)
 
-    async def _dial(self, peer: NodeId) -> None:
+    async def _dial(self, peer: NodeId, source: NodeId | None) -> None:
         """Connect to a peer and have it admitted. Raises SwarmError where that fails."""
-        muxed, socket = await first_to_answer(self._places(peer), lambda socket: self._upgrader.dialed(socket, peer))
-        connection = Connection(self._swarm, muxed, socket, peer, dialed=True)
+        now = trio.current_time()
+        places = [place for place in self._places(peer) if self._budget.allows(place, source or peer, now)]
+        muxed, socket = await first_to_answer(places, lambda socket: self._upgrader.dialed(socket, peer))
+        connection = Connection(self.swarm, muxed, socket, peer, dialed=True)
         outcome = _Outcome(trio.Event())
         place = socket.get_remote_address()
         self._nursery.start_soon(self._serve_dialed, connection, outcome)
@@ -198,12 +238,10 @@ class _Host:
             self._not_admitted(outcome.error)
             raise outcome.error
         if place is not None:
+            self._answered.pop(peer, None)  # the latest comes last, and the eldest goes
+            while len(self._answered) >= ANSWERED_LIMIT:
+                del self._answered[next(iter(self._answered))]
             self._answered[peer] = Address("ip6" if ":" in place[0] else "ip4", *place)
-
-    def _forget(self, peer: NodeId) -> None:
-        """It said goodbye."""
-        self._answered.pop(peer, None)
-        self._dialer.forget(peer)
 
     async def _serve_dialed(self, connection: Connection, outcome: _Outcome) -> None:
         try:
@@ -223,32 +261,25 @@ class _Host:
             log.warning("%s", error)
 
     def _places(self, peer: NodeId) -> list[Address]:
-        """Where to try: what the peer says of itself, where it answered before, then what is remembered.
+        """Where to try: where it answered before or is said to be here, what it says of itself, what is remembered.
 
         A loopback address means this machine to whoever dials it, so it serves only for peers on it, and comes first
         there; of a peer that nothing is known of, it may be tried last.
         """
-        record = self._swarm.members().get(peer)
+        record = self.swarm.members().get(peer)
         told = parse_all(record.addresses) if record else ()
         answered = (self._answered[peer],) if peer in self._answered else ()
-        places = list(dict.fromkeys((*told, *answered, *self._swarm.book.addresses(peer))))
+        suggested = self._suggestions.addresses(peer, trio.current_time())
+        places = list(dict.fromkeys((*answered, *suggested, *told, *self.swarm.book.addresses(peer))))
         if record is not None and record.machine_id != self._machine_id:
             return [place for place in places if not place.is_loopback]
         return sorted(places, key=lambda place: place.is_loopback is (record is None))
 
-    def _addresses(self) -> tuple[Address, ...]:
-        """What peers are told now."""
-        if self._announce:
-            return self._announce
-        if trio.current_time() - self._interfaces_s >= INTERFACES_EVERY_S:
-            self._interfaces, self._interfaces_s = announced(self._bound), trio.current_time()
-        return self._interfaces
-
     async def _keep_book(self) -> None:
         while True:
             await trio.sleep(SAVE_EVERY_S)
-            if self._swarm.book.dirty:
-                await trio.to_thread.run_sync(_save, self._swarm.book)
+            if self.swarm.book.dirty:
+                await trio.to_thread.run_sync(_save, self.swarm.book)
 
 
 def _save(book: AddressBook) -> None:
@@ -284,7 +315,8 @@ def _announce_addresses(texts: Sequence[str]) -> tuple[Address, ...]:
     return tuple(found)
 
 
-def _bound(wanted: Sequence[Address], listeners: Sequence[trio.SocketListener]) -> list[Address]:
-    """The wanted addresses with the ports they got."""
-    ports = [int(listener.socket.getsockname()[1]) for listener in listeners]
-    return [Address(a.kind, a.host, port) for a, port in zip(wanted, ports, strict=True)]
+def _bound(opened: Sequence[tuple[Address, trio.SocketListener]], home: Home) -> list[Address]:
+    """The wanted addresses with the ports they got, which are remembered."""
+    ports = {wanted: int(listener.socket.getsockname()[1]) for wanted, listener in opened}
+    remember_ports(home, {str(wanted): port for wanted, port in ports.items() if wanted.port == 0})
+    return [Address(wanted.kind, wanted.host, port) for wanted, port in ports.items()]

@@ -1,6 +1,6 @@
 """What this node knows of its swarm and says to it, over whatever connections there are. Implements `Swarm`.
 
-Opens no sockets: `host` brings connections, and is asked for one by `reach`.
+Opens no sockets: `host` brings connections, and `reach` is told with whom they are wanted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ import trio
 from node.errors import BadWireData, LinkClosed
 from node.swarm.address_book import AddressBook
 from node.swarm.addresses import Address, parse_all
-from node.swarm.base import Arrival, LinkLost, MemberGone, MemberSeen, SwarmNews
-from node.swarm.connection import LINK_PROTOCOL, Connection
+from node.swarm.base import Arrival, Lane, LinkLost, MemberGone, MemberSeen, SwarmNews
+from node.swarm.connection import Connection
 from node.swarm.connections import Connections
 from node.swarm.gossip import Gossip
+from node.swarm.heartbeat import PeerClock, interval_s
 from node.swarm.identity import Identity
 from node.swarm.invitation import Invitation
+from node.swarm.lanes import PROTOCOLS, lane_of, open_lane
 from node.swarm.muxed_stream import MuxedStream
+from node.swarm.neighbour import Neighbour
+from node.swarm.reach import Reach
 from node.swarm.secret import SwarmSecret
 from node.swarm.stream_link import StreamLink, receive_frames
 from node.wire.codec import decode, encode
@@ -52,8 +56,8 @@ secret can come with any number of identities."""
 LONGEST_ROUND_TRIP_MS = 1e9
 """As a record takes; a process that was stopped for weeks would measure more."""
 
-LINKS_PER_CONNECTION = 4
-"""Inbound; an honest neighbour has one, and for a moment two when it had to open it again."""
+LINKS_PER_CONNECTION = 6
+"""Inbound; an honest neighbour has one of each lane, and for a moment two where it had to open it again."""
 
 ARRIVALS_BOUND = 64
 """Frames between the links and their one reader. Its purpose is only to bridge a few milliseconds of that reader; when
@@ -67,12 +71,21 @@ INVITED_OTHERS = 2
 class Libp2pSwarm:
     """One node among its peers."""
 
-    def __init__(self, identity: Identity, secret: SwarmSecret, record: NodeRecord, book: AddressBook) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        secret: SwarmSecret,
+        record: NodeRecord,
+        book: AddressBook,
+        connections: Connections[Connection],
+        reach: Reach,
+    ) -> None:
         self.node_id = self.own_id = identity.node_id
         self.secret = secret
         self.life = secrets.token_bytes(32)
         self.book = book
-        self.connections: Connections[Connection] = Connections(identity.node_id)
+        self.connections = connections
+        self._reach = reach
         # No bound: members speak four times a second at most, and a reader that is gone ends the whole node
         self._news_in, self.news = trio.open_memory_channel[SwarmNews](math.inf)
         self._arrivals_in, self.arrivals = trio.open_memory_channel[Arrival](ARRIVALS_BOUND)
@@ -81,19 +94,7 @@ class Libp2pSwarm:
         self._stirred = trio.Event()
         self._joined = trio.Event()
         self._parted = trio.Event()
-        self._links: dict[NodeId, StreamLink] = {}
-        self._opening: dict[NodeId, trio.Lock] = {}
-        self._link_streams: dict[Connection, int] = {}
-        self._cut: set[Connection] = set()
-        """Those that end, and had a link in use."""
-        self.pursue: Callable[[NodeId], None] = lambda peer: None
-        """Called for every member that we learn of; set by `host`."""
-        self.forget: Callable[[NodeId], None] = lambda peer: None
-        """Called for a member that said goodbye; set by `host`."""
-        self.hurry: Callable[[NodeId], None] = lambda peer: None
-        """Called when a member is needed now; set by `host`."""
-        self.lost: Callable[[NodeId], None] = lambda peer: None
-        """Called when the last connection to a peer ended; set by `host`."""
+        self._neighbours: dict[NodeId, Neighbour] = {}
 
     # What others use of it: node.swarm.base.Swarm
 
@@ -127,20 +128,11 @@ class Libp2pSwarm:
         await trio.lowlevel.checkpoint()
         return envelope is not None
 
-    async def link(self, peer: NodeId) -> StreamLink:
-        """The link to a member, opened on first use. Raises LinkClosed."""
+    async def link(self, peer: NodeId, lane: Lane = "steps") -> StreamLink:
+        """One lane of the link to a member, opened on first use. Raises LinkClosed."""
         if peer == self.own_id or not self._gossip.is_member(peer):
             raise LinkClosed(peer, "no live member of this swarm")
-        async with self._opening.setdefault(peer, trio.Lock()):
-            link = self._links.get(peer)
-            if link is None or not link.is_open:
-                connection = await self._reach(peer)
-                stream = await connection.open(LINK_PROTOCOL)
-                if connection.is_over:
-                    raise LinkClosed(peer, "the connection ended")
-                connection.links += 1
-                link = self._links[peer] = StreamLink(stream, connection, partial(self._link_over, connection))
-            return link
+        return await self._neighbour(peer).link(lane, partial(self._open_link, peer))
 
     def invitation(self) -> str:
         """A token that admits its bearer: one word, no spaces."""
@@ -159,11 +151,12 @@ class Libp2pSwarm:
         first, obsolete = self.connections.add(connection)
         for other in obsolete:
             other.end("disconnected", "a newer connection took its place")
-            self._close_link(other, "a newer connection took its place")
+            self._neighbour(other.peer).close_links(other, "a newer connection took its place")
         has_restarted = any(other.life != connection.life for other in obsolete)
         if has_restarted:  # all that its former life held for us is gone, before that life's connection is known dead
             self._tell(self._gossip.disconnected(connection.peer, "disconnected", now))
         if first or has_restarted:
+            self._neighbour(connection.peer).clock.reset()
             self._gossip.connected(connection.peer, now)
         connection.outbox.welcome(self._gossip.welcome(), self._gossip.seq_of(connection.peer))
         self._joined.set()
@@ -183,40 +176,60 @@ class Libp2pSwarm:
                 self._spread(envelope, connection.peer)
             if heard.released is not None:
                 self._spread(heard.released, connection.peer)
-            self._tell(heard.news)
+            self._tell(heard.news, None if connection.peer == envelope.node_id else connection.peer)
             if envelope.kind == "leave" and envelope.node_id == connection.peer and heard.spread:
                 for one in self.connections.to(connection.peer):
                     one.end("disconnected", "it said goodbye")
 
-    async def serve_link(self, connection: Connection, stream: MuxedStream) -> None:
-        """A neighbour opened a link to us: hand its frames over until it ends."""
-        in_use = self._link_streams.get(connection, 0)
-        if in_use >= LINKS_PER_CONNECTION:
+    def clock_of(self, peer: NodeId) -> PeerClock:
+        """The one clock of that peer."""
+        return self._neighbour(peer).clock
+
+    def beat_s(self, connection: Connection) -> float:
+        """How long to wait between two pings on it."""
+        return interval_s(len(self.connections.peers()), carries_links=connection.links > 0)
+
+    def protocols(self, connection: Connection) -> tuple[str, ...]:
+        """What the peer may open streams for."""
+        return tuple(PROTOCOLS.values())
+
+    async def serve_stream(self, connection: Connection, protocol: str, stream: MuxedStream) -> None:
+        """A neighbour opened a stream to us for one of these."""
+        if lane := lane_of(protocol):
+            await self.serve_link(connection, lane, stream)
+
+    async def serve_link(self, connection: Connection, lane: Lane, stream: MuxedStream) -> None:
+        """A neighbour opened a lane to us: hand its frames over until it ends."""
+        if connection.inbound_links >= LINKS_PER_CONNECTION:
             raise BadWireData(f"connection of {short_id(connection.peer)}", "too many links at once")
-        self._link_streams[connection] = in_use + 1
-        connection.links += 1
+        connection.inbound_links += 1
+        connection.lanes[lane] += 1
+        neighbour = self._neighbour(connection.peer)
         try:
-            await receive_frames(stream, connection, self._arrivals_in)
+            await receive_frames(stream, connection.peer, neighbour.clock, neighbour.held[lane], self._arrivals_in)
         finally:
-            self._link_streams[connection] -= 1
-            self._link_over(connection, "the member closed it")
+            connection.inbound_links -= 1
+            self._link_over(connection, lane, "the member closed it")
 
     def parted(self, connection: Connection) -> None:
         """An admitted connection is over."""
-        self._link_streams.pop(connection, None)
-        self._close_link(connection, "the connection ended")
-        carried_links = connection in self._cut
-        self._cut.discard(connection)
+        peer = connection.peer
+        self._neighbour(peer).close_links(connection, "the connection ended")
+        cut = connection.lanes_cut()
         if self.connections.remove(connection):
-            self._tell(self._gossip.disconnected(connection.peer, connection.why, trio.current_time()))
+            self._tell(self._gossip.disconnected(peer, connection.why, trio.current_time()))
             self._stirred.set()
             self._parted.set()
             self._parted = trio.Event()
-            self.lost(connection.peer)
-        elif carried_links and (best := self.connections.best(connection.peer)) and best.life == connection.life:
-            self._tell([LinkLost(connection.peer, connection.reason)])  # a former life's loss is told already
+            self._reach.lost(peer)
+        elif cut and (best := self.connections.best(peer)) and best.life == connection.life:
+            self._tell([LinkLost(peer, connection.reason, cut)])  # a former life's loss is told already
 
     # What `host` runs
+
+    def stir(self) -> None:
+        """Something that our record tells has changed."""
+        self._stirred.set()
 
     async def publish(self, addresses: Callable[[], Iterable[Address]]) -> None:
         """Say what is new of us, and that we are still here, for as long as we are."""
@@ -245,6 +258,9 @@ class Libp2pSwarm:
             self._tell(self._gossip.pass_time(now, stall_s))
             for connection in self.connections.redundant(now):
                 connection.end("disconnected", "the peer and this node have a better one")
+            for peer in [peer for peer, held in self._neighbours.items() if held.is_forgotten]:
+                if peer not in self.connections:
+                    del self._neighbours[peer]
 
     async def depart(self) -> None:
         """Say goodbye to everyone, in bounded time. What becomes of the others is no news of ours any more.
@@ -262,33 +278,34 @@ class Libp2pSwarm:
         """No frame will arrive any more."""
         self._arrivals_in.close()
 
-    def _tell(self, news: Iterable[SwarmNews]) -> None:
+    def _tell(self, news: Iterable[SwarmNews], via: NodeId | None = None) -> None:
         for item in news:
             if isinstance(item, MemberSeen) and item.record.id != self.own_id:
                 self.book.learn(item.record.id, parse_all(item.record.addresses), time.time())
-                self.pursue(item.record.id)
+                self._reach.pursue(item.record.id, polite=True, source=via)
             elif isinstance(item, MemberGone) and item.why == "left":
-                self.forget(item.node_id)
+                self._reach.forget(item.node_id)
             try:
                 self._news_in.send_nowait(item)
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 return
 
-    def _close_link(self, connection: Connection, reason: str) -> None:
-        """Our link to the peer, if this connection carries it."""
-        link = self._links.get(connection.peer)
-        if link is not None and link.connection is connection:
-            del self._links[connection.peer]
-            link.close(reason)
+    def _neighbour(self, peer: NodeId) -> Neighbour:
+        return self._neighbours.setdefault(peer, Neighbour())
 
-    def _link_over(self, connection: Connection, reason: str) -> None:
-        """A link in either direction is closed. Where its connection ends with it, `parted` tells what that means."""
-        connection.links -= 1
-        if connection.is_ending:
-            self._cut.add(connection)
-        else:
+    async def _open_link(self, peer: NodeId, lane: Lane) -> StreamLink:
+        connection = await self._connection(peer)
+        stream = await open_lane(connection, lane)
+        if connection.is_over:
+            raise LinkClosed(peer, "the connection ended")
+        connection.lanes[lane] += 1
+        return StreamLink(lane, stream, connection, partial(self._link_over, connection, lane))
+
+    def _link_over(self, connection: Connection, lane: Lane, reason: str) -> None:
+        """A lane in either direction is closed. Where its connection ends with it, `parted` tells what that means."""
+        if connection.lane_over(lane):
             log.debug("a link with %s is over: %s", short_id(connection.peer), reason)
-            self._tell([LinkLost(connection.peer, reason)])
+            self._tell([LinkLost(connection.peer, reason, (lane,))])
 
     def _spread(self, envelope: Envelope, via: NodeId | None) -> None:
         for peer in self._gossip.targets(envelope, via, self.connections.peers()):
@@ -311,11 +328,11 @@ class Libp2pSwarm:
             found[connection.peer] = before if before is not None and steady else round(rtt_ms, 2)
         return found
 
-    async def _reach(self, peer: NodeId) -> Connection:
+    async def _connection(self, peer: NodeId) -> Connection:
         with trio.move_on_after(LINK_WAIT_S):
             while True:
                 if connection := self.connections.best(peer):
                     return connection
-                self.hurry(peer)
+                self._reach.hurry(peer)
                 await self._joined.wait()
         raise LinkClosed(peer, "it cannot be reached directly")

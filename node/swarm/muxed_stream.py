@@ -14,11 +14,12 @@ from libp2p.io.exceptions import IOException
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from node.errors import BadWireData
 from node.swarm.strict_yamux import StrictYamux
+from node.swarm.turns import LARGEST_PIECE_BYTES
 from node.wire.codec import T, decode
 
 log = logging.getLogger(__name__)
@@ -27,18 +28,29 @@ NEGOTIATION_LIMIT_BYTES = 1024
 """A protocol's name; a longer announcement would be collected in memory."""
 
 NEGOTIATION_S = 5
-PIECE_BYTES = 64 * 1024 - 12
-"""One yamux frame: between two of them, pings and other streams get their turn."""
-
 READ_BYTES = 256 * 1024
+LOOK_AGAIN_S = 0.01
+"""While a stream has no credit: the library has no event for it."""
+
+STALLED_AFTER_S = 5.0
+
+
+class Stalled(Exception):
+    """The peer reads nothing of this stream."""
 
 
 class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed for us
-    """Has one reader and, at a time, one writer."""
+    """Has one reader and, at a time, one writer. A `FrameStream`."""
 
     def __init__(self, muxed: StrictYamux, stream: YamuxStream) -> None:
+        self.stalled_after_s = STALLED_AFTER_S
+        """A peer that gives no credit for so long of our own loop's time reads no more."""
         self._muxed, self._stream = muxed, stream
         self._buffer = bytearray()
+
+    def give_way(self) -> None:
+        """Let everything else on the connection go first."""
+        self._muxed.bulk_streams.add(self._stream.stream_id)
 
     async def read(self, n: int | None = None) -> bytes:
         """For the negotiation alone: `n` bytes, fewer where the stream ended."""
@@ -75,12 +87,26 @@ class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed
         return decode(await self.read_exactly(length), kind, where=where, limit_bytes=limit_bytes)
 
     async def write(self, data: bytes) -> None:
-        """Write all of a piece or break: half a yamux frame would break every stream of the connection.
+        """Write all of it; cannot be cancelled, and ends with the connection at the latest.
 
-        So this cannot be cancelled; it ends within 5 s (yamux's patience with a full window) or with the connection.
+        Raises:
+            Exception: as `write_some`.
         """
+        rest = memoryview(data)
         with trio.CancelScope(shield=True):
-            await self._stream.write(data)
+            while rest:
+                rest = rest[await self.write_some(rest) :]
+
+    async def write_some(self, data: memoryview) -> int:
+        """See `node.swarm.frame_stream.FrameStream.write_some`.
+
+        A piece that has begun is written whole: half a yamux frame would break every stream of the connection.
+        """
+        await self._credit()
+        piece_bytes: int = min(len(data), self._muxed.pieces.piece_bytes, LARGEST_PIECE_BYTES, self._stream.send_window)
+        with trio.CancelScope(shield=True):
+            await self._stream.write(bytes(data[:piece_bytes]))
+        return piece_bytes
 
     async def close(self) -> None:
         """Give the stream up in both directions, and tell the peer so.
@@ -106,6 +132,17 @@ class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed
         """Let the peer ask for one of `handlers`; which one it took."""
         chosen, _ = await Multiselect(handlers).negotiate(MultiselectCommunicator(self), NEGOTIATION_S)
         return None if chosen is None else str(chosen)
+
+    async def _credit(self) -> None:
+        """Wait until the peer takes more. Counts looks, not seconds: a loop that stood still itself blames nobody."""
+        looks = 0
+        while self._stream.send_window <= 0 and not (self._stream.closed or self._stream.send_closed):
+            if looks * LOOK_AGAIN_S >= self.stalled_after_s:
+                raise Stalled(f"it has read nothing for {self.stalled_after_s:.0f} s")
+            looks += 1
+            await trio.sleep(LOOK_AGAIN_S)
+        if self._stream.closed or self._stream.send_closed:
+            raise MuxedStreamError("the stream is closed")
 
     def _take(self, n: int) -> bytes:
         data = bytes(memoryview(self._buffer)[:n])

@@ -8,6 +8,7 @@ and refuses more than a Noise message at once.
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import suppress
 
 import trio
@@ -21,6 +22,9 @@ PIECE_BYTES = 65536
 
 USER_TIMEOUT_MS = 10_000
 """Linux gives an unacknowledged connection up after this; our heartbeat does so earlier, this ends forgotten ones."""
+
+WRITE_S = 15.0
+"""For one piece of at most 64 KiB. Who takes less, reads nothing."""
 
 
 class SocketStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed for us
@@ -59,19 +63,30 @@ class SocketStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not type
         return data
 
     async def write(self, data: bytes) -> None:
-        """Raises ConnectionClosedError: the connection broke, also where we closed it ourselves."""
+        """Raises ConnectionClosedError: the connection broke, also where we closed it ourselves, or took nothing."""
         async with self._writing:
             try:
-                await self._stream.send_all(data)
+                with trio.move_on_after(WRITE_S) as patience:
+                    await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise ConnectionClosedError("the connection broke", transport="tcp") from error
+            if patience.cancelled_caught:
+                self.close_now()  # half a message is written: nothing can follow it
+                raise ConnectionClosedError(f"it took nothing for {WRITE_S:.0f} s", transport="tcp")
 
     async def close(self) -> None:
         """Ends every read and write that waits here."""
         await self._stream.aclose()
 
-    def close_now(self) -> None:
-        """The same without a checkpoint, for clean-up in a cancelled task."""
+    def close_now(self, *, abruptly: bool = False) -> None:
+        """The same without a checkpoint, for clean-up in a cancelled task.
+
+        `abruptly` tells the other end by a reset, which is not kept waiting behind what it does not acknowledge: where
+        only the way from it is dead, it knows at once too.
+        """
+        if abruptly:
+            with suppress(OSError):
+                self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._stream.socket.close()
 
     def get_remote_address(self) -> tuple[str, int] | None:

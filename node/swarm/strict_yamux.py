@@ -6,7 +6,9 @@
    once, it waits for the write lock behind a transfer that the other end does not read, because its reader waits the
    same way: both are stuck. Here such answers wait in a task of their own while the lock is taken.
 3. Every read there sends a window update, so a small message costs two frames. Here credit is given back in batches.
-4. A failure in its tasks ended the process (it ran in libp2p's service nursery). Here `run` ends with the connection.
+4. Frames there are written in the order in which they were asked for, so a few bytes that somebody waits for wait
+   behind a prompt. Here the more urgent goes first, and bodies are cut to what a slow link carries in some ms.
+5. A failure in its tasks ended the process (it ran in libp2p's service nursery). Here `run` ends with the connection.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import logging
 from typing import Any
 
 import trio
-from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+from libp2p.stream_muxer.yamux.yamux import TYPE_DATA, Yamux, YamuxStream
+
+from node.swarm.turns import PieceSize, Turns, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,11 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
         super().__init__(*args, **kwargs)
         self.unread_limit_bytes = STRANGER_UNREAD_LIMIT_BYTES
         """Raised when the peer is admitted."""
+        self.bulk_streams: set[int] = set()
+        """Ids of those whose data gives way to all else."""
+        self.pieces = PieceSize()
+        """How much of a stream to write at once."""
+        self._turns = Turns()
         self._credit_bytes: dict[int, int] = {}
         self._reader: trio.lowlevel.Task | None = None
         self._deferred = 0
@@ -74,7 +83,10 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
             if unread := self.stream_buffers.get(stream.stream_id):
                 unread.clear()
             self._credit_bytes.pop(stream.stream_id, None)
-        await stream.reset()
+        try:
+            await stream.reset()
+        finally:
+            self.bulk_streams.discard(stream.stream_id)
 
     async def handle_incoming(self) -> None:
         """Read frames until the connection ends."""
@@ -91,16 +103,29 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
 
     async def _write_frame(self, data: bytes) -> None:
         from_reader = trio.lowlevel.current_task() is self._reader
-        if from_reader and self._write_lock.locked() and self._deferred < DEFERRED_LIMIT and self._nursery is not None:
+        if from_reader and self._turns.is_taken and self._deferred < DEFERRED_LIMIT and self._nursery is not None:
             self._deferred += 1
             self._nursery.start_soon(self._write_deferred, data)
         else:
-            await super()._write_frame(data)
+            await self._write_in_turn(data)
 
     async def _write_deferred(self, data: bytes) -> None:
         try:
-            await super()._write_frame(data)
+            await self._write_in_turn(data)
         except Exception as error:
             log.debug("an answer could not be written: %r", error)
         finally:
             self._deferred -= 1
+
+    async def _write_in_turn(self, data: bytes) -> None:
+        async with self._turns.turn(self._urgency(data)):
+            began_s = trio.current_time()
+            await self.secured_conn.write(data)
+            self.pieces.wrote(len(data), trio.current_time() - began_s)
+        await trio.lowlevel.checkpoint()
+
+    def _urgency(self, data: bytes) -> Urgency:
+        """Of a yamux frame: version, type, two bytes of flags, four of the stream's id."""
+        if data[1] != TYPE_DATA:
+            return Urgency.SYSTEM
+        return Urgency.BULK if int.from_bytes(data[4:8], "big") in self.bulk_streams else Urgency.STEPS

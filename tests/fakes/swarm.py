@@ -24,7 +24,7 @@ import msgspec
 import trio
 
 from node.errors import LinkClosed
-from node.swarm.base import Arrival, Buffer, LinkLost, MemberGone, MemberSeen, PlanHeard, SwarmNews
+from node.swarm.base import LANES, Arrival, Buffer, Lane, LinkLost, MemberGone, MemberSeen, PlanHeard, SwarmNews
 from node.wire.codec import decode, encode
 from node.wire.frames import BODY_LIMIT_BYTES, HEADER_LIMIT_BYTES, Frame
 from node.wire.ids import NodeId
@@ -38,10 +38,11 @@ Why = Literal["left", "silent", "disconnected"]
 
 
 class FakeLink:
-    """One direction between two members; closed for good once either end is lost."""
+    """One lane of one direction between two members; closed for good once either end is lost."""
 
-    def __init__(self, network: FakeNetwork, source: FakeSwarm, target: FakeSwarm) -> None:
+    def __init__(self, network: FakeNetwork, source: FakeSwarm, target: FakeSwarm, lane: Lane) -> None:
         self.peer = target.node_id
+        self.lane = lane
         self.closed_because: str | None = None
         self._network, self._source, self._target = network, source, target
         self._lock = trio.Lock()
@@ -89,7 +90,7 @@ class FakeSwarm:
         """The highest plan that this member has published or been told."""
         self._network = network
         self._view: dict[NodeId, NodeRecord] = {record.id: record}
-        self._links: dict[NodeId, FakeLink] = {}
+        self._links: dict[tuple[NodeId, Lane], FakeLink] = {}
         self._news_in, self.news = trio.open_memory_channel[SwarmNews](math.inf)
         self._arrivals_in, self.arrivals = trio.open_memory_channel[Arrival](ARRIVALS_BOUND)
 
@@ -111,14 +112,14 @@ class FakeSwarm:
         self._network._spread_plan(self, plan)
         return True
 
-    async def link(self, peer: NodeId) -> FakeLink:
+    async def link(self, peer: NodeId, lane: Lane = "steps") -> FakeLink:
         await trio.lowlevel.checkpoint()
         target = self._network._reachable(self, peer)
         if target is None:
             raise LinkClosed(peer, "no live member of this swarm")
-        link = self._links.get(peer)
+        link = self._links.get((peer, lane))
         if link is None or link.closed_because is not None:
-            link = self._links[peer] = FakeLink(self._network, self, target)
+            link = self._links[peer, lane] = FakeLink(self._network, self, target, lane)
         return link
 
     def invitation(self) -> str:
@@ -129,15 +130,18 @@ class FakeSwarm:
         self._tell(MemberSeen(record))
 
     def _lose(self, node_id: NodeId, why: Why) -> None:
-        if link := self._links.pop(node_id, None):
-            link.close(why)
+        self._close_links(node_id, why)
         if record := self._view.pop(node_id, None):
             self._tell(MemberGone(node_id, record.name, why))
 
     def _lose_link(self, node_id: NodeId, reason: str) -> None:
-        if link := self._links.pop(node_id, None):
-            link.close(reason)
+        self._close_links(node_id, reason)
         self._tell(LinkLost(node_id, reason))
+
+    def _close_links(self, node_id: NodeId, why: str) -> None:
+        for lane in LANES:
+            if link := self._links.pop((node_id, lane), None):
+                link.close(why)
 
     def _hear_plan(self, plan: Plan) -> None:
         if plan.outranks(self.latest_plan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -13,8 +14,9 @@ from trio.testing import MockClock
 
 from node.home import Home
 from node.swarm.address_book import AddressBook
-from node.swarm.base import LinkLost, MemberGone, MemberSeen, SwarmNews
+from node.swarm.base import Lane, LinkLost, MemberGone, MemberSeen, SwarmNews
 from node.swarm.connection import Connection
+from node.swarm.connections import Connections
 from node.swarm.control_queue import ControlQueue
 from node.swarm.heartbeat import PeerClock
 from node.swarm.identity import Identity
@@ -39,17 +41,40 @@ class Link:
         raise EOFError
 
 
+class NoReach:
+    """Nobody dials."""
+
+    def pursue(self, peer: NodeId, *, polite: bool, source: NodeId | None = None) -> None:
+        pass
+
+    def forget(self, peer: NodeId) -> None:
+        pass
+
+    def hurry(self, peer: NodeId) -> None:
+        pass
+
+    def lost(self, peer: NodeId) -> None:
+        pass
+
+    def is_hopeless(self, peer: NodeId) -> bool:
+        return False
+
+
 class Wire:
     """What a neighbourhood knows of a connection, without one."""
 
     def __init__(self, peer: NodeId, *, dialed: bool = True, life: bytes = b"1", rtt_s: float = 0.01) -> None:
         self.peer, self.dialed, self.life = peer, dialed, life
         self.admitted_s = self.heard_s = trio.current_time()
-        self.links = 0
+        self.lanes: Counter[Lane] = Counter()
+        self.inbound_links = 0
+        self.cut: set[Lane] = set()
         self.why, self.reason = "disconnected", ""
         self.is_ending = False
         self.clock, self.outbox = PeerClock(), ControlQueue()
         self.clock.pong(Pong(self.clock.ping(0.0), 0.0, 0.0), rtt_s)
+
+    links, lane_over, lanes_cut = Connection.links, Connection.lane_over, Connection.lanes_cut
 
     def end(self, why: str, reason: str) -> None:
         self.why, self.reason, self.is_ending = why, reason, True
@@ -81,7 +106,9 @@ def open_neighbourhood(ada: Identity, make_home: Callable[..., Home], record_of:
     @contextmanager
     def make(**fields: Any) -> Iterator[Libp2pSwarm]:
         book = AddressBook(make_home(), "swarm", ada.node_id, 0.0)
-        yield Libp2pSwarm(ada, SwarmSecret(b"s" * 32), record_of(ada.node_id, 0, **fields), book)
+        connections: Connections[Connection] = Connections(ada.node_id)
+        record = record_of(ada.node_id, 0, **fields)
+        yield Libp2pSwarm(ada, SwarmSecret(b"s" * 32), record, book, connections, NoReach())
 
     return make
 
@@ -135,7 +162,7 @@ def test_a_peer_that_restarts_is_gone_before_it_is_seen_again(
             says(former, 1)
             async with trio.open_nursery() as nursery:
                 link = Link()
-                nursery.start_soon(swarm.serve_link, former, link)
+                nursery.start_soon(swarm.serve_link, former, "steps", link)
                 await trio.testing.wait_all_tasks_blocked()
                 now, second = Wire(bob.node_id, life=b"2"), Wire(bob.node_id, life=b"2")
                 swarm.joined(now.real())
@@ -167,14 +194,14 @@ def test_a_connection_that_ends_beside_another_is_told_only_where_it_carried_a_l
             async with trio.open_nursery() as nursery:
                 links = [Link(), Link()]
                 for link in links:
-                    nursery.start_soon(swarm.serve_link, two, link)
+                    nursery.start_soon(swarm.serve_link, two, "bulk", link)
                 await trio.testing.wait_all_tasks_blocked()
                 assert two.links == 2
                 two.end("silent", "nothing came")
                 for link in links:
                     link.broken.set()
             swarm.parted(two.real())
-            assert news_of(swarm) == [LinkLost(bob.node_id, "nothing came")]
+            assert news_of(swarm) == [LinkLost(bob.node_id, "nothing came", ("bulk",))]
             assert two.links == 0
 
     run(main)
@@ -186,8 +213,8 @@ def test_a_link_that_ends_alone_is_told(open_neighbourhood: Any, bob: Identity) 
             wire, link = Wire(bob.node_id), Link()
             swarm.joined(wire.real())
             link.broken.set()
-            await swarm.serve_link(wire.real(), link)
-            assert news_of(swarm) == [LinkLost(bob.node_id, "the member closed it")]
+            await swarm.serve_link(wire.real(), "steps", link)
+            assert news_of(swarm) == [LinkLost(bob.node_id, "the member closed it", ("steps",))]
             assert wire.links == 0
 
     run(main)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
 
 from node.swarm.base import Arrival
+from node.swarm.byte_budget import ByteBudget
 from node.swarm.heartbeat import PeerClock
 from node.swarm.stream_link import LONGEST_WIRE_MS, receive_frames
 from node.wire.codec import encode
@@ -42,12 +42,11 @@ def arrived(sent_s: float) -> Arrival:
     clock = PeerClock()
     clock.pong(Pong(clock.ping(10.0), 10.0, 10.0), 10.001)
     header = encode(Tokens("0" * 32, 0, 0, 1, True, sent_s))
-    connection = SimpleNamespace(peer=NodeId("hostile"), clock=clock)
 
     async def main() -> Arrival:
         send, receive = trio.open_memory_channel[Arrival](1)
         stream = Bytes(len(header).to_bytes(4, "little") + bytes(4) + header)
-        await receive_frames(cast(Any, stream), cast(Any, connection), send)
+        await receive_frames(cast(Any, stream), NodeId("hostile"), clock, ByteBudget(1000), send)
         return receive.receive_nowait()
 
     return trio.run(main)

@@ -23,11 +23,12 @@ from libp2p.security.insecure import transport as insecure
 from node.home import Home
 from node.swarm.admission import admit
 from node.swarm.base import Arrival
-from node.swarm.connection import CONTROL_PROTOCOL, LINK_PROTOCOL
+from node.swarm.connection import CONTROL_PROTOCOL
 from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.identity import Identity, identity_from_seed
 from node.swarm.invitation import read_invitation
-from node.swarm.libp2p_swarm import Libp2pSwarm
+from node.swarm.lanes import PROTOCOLS
+from node.swarm.libp2p_swarm import LINKS_PER_CONNECTION, Libp2pSwarm
 from node.swarm.muxed_stream import MuxedStream
 from node.swarm.secret import SwarmSecret
 from node.swarm.socket_stream import SocketStream
@@ -44,6 +45,7 @@ MULTISTREAM = b"\x13/multistream/1.0.0\n"
 NOISE = b"\x07/noise\n"
 ATTACKER = identity_from_seed(b"attacker" * 4)
 MIB = 1024 * 1024
+LINK_PROTOCOL = PROTOCOLS["steps"]
 
 
 @pytest.fixture(scope="module")
@@ -462,7 +464,7 @@ def test_a_member_that_only_listens_is_given_up_and_one_that_opens_links_without
     async def main() -> None:
         async with enemy(target) as member:
             await member.admitted()
-            for _ in range(5):
+            for _ in range(LINKS_PER_CONNECTION + 1):
                 try:
                     await member.stream(LINK_PROTOCOL)
                 except Exception:

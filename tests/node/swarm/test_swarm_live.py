@@ -211,8 +211,8 @@ def test_a_node_learns_of_another_that_it_cannot_reach(make_home: MakeHome) -> N
         async with node(make_home("ada"), "ada") as ada:
             token = ada.swarm.invitation()
             async with node(make_home("bob"), "bob", token) as bob, node(make_home("eve"), "eve", token) as eve:
-                for one in (bob, eve):
-                    one.swarm.pursue = lambda peer: None
+                for one, other in ((bob, eve), (eve, bob)):
+                    one.swarm._reach.forget(other.id)
                 for connection in bob.swarm.connections.all():
                     if connection.peer == eve.id:
                         connection.end("disconnected", "test")

@@ -12,6 +12,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from libp2p.io.exceptions import ConnectionClosedError
 from trio.testing import MockClock
 
 from node.errors import SwarmError, UsageError
@@ -122,10 +123,18 @@ def test_a_connection_that_is_broken_already_is_taken_like_any_other() -> None:
     async def main() -> None:
         ours, theirs = socket.socketpair()
         theirs.close()
+        broken = SocketStream(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        assert await broken.read(1) == b""
+        with pytest.raises(ConnectionClosedError):
+            for _ in range(2):
+                await broken.write(bytes(8))
+        broken.close_now()
+        ours, theirs = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         stream.socket.close()
-        SocketStream(stream)
-        await trio.lowlevel.checkpoint()
+        with pytest.raises(ConnectionClosedError):
+            await SocketStream(stream).read(1)
+        theirs.close()
 
     trio.run(main)
 
@@ -143,15 +152,15 @@ def test_ports_are_remembered_and_a_damaged_memory_is_none(make_home: MakeHome) 
 def test_the_port_of_last_time_is_taken_again_and_never_shared() -> None:
     async def main() -> None:
         anywhere = Address("ip4", "127.0.0.1", 0)
-        (first,) = await open_listeners([anywhere], {})
+        ((_, first),) = await open_listeners([anywhere], {})
         port = first.socket.getsockname()[1]
-        (second,) = await open_listeners([anywhere], {str(anywhere): port})
+        ((_, second),) = await open_listeners([anywhere], {str(anywhere): port})
         assert second.socket.getsockname()[1] != port, "it is taken"
         with pytest.raises(UsageError, match="choose another"):
             await open_listeners([Address("ip4", "127.0.0.1", port)], {})
         for listener in (first, second):
             await listener.aclose()
-        (third,) = await open_listeners([anywhere], {str(anywhere): port})
+        ((_, third),) = await open_listeners([anywhere], {str(anywhere): port})
         assert third.socket.getsockname()[1] == port
         await third.aclose()
 
@@ -211,7 +220,7 @@ def test_a_lost_peer_is_dialed_for_ever_and_left_alone_while_connected() -> None
         dials: list[float] = []
         connected: set[NodeId] = set()
 
-        async def dial(peer: NodeId) -> None:
+        async def dial(peer: NodeId, source: NodeId | None) -> None:
             dials.append(trio.current_time())
             await trio.lowlevel.checkpoint()
             if len(dials) < 12:
@@ -219,7 +228,8 @@ def test_a_lost_peer_is_dialed_for_ever_and_left_alone_while_connected() -> None
             connected.add(peer)
 
         async with trio.open_nursery() as nursery:
-            dialer = Dialer(nursery, OWN, connected.__contains__, dial)
+            dialer = Dialer(OWN, connected.__contains__, lambda peer: True)
+            nursery.start_soon(dialer.run, dial)
             started = trio.current_time()
             dialer.pursue(ADA, polite=False)
             dialer.pursue(ADA, polite=False)
@@ -241,13 +251,14 @@ def test_a_reason_to_hope_ends_the_wait() -> None:
     async def main() -> None:
         dials: list[float] = []
 
-        async def dial(peer: NodeId) -> None:
+        async def dial(peer: NodeId, source: NodeId | None) -> None:
             dials.append(trio.current_time())
             await trio.lowlevel.checkpoint()
             raise SwarmError("nobody there")
 
         async with trio.open_nursery() as nursery:
-            dialer = Dialer(nursery, OWN, lambda peer: False, dial)
+            dialer = Dialer(OWN, lambda peer: False, lambda peer: True)
+            nursery.start_soon(dialer.run, dial)
             dialer.pursue(ADA, polite=False)
             await trio.sleep(100)
             before = len(dials)
