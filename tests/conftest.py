@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from node.loop_watch import LoopWatch
 from node.models import DEFAULT_REF, prepare
 from node.models.progress import ignore_progress
 
@@ -56,6 +62,62 @@ class ByFile(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     """The library has a mark for this, which has no effect with every pytest."""
     return ByFile(config, log)
+
+
+HELD_MS = 50.0
+"""Of a processor: so long a heartbeat or a token waits, and several times that on a slow machine."""
+
+
+class CollectedTime:
+    """Seconds of a processor that the garbage collector took: it comes when it likes, after other tests too."""
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+        self._begun_s = 0.0
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._begun_s = time.thread_time()
+        else:
+            self.total_s += time.thread_time() - self._begun_s
+
+
+@pytest.fixture(autouse=True)
+def nothing_holds_the_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test in which one step of a trio task takes long, unless it says why with `holds_the_loop`."""
+    marker = request.node.get_closest_marker("holds_the_loop")
+    if marker is not None:
+        assert marker.args, "say why the event loop may be held"
+        yield
+        return
+    held: list[str] = []
+    collected = CollectedTime()
+    plain_run = trio.run
+
+    class Watch(LoopWatch):
+        """Leaves out what the collector took."""
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            self._collected_s = collected.total_s
+            super().before_task_step(task)
+
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            self._begun_s += collected.total_s - self._collected_s
+            super().after_task_step(task)
+
+    def watched_run(*arguments: Any, instruments: Sequence[trio.abc.Instrument] = (), **options: Any) -> Any:
+        watch = Watch(HELD_MS / 1e3, lambda what, took_s: held.append(f"{took_s * 1e3:.0f} ms by {what}"))
+        return plain_run(*arguments, instruments=[*instruments, watch], **options)
+
+    monkeypatch.setattr(trio, "run", watched_run)
+    gc.callbacks.append(collected)
+    yield
+    gc.callbacks.remove(collected)
+    if held and (report := os.environ.get("PARALLAX_HELD_LOOPS")):
+        with open(report, "a", encoding="utf-8") as file:
+            file.writelines(f"{request.node.nodeid}: {each}\n" for each in held[:5])
+        return
+    assert not held, f"the event loop was held for more than {HELD_MS:.0f} ms: {'; '.join(held[:5])}"
 
 
 @dataclass(frozen=True)
