@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.api.chat_request import MAX_STOPS, ChatRequest, parse_chat_request
+from node.api.chat_request import MAX_STOPS, MOST_MESSAGES, NO_LIMIT, ChatRequest, parse_chat_request
 from node.errors import BadRequest
 from node.wire.frames import Sampling
 
@@ -49,6 +50,127 @@ def test_text_parts_are_joined_and_developers_are_the_system() -> None:
 def test_fields_that_change_nothing_are_taken() -> None:
     parsed(n=1, tools=[], logprobs=False, response_format={"type": "text"}, user="me", metadata={}, store=False)
     parsed(frequency_penalty=0, presence_penalty=0.0, logit_bias={}, tool_choice="none", stream_options=None)
+    parsed(service_tier="auto", safety_identifier="x", prompt_cache_key="y", parallel_tool_calls=True, min_p=0)
+    parsed(
+        repetition_penalty=1, repeat_penalty=1.0, stop_token_ids=[], ignore_eos=False, best_of=1, modalities=["text"]
+    )
+    parsed(chat_template_kwargs={}, top_logprobs=0, prediction={"type": "content", "content": "x"}, min_tokens=0)
+    parsed(add_generation_prompt=True, continue_final_message=False, function_call="auto", stream_options={})
+    parsed(reasoning_effort=None, temperature=None, max_tokens=None, stop=None, seed=None, tools=None, model=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("reasoning_effort", "low"),
+        ("enable_thinking", False),
+        ("min_p", 0.5),
+        ("repetition_penalty", 1.5),
+        ("repeat_penalty", 0),
+        ("stop_token_ids", [0]),
+        ("ignore_eos", True),
+        ("min_tokens", 20),
+        ("guided_json", {"type": "object"}),
+        ("json_schema", {"type": "object"}),
+        ("grammar", 'root ::= "x"'),
+        ("structured_outputs", {"choice": ["a"]}),
+        ("best_of", 3),
+        ("n", True),
+        ("n", 0),
+        ("echo", True),
+        ("logprobs", 1),
+        ("continue_final_message", True),
+        ("add_generation_prompt", False),
+        ("modalities", ["audio"]),
+        ("function_call", {"name": "f"}),
+        ("functions", [{"name": "f"}]),
+        ("do_sample", False),
+        ("extra_body", {"x": 1}),
+        ("logit_bias", {"1": 2}),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parsed(**{name: value})
+    assert refused.value.param == name
+    assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("max_token", "max_tokens"),
+        ("temprature", "temperature"),
+        ("stop_sequences", "stop"),
+        ("max_new_tokens", "max_tokens"),
+        ("message", "messages"),
+        ("Stream", "stream"),
+    ],
+)
+def test_a_name_that_is_not_known_is_refused_with_the_one_that_was_meant(written: str, meant: str) -> None:
+    with pytest.raises(BadRequest, match=meant) as refused:
+        parsed(**{written: 1})
+    assert refused.value.param == written
+
+
+@pytest.mark.parametrize("name", ["wibble", "x" * 100_000, "\u00e9" * 300])
+def test_a_name_that_nobody_knows_is_refused_and_never_repeated_whole(name: str) -> None:
+    with pytest.raises(BadRequest, match="is not known") as refused:
+        parsed(**{name: 1})
+    assert len(str(refused.value)) < 400
+
+
+def test_no_limit_is_what_other_programs_write_for_it() -> None:
+    request = parsed(max_tokens=-1, top_k=-1)
+    assert (request.max_tokens, request.top_k) == (NO_LIMIT, 0)
+    assert parsed(max_completion_tokens=-1, max_tokens=5).max_tokens == NO_LIMIT
+    for name in ("max_tokens", "top_k"):
+        with pytest.raises(BadRequest, match=name):
+            parsed(**{name: -2})
+
+
+def test_what_a_server_has_said_can_be_sent_back() -> None:
+    said = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [], "annotations": [], "audio": None}
+    messages = parsed(messages=[*MESSAGES, said, {**MESSAGES[0], "name": "ada"}]).messages
+    assert messages[1:] == [{"role": "assistant", "content": ""}, {"role": "user", "content": "Hi", "name": "ada"}]
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"role": "user", "content": None}, "content"),
+        ({"role": "user"}, "content"),
+        ({"content": "x"}, "role"),
+        ({"role": "tool", "content": "x"}, "role.*tools"),
+        ({"role": "w" * 100_000, "content": "x"}, "role"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "user", "content": "x", "nmae": "y"}, "nmae"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "content"),
+        ({"role": "user", "content": 5}, "content"),
+        ("x", r"messages\[0\]"),
+    ],
+)
+def test_a_message_that_cannot_be_is_named(message: object, named: str) -> None:
+    with pytest.raises(BadRequest, match=named) as refused:
+        parsed(messages=[message])
+    assert len(str(refused.value)) < 400
+
+
+def test_more_messages_or_parts_than_any_chat_has_are_refused_before_they_cost_time() -> None:
+    small = b'{"role":"user","content":"x"}'
+    part = b'{"type":"text","text":"x"}'
+    for body in (
+        b'{"messages":[' + b",".join([small] * 250_000) + b"]}",
+        b'{"messages":[{"role":"user","content":[' + b",".join([part] * 250_000) + b"]}]}",
+        b'{"messages":[' + b",".join([small.replace(b"role", b"rol\\u0065")] * 200_000) + b"]}",
+        b"{" + b",".join(b'"%d":null' % number for number in range(400_000)) + b"}",
+    ):
+        begun_s = time.thread_time()
+        with pytest.raises(BadRequest):
+            parse_chat_request(body)
+        assert time.thread_time() - begun_s < 0.5
+    assert len(parse_chat_request(b'{"messages":[' + b",".join([small] * MOST_MESSAGES) + b"]}").messages) == 4096
 
 
 @pytest.mark.parametrize("value", [True, "1", [], 2.1, -0.1])
