@@ -1,39 +1,111 @@
-"""A request's body: bounded in size and time, and said to be JSON."""
+"""A request's body: bounded in size, time and in how much of all bodies is here at once, and said to be JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
 import trio
-from starlette.requests import Request
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from node.errors import BadRequest
+from node.errors import BadRequest, BodyTooLarge, Busy, UnknownEncoding
 
 BODY_S = 30.0
 """For a whole body, from a client on this machine or its network; one that stalls must not keep its connection."""
 
+BODIES_BYTES = 64 * 1024 * 1024
+"""Of all bodies that are being read or answered. A prompt that fits a model takes about one megabyte at most."""
 
-async def read_body(receive: Receive, limit_bytes: int) -> bytes:
-    """The request's body.
+SMALL_BYTES = 64 * 1024
+"""A body up to this size is always taken, and read on the event loop: it takes a millisecond."""
 
-    Raises:
-        BadRequest: larger than `limit_bytes`, or not there within `BODY_S`.
-    """
-    with trio.move_on_after(BODY_S):
-        return await _whole_body(receive, limit_bytes)
-    raise BadRequest(None, f"the body did not arrive within {BODY_S:.0f} s")
+DECODERS = 2
+"""Threads that take large bodies apart. More would only take the interpreter's lock from one another."""
+
+T = TypeVar("T")
 
 
-async def _whole_body(receive: Receive, limit_bytes: int) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise BadRequest(None, "the client went away")
-        body += message.get("body", b"")
-        if len(body) > limit_bytes:
-            raise BadRequest(None, f"the body is larger than {limit_bytes} bytes")
-        if not message.get("more_body", False):
-            return bytes(body)
+class Bodies:
+    """Reads the bodies of all connections of one node, and knows how many bytes of them are in memory."""
+
+    def __init__(self, most_bytes: int = BODIES_BYTES) -> None:
+        self.held_bytes = 0
+        """Of large bodies. Small ones are bounded by the number of connections."""
+        self._most_bytes = most_bytes
+        self._decoders = trio.CapacityLimiter(DECODERS)
+
+    @contextmanager
+    def room(self) -> Iterator[BodyRoom]:
+        """Room for one body. What it takes is given back at the end of the block, which lasts as long as the body."""
+        room = BodyRoom(self)
+        try:
+            yield room
+        finally:
+            room.grow_to(0)
+
+    def fits(self, more_bytes: int) -> bool:
+        return self.held_bytes + more_bytes <= self._most_bytes
+
+    async def decoded(self, parse: Callable[[bytes], T], body: bytes) -> T:
+        """`parse(body)`, in a thread where it takes long. Raises what `parse` raises."""
+        if len(body) <= SMALL_BYTES:
+            return parse(body)
+        return await trio.to_thread.run_sync(parse, body, limiter=self._decoders)
+
+
+class BodyRoom:
+    """What one body takes of all bodies' room."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies, self._held_bytes = bodies, 0
+
+    def grow_to(self, count: int) -> None:
+        """Take room for a body of so many bytes.
+
+        Raises:
+            Busy: there is none.
+        """
+        wanted = 0 if count <= SMALL_BYTES else count
+        more = wanted - self._held_bytes
+        if more > 0 and not self._bodies.fits(more):
+            raise Busy("too many large requests are being read; try again in a moment")
+        self._bodies.held_bytes += more
+        self._held_bytes = wanted
+
+    async def read(self, scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+        """The request's body.
+
+        Raises:
+            BodyTooLarge: it is larger than `limit_bytes`.
+            UnknownEncoding: it is compressed.
+            Busy: there is no room for it now.
+            BadRequest: it is not there within `BODY_S`.
+        """
+        headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise UnknownEncoding(encoding[:40])
+        told = headers.get("content-length", "")
+        if told.isascii() and told.isdecimal() and (len(told) > 15 or int(told) > limit_bytes):
+            raise BodyTooLarge(limit_bytes)
+        with trio.move_on_after(BODY_S):
+            return await self._whole_body(receive, limit_bytes)
+        raise BadRequest(None, f"the body did not arrive within {BODY_S:.0f} s")
+
+    async def _whole_body(self, receive: Receive, limit_bytes: int) -> bytes:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise BadRequest(None, "the client went away")
+            body += message.get("body", b"")
+            if len(body) > limit_bytes:
+                raise BodyTooLarge(limit_bytes)
+            self.grow_to(len(body))
+            if not message.get("more_body", False):
+                return bytes(body)
 
 
 def require_json(scope: Scope) -> None:
@@ -42,6 +114,6 @@ def require_json(scope: Scope) -> None:
     Raises:
         BadRequest: the content type is another one.
     """
-    kind = Request(scope).headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise BadRequest(None, f"the content type is {kind or 'missing'}, application/json is needed")
+        raise BadRequest(None, f"the content type is {kind[:80] or 'missing'}, application/json is needed")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from node.api.body import read_body, require_json
+from node.api.body import Bodies, require_json
 from node.api.chat_request import BODY_LIMIT_BYTES, ChatRequest, parse_chat_request
 from node.api.disconnect import until_disconnect
 from node.api.replies import ChunkWriter, completion, error_body, error_response, sse
@@ -23,22 +25,26 @@ STREAM_HEADERS = [
 class ChatEndpoint:
     """The route as an ASGI app: it reads `receive` to the end, so that it notices a client that goes away."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, bodies: Bodies) -> None:
+        self._service, self._bodies = service, bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            require_json(scope)
-            request = parse_chat_request(await read_body(receive, BODY_LIMIT_BYTES))
-        except RequestError as error:
-            await error_response(error)(scope, receive, send)
-            return
-        await until_disconnect(receive, lambda: self._answer(request, scope, receive, send))
+        arrived_s = perf_counter()
+        with self._bodies.room() as room:  # until the answer has ended: so long the messages are in memory
+            try:
+                require_json(scope)
+                body = await room.read(scope, receive, BODY_LIMIT_BYTES)
+                request = await self._bodies.decoded(parse_chat_request, body)
+            except RequestError as error:
+                await error_response(error)(scope, receive, send)
+                return
+            del body
+            await until_disconnect(receive, lambda: self._answer(request, arrived_s, scope, receive, send))
 
-    async def _answer(self, request: ChatRequest, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, request: ChatRequest, arrived_s: float, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         try:
-            async with self._service.answer(request) as answer:
+            async with self._service.answer(request, arrived_s) as answer:
                 if not request.stream:
                     response = await self._whole(answer)
                     await response(scope, receive, send)

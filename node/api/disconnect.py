@@ -9,7 +9,11 @@ from starlette.types import Receive
 
 
 async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Do `work`, but give it up when the client goes away. The request's body must have been read."""
+    """Do `work`, but give it up when the client goes away. The request's body must have been read.
+
+    Raises what `work` raises, as it was.
+    """
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
@@ -18,5 +22,10 @@ async def until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(watch)
-        await work()
+        try:
+            await work()
+        except Exception as error:  # raised again below: the nursery would put it into a group
+            failure = error
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

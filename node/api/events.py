@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from node.api.disconnect import until_disconnect
+from node.api.owner import Owner
+from node.api.replies import error_response
+from node.errors import Busy
 from node.journal.log import Gap, Journal
 from node.wire.events import Numbered
 
@@ -15,13 +21,36 @@ KEEP_ALIVE_S = 10.0
 """An empty line this often tells the reader that the node is there, and tells us when the reader is not."""
 
 
-class EventsEndpoint:
-    """The route as an ASGI app. A reader that falls behind gets its connection ended and reads the state again."""
+AT_ONCE = 64
+"""Events in one write: some milliseconds."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+MOST_FOLLOWERS = 64
+"""On one port: readers without end shall never take the connections that requests need."""
+
+
+class EventsEndpoint:
+    """The route as an ASGI app.
+
+    A reader that falls behind gets its connection ended and reads the state again; so does one that reads nothing, when
+    the next write to it has been waited for in vain.
+    """
+
+    def __init__(self, journal: Journal, owner: Owner) -> None:
+        self._journal, self._owner = journal, owner
+        self._followers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._followers >= MOST_FOLLOWERS:
+            busy = Busy(f"{MOST_FOLLOWERS} readers follow the events of this port already; try again in a moment")
+            await error_response(busy)(scope, receive, send)
+            return
+        self._followers += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._followers -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             since = int(Request(scope).query_params.get("since", self._journal.state.seq))
             numbered = self._journal.after(since)
@@ -31,14 +60,18 @@ class EventsEndpoint:
         except Gap as gap:
             await _refuse(410, str(gap), scope, receive, send)
             return
+        show = self._owner.events_for(Headers(scope=scope))
         headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"\n", "more_body": True})
-        await until_disconnect(receive, lambda: self._follow(since, numbered, send))
+        await until_disconnect(receive, lambda: self._follow(since, numbered, send, show))
 
-    async def _follow(self, since: int, numbered: list[Numbered], send: Send) -> None:
+    async def _follow(
+        self, since: int, numbered: list[Numbered], send: Send, show: Callable[[Numbered], Numbered]
+    ) -> None:
         while True:
-            lines = b"".join(msgspec.json.encode(event) + b"\n" for event in numbered) or b"\n"
+            lines = b"".join(msgspec.json.encode(show(event)) + b"\n" for event in numbered[:AT_ONCE]) or b"\n"
+            numbered = numbered[:AT_ONCE]  # a reader may ask for thousands, which take long to write as JSON
             await send({"type": "http.response.body", "body": lines, "more_body": True})
             since += len(numbered)
             try:

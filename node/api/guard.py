@@ -1,58 +1,138 @@
 """Who may talk to us over HTTP, before any route is looked at.
 
 The control socket has its owner's file mode. TCP has no owner, so: the control port wants the token of the control
-file, and a port on loopback refuses requests that a web page could have caused (a foreign Host, which is DNS
-rebinding, or a foreign Origin).
+file, and a port refuses what a web page could have caused without being allowed to: a foreign Host (which is DNS
+rebinding), a foreign Origin, or a request that a browser calls cross-site. Pages of this machine are allowed, and
+whatever origins and names the node's owner lists.
 """
 
 from __future__ import annotations
 
 import hmac
-from urllib.parse import urlsplit
+import re
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1", "node"})
-"""`node` is the host name that our own clients write into requests over the unix socket."""
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+SOCKET_NAME = "node"
+"""The host name that our own clients write into requests over the unix socket. On TCP it could be any machine's."""
+
+ANY_ORIGIN = "*"
+
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(?::\d{1,5})?")
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://[^/?#@\s\\]{1,260}")
+
+PREFLIGHT_S = 600
+METHODS = ("GET", "POST", "OPTIONS")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Whom one listener lets in."""
+
+    token: str | None = None
+    """What every request must show; None: nothing."""
+    over_socket: bool = False
+    """A unix socket, which no web page reaches."""
+    loopback_only: bool = True
+    """On an address that other machines reach, any name may be the right one."""
+    hosts: frozenset[str] = frozenset()
+    """Further names under which this port is called, in lower case."""
+    origins: frozenset[str] = frozenset()
+    """Further web origins whose pages may call, in lower case; `*`: all."""
+
+    def refusal(self, headers: Headers) -> tuple[int, str] | None:
+        """Status and reason where a request is not let in."""
+        if self.token is not None and not shows(headers, self.token):
+            return 401, "this port wants the token of the node's control file"
+        host = host_name(headers.get("host", ""))
+        if self.over_socket and host == SOCKET_NAME:
+            return None
+        if self.loopback_only and host not in LOOPBACK_NAMES | self.hosts:
+            named = f", not for {host}" if host else ""
+            return 403, (
+                f"this port answers requests for localhost{named}; start the node with --allow-host NAME, or put "
+                'allow_host = ["NAME"] into its config.toml, for another name'
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self.allows(origin):
+            return 403, (
+                f"web pages of {origin[:100]} may not call this node; start it with --cors ORIGIN, or put "
+                'cors = ["ORIGIN"] into its config.toml'
+            )
+        if origin is None and headers.get("sec-fetch-site", "").strip().lower() == "cross-site":
+            return 403, "a web page of another site may not call this node; see --cors ORIGIN of `parallax node`"
+        return None
+
+    def allows(self, origin: str) -> bool:
+        """Whether pages of this origin may call."""
+        if ANY_ORIGIN in self.origins or origin.lower() in self.origins:
+            return True
+        if not _ORIGIN.fullmatch(origin):
+            return False
+        scheme, _, rest = origin.lower().partition("://")
+        return scheme in ("http", "https") and host_name(rest) in LOOPBACK_NAMES
 
 
 class Guard:
-    """ASGI middleware: token, Host and Origin."""
+    """ASGI middleware: who is let in, and what a browser must be told about it."""
 
-    def __init__(self, app: ASGIApp, *, token: str | None = None, loopback_only: bool = True) -> None:
-        self._app, self._token, self._loopback_only = app, token, loopback_only
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._door = door
+        # whether an origin is allowed has been decided before this is asked, so here it is always so
+        self._cors = CORSMiddleware(
+            _Options(app),
+            allow_origin_regex=".*",
+            allow_methods=METHODS,
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["retry-after"],
+            max_age=PREFLIGHT_S,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             return
-        refusal = self._refusal(Headers(scope=scope))
+        refusal = self._door.refusal(Headers(scope=scope))
         if refusal is None:
-            await self._app(scope, receive, send)
+            await self._cors(scope, receive, send)
             return
         status, message = refusal
-        body = {"error": {"message": message, "type": "permission_error", "param": None, "code": None}}
-        await JSONResponse(body, status)(scope, receive, send)
-
-    def _refusal(self, headers: Headers) -> tuple[int, str] | None:
-        if self._token is not None:
-            given = headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
-                return 401, "this port wants the token of the node's control file"
-        if self._loopback_only:
-            if _host_name(headers.get("host", "")) not in LOOPBACK_NAMES:
-                return 403, "this port answers requests for localhost only"
-            origin = headers.get("origin")
-            if origin is not None and _host_name(origin.partition("://")[2]) not in LOOPBACK_NAMES:
-                return 403, "requests from web pages of other hosts are refused"
-        return None
+        await forbidden(status, message)(scope, receive, send)
 
 
-def _host_name(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+class _Options:
+    """Answers an OPTIONS that is no preflight: what may be asked."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            await Response(status_code=204, headers={"allow": ", ".join(METHODS)})(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def forbidden(status: int, message: str) -> Response:
+    """A refusal as OpenAI clients read it."""
+    body = {"error": {"message": message, "type": "permission_error", "param": None, "code": None}}
+    return JSONResponse(body, status)
+
+
+def shows(headers: Headers, token: str) -> bool:
+    """Whether a request shows this token."""
+    return hmac.compare_digest(headers.get("authorization", "").encode(), f"Bearer {token}".encode())
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, in lower case; empty where it is none."""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower() if match else ""

@@ -7,13 +7,14 @@ import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from node.api.body import read_body, require_json
+from node.api.body import Bodies, require_json
 from node.api.plan_reply import plan_reply
 from node.api.plan_request import PLAN_BODY_LIMIT_BYTES, PlanRequest, changed_settings, parse_plan_request
 from node.api.replies import error_response
 from node.api.service import NodeControl
 from node.errors import (
     BadWireData,
+    Busy,
     DoesNotFit,
     NoRoute,
     NotCovered,
@@ -25,6 +26,9 @@ from node.errors import (
 from node.plan.live.propose import Proposal
 from node.wire.plans import Plan, PlanSettings
 
+MOST_WAITING = 16
+"""Each takes some seconds of a processor where the swarm is large."""
+
 ATTEMPTS = 3
 """The plan may change while a change of it is worked out; so often it is worked out anew."""
 
@@ -32,8 +36,9 @@ ATTEMPTS = 3
 class PlanEndpoint:
     """Both routes. One request at a time: planning takes a processor, and changes made in turn do not collide."""
 
-    def __init__(self, here: NodeControl) -> None:
-        self._here, self._turn = here, trio.Lock()
+    def __init__(self, here: NodeControl, bodies: Bodies) -> None:
+        self._here, self._bodies, self._turn = here, bodies, trio.Lock()
+        self._writers = trio.CapacityLimiter(1)
 
     async def propose(self, request: Request) -> Response:
         """What the plan would be; nothing is changed."""
@@ -46,7 +51,11 @@ class PlanEndpoint:
     async def _answer(self, request: Request, *, applies: bool) -> Response:
         try:
             require_json(request.scope)
-            asked = parse_plan_request(await read_body(request.receive, PLAN_BODY_LIMIT_BYTES))
+            with self._bodies.room() as room:
+                body = await room.read(request.scope, request.receive, PLAN_BODY_LIMIT_BYTES)
+                asked = await self._bodies.decoded(parse_plan_request, body)
+            if self._turn.statistics().tasks_waiting >= MOST_WAITING:
+                raise Busy(f"{MOST_WAITING} requests for a plan wait already; try again in a moment")
             async with self._turn:
                 before, proposal = await (_applied if applies else _proposed)(self._here, asked)
         except RequestError as error:
@@ -54,18 +63,8 @@ class PlanEndpoint:
         except ParallaxError as error:
             return _plan_error(error)
         names = {record.node_id: record.name for record in self._here.records()}
-        body = await trio.to_thread.run_sync(_body, proposal, before, names, applies)
-        return Response(body, media_type="application/json")
-
-
-async def refuse_to_apply(request: Request) -> Response:
-    """For a port that others than this machine's people can reach."""
-    message = (
-        "the plan is changed by people at the node's machine only, and this port is open to others; "
-        "use `parallax plan --apply` there"
-    )
-    body = {"error": {"message": message, "type": "permission_error", "param": None, "code": None}}
-    return JSONResponse(body, 403)
+        reply = await trio.to_thread.run_sync(_body, proposal, before, names, applies, limiter=self._writers)
+        return Response(reply, media_type="application/json")
 
 
 def _body(proposal: Proposal, before: Plan, names: dict[str, str], applied: bool) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,41 +13,52 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import node
+from node.api.body import Bodies
 from node.api.chat import ChatEndpoint
 from node.api.events import EventsEndpoint
-from node.api.guard import Guard
-from node.api.plan import PlanEndpoint, refuse_to_apply
+from node.api.guard import Door, Guard
+from node.api.owner import Owner
+from node.api.plan import PlanEndpoint
 from node.api.service import Service
 from node.wire.records import WIRE_VERSION
 
 APPLY = "/v1/plan/apply"
 
 
-def client_app(service: Service, *, loopback_only: bool) -> ASGIApp:
+def client_app(
+    service: Service,
+    *,
+    loopback_only: bool,
+    owner: Owner,
+    hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+) -> ASGIApp:
     """For OpenAI clients: answers, models, health, state, events and the plan.
 
-    The plan is changed by whoever owns the machine: from a port that others reach it can only be looked at.
+    Args:
+        loopback_only: only this machine reaches it.
+        owner: how a request shows that it may change the plan.
+        hosts: further names under which the port may be called.
+        origins: of further web pages that may call.
     """
-    planning = PlanEndpoint(service.here)
-    apply = Route(APPLY, planning.apply if loopback_only else refuse_to_apply, methods=["POST"])
-    return Guard(_app([*_client_routes(service, planning), apply]), loopback_only=loopback_only)
+    door = Door(loopback_only=loopback_only, hosts=frozenset(hosts), origins=frozenset(origins))
+    return Guard(_app(_client_routes(service, owner)), door)
 
 
 def control_app(service: Service, *, token: str | None) -> ASGIApp:
-    """For the terminal app and the command line: invitations too."""
+    """For the terminal app and the command line: invitations too. Without a token: for the unix socket."""
 
     async def invitation(request: Request) -> Response:
         return JSONResponse({"token": service.here.invitation()})
 
-    planning = PlanEndpoint(service.here)
-    own_routes = [
-        Route("/v1/invitation", invitation, methods=["POST"]),
-        Route(APPLY, planning.apply, methods=["POST"]),
-    ]
-    return Guard(_app([*_client_routes(service, planning), *own_routes]), token=token)
+    routes = [*_client_routes(service, Owner()), Route("/v1/invitation", invitation, methods=["POST"])]
+    return Guard(_app(routes), Door(token=token, over_socket=token is None))
 
 
-def _client_routes(service: Service, planning: PlanEndpoint) -> list[Route]:
+def _client_routes(service: Service, owner: Owner) -> list[Route]:
+    bodies = Bodies()
+    planning = PlanEndpoint(service.here, bodies)
+
     async def health(request: Request) -> Response:
         plan = service.here.plan()
         problem = service.journal.state.uncovered()
@@ -68,13 +81,15 @@ def _client_routes(service: Service, planning: PlanEndpoint) -> list[Route]:
         return JSONResponse({"object": "list", "data": data})
 
     async def state(request: Request) -> Response:
-        return Response(msgspec.json.encode(service.journal.state), media_type="application/json")
+        shown = owner.state_for(request.headers, service.journal.state)
+        return Response(msgspec.json.encode(shown), media_type="application/json")
 
     return [
-        Route("/v1/chat/completions", ChatEndpoint(service), methods=["POST"]),
-        Route("/v1/events", EventsEndpoint(service.journal), methods=["GET"]),
+        Route("/v1/chat/completions", ChatEndpoint(service, bodies), methods=["POST"]),
+        Route("/v1/events", EventsEndpoint(service.journal, owner), methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
-        Route("/v1/plan", planning.propose, methods=["POST"]),
+        Route("/v1/plan", owner.looking_at_plans(planning.propose), methods=["POST"]),
+        Route(APPLY, owner.only(planning.apply), methods=["POST"]),
         Route("/v1/state", state, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
     ]
@@ -86,12 +101,12 @@ def _app(routes: list[Route]) -> ASGIApp:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method[:20]} {request.url.path[:200]}: {error.detail}"
     body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
     return JSONResponse(body, error.status_code, error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    message = f"{type(error).__name__} in {request.url.path}; the node's log has the details"
+    message = f"{type(error).__name__} in {request.url.path[:200]}; the node's log has the details"
     body = {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
     return JSONResponse(body, 500)

@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 import trio
 
-from node.api.chat_request import DEFAULT_MAX_TOKENS, ChatRequest
+from node.api.chat_request import DEFAULT_MAX_TOKENS, ChatRequest, shown
 from node.errors import BadRequest, NoRoute, RequestError
 from node.journal.log import Journal
 from node.models import ChatModel
@@ -78,18 +79,23 @@ class Service:
         self._renderers = trio.CapacityLimiter(PROMPTS_AT_ONCE)
 
     @asynccontextmanager
-    async def answer(self, request: ChatRequest) -> AsyncIterator[Answer]:
+    async def answer(self, request: ChatRequest, arrived_s: float | None = None) -> AsyncIterator[Answer]:
         """Run a chat request. Leaving the block, however it is left, frees it on every hop.
+
+        Args:
+            request: a checked one.
+            arrived_s: when it reached this node, by `perf_counter`: its time to first token begins there; None: now.
 
         Raises:
             RequestError: it cannot be served, or a hop was lost; also out of `pieces`.
         """
+        arrived_s = perf_counter() if arrived_s is None else arrived_s
         plan, chat_model = self.here.plan(), self.here.chat_model()
         if plan is None or chat_model is None:
             raise NoRoute(self.here.waiting_for())
         if request.model and request.model != plan.model.name:
-            raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {request.model!r}")
-        characters = sum(len(message["content"]) for message in request.messages)
+            raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {shown(request.model)}")
+        characters = sum(len(text) for message in request.messages for text in message.values())
         if characters > chat_model.context_tokens * MOST_CHARACTERS_PER_TOKEN:
             raise BadRequest(
                 "messages",
@@ -98,7 +104,7 @@ class Service:
         prompt = await trio.to_thread.run_sync(chat_model.render, request.messages, limiter=self._renderers)
         generation = self._generation(request, prompt, chat_model, plan.weights)
         request_id = RequestId(f"chatcmpl-{secrets.token_hex(12)}")
-        timing = AnswerTiming({})
+        timing = AnswerTiming({}, arrived_s)
 
         def started(chain: tuple[Hop, ...]) -> None:
             nodes = [NodeId(hop.node_id) for hop in chain]

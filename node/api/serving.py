@@ -1,7 +1,7 @@
-"""Listeners and connections: hypercorn's HTTP over sockets that we open, bound and close ourselves.
+"""Listeners, and how many connections there may be on them.
 
-`hypercorn.trio.serve` lets one connection's unexpected exception end the server, and a client that stops reading block
-the shutdown (its sends are shielded); hence its connection class runs here under our own loop.
+Where there are as many as there may be, the one that keeps us waiting longest gives way to a new one: those that say
+nothing, or take nothing of what we say, can never lock out one that does. Where all are at work, a new one is told so.
 
 Resource handling: leaving `serve` closes every connection and listener. Error handling: a connection's error ends that
 connection and is logged.
@@ -10,117 +10,141 @@ connection and is logged.
 from __future__ import annotations
 
 import errno
+import json
 import logging
-import os
 import socket
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
-from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp
 
-from node.errors import UsageError
-from node.home import private_folder
+from node.api.http_connection import HttpConnection
+from node.open_files import open_files_limit
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 400
-"""Below the usual limit of 1,024 open files, which peers' connections share."""
+MOST_CONNECTIONS = 400
+SHARE_OF_FILES = 3
+"""One in so many of the files that this process may open: peers' connections, models and logs need theirs."""
 
-IDLE_S = 15.0
-"""A connection that has not sent a whole request line and headers, or sits between requests, is closed after this."""
+GIVES_WAY_AFTER_S = 1.0
+"""A client that has kept us waiting for less may be as fast as its network allows."""
 
-BACKLOG = 128
+REFUSALS_AT_ONCE = 50
+RETRY_AFTER_S = 2
 
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+PASSING = (errno.ECONNABORTED, errno.EPERM, errno.EPROTO)
+"""Of accept(2): this connection came to nothing, the next one may."""
 
-def listen_tcp(host: str, port: int, option: str) -> socket.socket:
-    """A listening TCP socket.
-
-    Raises:
-        UsageError: the address is taken or not ours; names the option.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # on Windows the option would let two programs share one port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
-        what_now = "choose another port" if taken else "choose an address of this machine"
-        raise UsageError(f"{option} {host}:{port}: {error.strerror or error}; {what_now}") from error
-    listener.setblocking(False)
-    return listener
+FULL_PAUSE_S = 0.2
+FULL_TOLD_EVERY_S = 60.0
 
 
-def listen_unix(path: Path) -> socket.socket:
-    """A listening unix socket that only its owner can open. The caller holds the home's lock: an old one is stale."""
-    private_folder(path.parent)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        before = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise UsageError(f"cannot listen at {path}: {error.strerror or error}; set PARALLAX_HOME elsewhere") from error
-    listener.setblocking(False)
-    return listener
-
-
-def _config() -> Config:
-    config = Config()
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.accesslog = None
-    config.keep_alive_timeout = IDLE_S
-    config.include_server_header = False
-    config.h11_max_incomplete_size = 64 * 1024
-    return config
+def most_connections() -> int:
+    """On one port."""
+    return max(4, min(MOST_CONNECTIONS, open_files_limit() // SHARE_OF_FILES))
 
 
 async def serve(
-    app: ASGIApp, listener: socket.socket, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    app: ASGIApp,
+    listeners: Sequence[socket.socket],
+    most: int | None = None,
+    task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` on `listener` until cancelled."""
-    config, context = _config(), WorkerContext(None)
-    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
-    streams: set[trio.SocketStream] = set()
+    """Serve `app` until cancelled, with at most `most` connections on all of these together."""
+    try:
+        async with trio.open_nursery() as nursery:
+            port = _Port(app, most_connections() if most is None else most)
+            for listener in listeners:
+                accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+                nursery.start_soon(port.accept, accepting, nursery)
+            task_status.started()
+    finally:
+        for listener in listeners:
+            listener.close()
 
-    async def connection(stream: trio.SocketStream) -> None:
-        if len(streams) >= MAX_CONNECTIONS:
-            await trio.aclose_forcefully(stream)
-            return
-        streams.add(stream)
+
+class _Port:
+    """The connections that there are."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most = app, most
+        self._open: dict[HttpConnection, trio.CancelScope] = {}
+        self._refusing = 0
+        self._full_told_s = float("-inf")
+
+    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Take connections in, each with a task of its own."""
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno in FULL:
+                    await self._out_of_files(error)
+                elif error.errno not in PASSING:
+                    raise
+                continue
+            nursery.start_soon(self._serve, stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        connection = HttpConnection(self._app, stream, _client_of(stream))
         try:
-            await TCPServer(wrapped, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
-        except Exception as error:
+            if len(self._open) < self._most or self._one_gives_way():
+                with trio.CancelScope() as scope:
+                    self._open[connection] = scope
+                    await connection.run()
+            elif self._refusing < REFUSALS_AT_ONCE:
+                self._refusing += 1
+                try:
+                    await connection.refuse(503, _BUSY, RETRY_AFTER_S)
+                finally:
+                    self._refusing -= 1
+        except Exception as error:  # a door: one connection's error must not end the others
             log.warning("an HTTP connection ended: %r", error)
         finally:
-            streams.discard(stream)
-            stream.socket.close()
+            self._open.pop(connection, None)
+            await trio.aclose_forcefully(stream)
 
-    async with trio.open_nursery() as nursery:
-        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
-        try:
-            await nursery.start(trio.serve_listeners, connection, listeners)
-            task_status.started()
-            await trio.sleep_forever()
-        finally:
-            listener.close()
-            for stream in list(streams):
-                stream.socket.close()  # also wakes a send that hypercorn shields
+    def _one_gives_way(self, after_s: float = GIVES_WAY_AFTER_S) -> bool:
+        """Whether a client that keeps us waiting was found; its connection ends."""
+        longest: HttpConnection | None = None
+        since_s = trio.current_time() - after_s
+        for connection in self._open:
+            if connection.waiting_since_s is not None and connection.waiting_since_s <= since_s:
+                longest, since_s = connection, connection.waiting_since_s
+        if longest is None:
+            return False
+        self._open.pop(longest).cancel()
+        return True
+
+    async def _out_of_files(self, error: OSError) -> None:
+        if trio.current_time() - self._full_told_s > FULL_TOLD_EVERY_S:
+            self._full_told_s = trio.current_time()
+            log.warning("no HTTP connection can be taken in: %s; raise the limit of open files", error.strerror)
+        self._one_gives_way(0.0)
+        await trio.sleep(FULL_PAUSE_S)
+
+
+_BUSY = json.dumps(
+    {
+        "error": {
+            "message": "this node serves as many connections as it can; try again in a moment",
+            "type": "overloaded",
+            "param": None,
+            "code": "Busy",
+        }
+    }
+).encode()
+
+
+def _client_of(stream: trio.SocketStream) -> tuple[str, int] | None:
+    try:
+        name = stream.socket.getpeername()
+    except OSError:
+        return None
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

@@ -46,7 +46,7 @@ def test_no_module_of_the_terminal_loads_the_network_or_tensor_libraries() -> No
     names = modules_of(parallax_tui)
     assert "parallax_tui.app" in names
     loaded = loaded_by("\n".join(f"import {name}" for name in names))
-    assert not loaded & (HEAVY | {"libp2p", "trio", "hypercorn", "starlette"})
+    assert not loaded & (HEAVY | {"libp2p", "trio", "starlette"})
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["node", "--help"], ["models", "--help"], ["--version"]])

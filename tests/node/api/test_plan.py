@@ -13,10 +13,12 @@ import trio
 from msgspec.structs import replace
 from starlette.testclient import TestClient
 
+from node.api.owner import Owner
 from node.api.routes import client_app, control_app
 from node.api.service import Service
 from node.journal.log import Journal
-from node.pipeline.head import Head
+from node.pipeline.dispatch import Dispatcher
+from node.wire.events import NodeSeen
 from node.wire.plans import Assignment, Override, PlanSettings
 from node.wire.records import HeldRange, NodeRecord
 from tests.fakes.node_control import FakeHere
@@ -31,7 +33,7 @@ def swarm(members: Sequence[NodeRecord] = MEMBERS, **changes: object) -> FakeHer
 
 
 def service(here: FakeHere) -> Service:
-    return Service(here, cast("Head", None), Journal(DESK))
+    return Service(here, cast("Dispatcher", None), Journal(DESK))
 
 
 def asked(here: FakeHere, path: str = "/v1/plan", status: int = 200, **body: object) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def test_no_bytes_do_anything_but_a_refusal(body: bytes) -> None:
 
 
 def test_a_body_without_end_is_refused() -> None:
-    assert "larger" in refused(swarm(), reset=["x" * 100] * 20_000)
+    assert "larger" in refused(swarm(), 413, reset=["x" * 100] * 20_000)
 
 
 def test_a_name_that_two_nodes_share_needs_an_id() -> None:
@@ -291,6 +293,15 @@ def test_a_member_that_is_loading_counts_with_its_plan() -> None:
     assert asked(here)["layers"] == FACTS.layers
 
 
+TOKEN = {"authorization": "Bearer secret"}
+
+
+def on_tcp(here: FakeHere, *, loopback_only: bool, base_url: str = "http://localhost") -> TestClient:
+    owner = Owner("secret", "/home/run/api.token", exposed=not loopback_only)
+    app = client_app(service(here), loopback_only=loopback_only, owner=owner)
+    return TestClient(app, base_url=base_url, backend="trio")
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -298,28 +309,51 @@ def test_a_member_that_is_loading_counts_with_its_plan() -> None:
         ({"origin": "http://localhost:3000"}, 200),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
         ({"host": "evil.example"}, 403),
         ({"content-type": "text/plain"}, 400),
         ({"content-type": "application/x-www-form-urlencoded"}, 400),
+        ({"content-encoding": "gzip"}, 415),
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/plan", "/v1/plan/apply"])
 def test_a_web_page_cannot_change_the_plan(path: str, headers: dict[str, str], status: int) -> None:
     here = swarm()
-    app = client_app(service(here), loopback_only=True)
-    client = TestClient(app, base_url="http://localhost", backend="trio")
     body = json.dumps({"objective": "latency"})
-    reply = client.post(path, content=body, headers={"content-type": "application/json", **headers})
+    sent = {"content-type": "application/json", **TOKEN, **headers}
+    reply = on_tcp(here, loopback_only=True).post(path, content=body, headers=sent)
     assert reply.status_code == status
     assert (here.in_force == plan()) == (status != 200 or path == "/v1/plan")
 
 
-def test_a_port_that_others_reach_shows_the_plan_and_never_changes_it() -> None:
+@pytest.mark.parametrize("loopback_only", [True, False])
+def test_on_tcp_only_who_can_read_the_owners_token_changes_the_plan(loopback_only: bool) -> None:
     here = swarm()
-    app = client_app(service(here), loopback_only=False)
+    client = on_tcp(here, loopback_only=loopback_only)
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+        reply = client.post("/v1/plan/apply", json={"objective": "latency"}, headers=headers)
+        assert reply.status_code == 403
+        assert "/home/run/api.token" in reply.json()["error"]["message"]
+        assert "parallax plan" in reply.json()["error"]["message"]
+        assert here.in_force == plan()
+    assert client.post("/v1/plan/apply", json={"objective": "latency"}, headers=TOKEN).status_code == 200
+    assert here.in_force != plan()
+
+
+def test_where_other_machines_reach_it_plans_and_addresses_are_the_owners_alone() -> None:
+    here = swarm()
+    journal = Journal(DESK)
+    for member in MEMBERS:
+        journal.append(NodeSeen(replace(member, addresses=("/ip4/192.0.2.7/tcp/4001",))))
+    served = Service(here, cast("Dispatcher", None), journal)
+    app = client_app(served, loopback_only=False, owner=Owner("secret", "", exposed=True))
     client = TestClient(app, base_url="http://desk.example", backend="trio")
-    assert client.post("/v1/plan", json={"objective": "latency"}).status_code == 200
-    reply = client.post("/v1/plan/apply", json={"objective": "latency"})
-    assert reply.status_code == 403
-    assert "parallax plan --apply" in reply.json()["error"]["message"]
-    assert here.in_force == plan()
+    assert client.post("/v1/plan", json={"objective": "latency"}).status_code == 403
+    assert client.post("/v1/plan", json={"objective": "latency"}, headers=TOKEN).status_code == 200
+    assert "192.0.2.7" not in client.get("/v1/state").text
+    assert len(client.get("/v1/state").json()["nodes"]) == len(MEMBERS)
+    assert "192.0.2.7" in client.get("/v1/state", headers=TOKEN).text
+
+
+def test_on_loopback_everybody_may_look_at_the_plan() -> None:
+    assert on_tcp(swarm(), loopback_only=True).post("/v1/plan", json={}).status_code == 200

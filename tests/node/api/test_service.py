@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import perf_counter
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
 import trio
 
 from node.api.chat_request import parse_chat_request
 from node.api.service import Service
+from node.errors import BadRequest
 from node.journal.log import Journal
 from node.journal.state import KEPT_REQUESTS
 from node.models import ChatModel
@@ -60,3 +64,33 @@ def test_a_cancelled_request_is_told_however_many_came_after_it() -> None:
     events = [numbered.event for numbered in journal.after(before)]
     ended = [event for event in events if isinstance(event, RequestFinished)]
     assert [(event.request_id, event.reason) for event in ended] == [(request_id, "cancelled")]
+
+
+def test_the_time_to_the_first_token_begins_when_the_request_arrives() -> None:
+    service = Service(ServingHere(plan(), ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
+    request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
+
+    async def ask() -> float:
+        async with service.answer(request, arrived_s=perf_counter() - 5) as answer:
+            answer.timing.first_s = perf_counter()
+            return answer.timing.ttft_ms
+
+    assert 5_000 <= trio.run(ask) < 60_000
+
+
+def test_texts_that_only_a_template_would_use_count_too_and_a_long_model_name_is_not_repeated() -> None:
+    service = Service(ServingHere(plan(), ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
+    long = "x" * 100_000
+    said = [{"role": "assistant", "content": "", "reasoning_content": long}]
+
+    async def ask(**fields: object) -> str:
+        request = parse_chat_request(json.dumps(fields).encode())
+        with pytest.raises(BadRequest) as refused:
+            async with service.answer(request):
+                pass
+        return str(refused.value)
+
+    assert "do not fit" in trio.run(lambda: ask(messages=said))
+    told = trio.run(lambda: ask(model=long, messages=[{"role": "user", "content": "hello"}]))
+    assert "model" in told
+    assert len(told) < 300
