@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 
-from node.config import OBJECTIVES, Settings, check, parse_dtype, read_config
-from node.errors import ParallaxError
+from node.config import LOG_LEVELS, OBJECTIVES, Settings, check, parse_dtype, parse_log_level, read_config
+from node.early_end import end_quietly_on_signals
+from node.errors import ParallaxError, exit_code, sentence
+from node.given_invitations import invitations
 from node.home import Home
-from node.notation import parse_bytes, parse_layers
+from node.notation import parse_bytes, parse_host_name, parse_layers, parse_origin
 
 
 def add_node_options(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +33,26 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api",
         metavar="HOST:PORT",
-        help="address for OpenAI clients; `off` for none (default: 127.0.0.1:8765 or the next free port)",
+        help="address for OpenAI clients; `off` for none (default: localhost:8765 or the next free port)",
     )
     parser.add_argument(
-        "--join", action="append", metavar="TOKEN", help="join the swarm that printed this token with `parallax invite`"
+        "--cors",
+        action="append",
+        metavar="ORIGIN",
+        help="let web pages of ORIGIN, such as http://nas:3000, call the API; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="let the API be called under NAME, such as host.docker.internal; may be repeated",
+    )
+    parser.add_argument(
+        "--join",
+        action="append",
+        metavar="TOKEN",
+        help="join the swarm that printed this token with `parallax invite`; `-` reads it from stdin, so that it "
+        "stands in no list of processes (also: PARALLAX_JOIN, PARALLAX_JOIN_FILE)",
     )
     parser.add_argument("--model", help="name, GGUF file, folder or hub id (default: the swarm's, or the embedded one)")
     parser.add_argument("--layers", metavar="A:B", help="hold exactly layers A to B-1 instead of the planned share")
@@ -50,22 +69,26 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--control", choices=("unix", "tcp"), help="how local clients reach it (default: unix)")
     parser.add_argument("--no-discover", action="store_true", help="do not look for members on the local network")
     parser.add_argument("--min-nodes", type=int, metavar="N", help="make the first plan only when N nodes are here")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="of the log (default: info; also: PARALLAX_LOG_LEVEL)")
     parser.add_argument("--log-format", choices=("text", "json"), help="of the log on stderr (default: text)")
 
 
 def settings_from(options: argparse.Namespace, home: Home) -> Settings:
-    """The command line over config.toml over defaults.
+    """The command line over the environment over config.toml over defaults.
 
     Raises:
         UsageError: a value that cannot be taken.
     """
     settings = read_config(home.config)
+    level = os.environ.get("PARALLAX_LOG_LEVEL")
     given: dict[str, object] = {
-        "name": options.name,
+        "name": options.name if options.name is not None else None if settings.name else home.remembered_name() or None,
         "listen": tuple(options.listen) if options.listen else None,
         "announce": tuple(options.announce) if options.announce else None,
         "api": options.api,
-        "join": tuple(options.join) if options.join else None,
+        "cors": tuple(map(parse_origin, options.cors)) if options.cors else None,
+        "allow_host": tuple(map(parse_host_name, options.allow_host)) if options.allow_host else None,
+        "join": invitations(tuple(options.join or ())) or None,
         "model": options.model,
         "layers": parse_layers(options.layers) if options.layers else None,
         "memory_bytes": parse_bytes(options.memory) if options.memory else None,
@@ -76,6 +99,7 @@ def settings_from(options: argparse.Namespace, home: Home) -> Settings:
         "discover": False if options.no_discover else None,
         "min_nodes": options.min_nodes,
         "log_format": options.log_format,
+        "log_level": options.log_level or (parse_log_level(level, "PARALLAX_LOG_LEVEL") if level else None),
     }
     changes = {key: value for key, value in given.items() if value is not None}
     if options.dtype is not None:
@@ -89,18 +113,20 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ParallaxError: it cannot start.
     """
+    end_quietly_on_signals()
     home = Home.from_environment(options.data_dir)
     settings = settings_from(options, home)
     from node.main import run_node  # libp2p and the model room take a second to import: not for --help
 
-    return run_node(settings, home)
+    return run_node(settings, home, options.name)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    end_quietly_on_signals()
     parser = argparse.ArgumentParser(prog="parallax node", description="A headless member of a swarm.")
     add_node_options(parser)
     try:
         return run(parser.parse_args(arguments))
-    except ParallaxError as error:
-        print(f"parallax: {error}", file=sys.stderr)
-        return error.exit_code
+    except (ParallaxError, OSError) as error:
+        print(f"parallax: {sentence(error)}", file=sys.stderr)
+        return exit_code(error)

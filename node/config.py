@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import logging
+import os
 import re
 import socket
 import tomllib
@@ -11,12 +14,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from node.errors import ConfigError, UsageError
-from node.notation import parse_bytes, parse_layers
+from node.notation import parse_bytes, parse_host_name, parse_layers, parse_origin
 from node.wire.models import Dtype
 from node.wire.plans import Aim
 
-DEFAULT_API = "127.0.0.1:8765"
+log = logging.getLogger(__name__)
+
+DEFAULT_API = "localhost:8765"
 CONFIG_LIMIT_BYTES = 64 * 1024
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,12 @@ class Settings:
     announce: tuple[str, ...] = ()
     """`HOST:PORT` that peers are told instead of what is listened on: a router's forwarded port, a dynamic name."""
     api: str = DEFAULT_API
-    """`HOST:PORT` for OpenAI clients; port 0 picks a free one, `off` serves the control socket alone."""
+    """`HOST:PORT` for OpenAI clients; port 0 picks a free one, `localhost` is both loopbacks, `off` serves the control
+    socket alone."""
+    cors: tuple[str, ...] = ()
+    """Web origins whose pages may call the API, beside those of this machine; `*`: all."""
+    allow_host: tuple[str, ...] = ()
+    """Names under which the API may be called, beside localhost, such as `host.docker.internal`."""
     join: tuple[str, ...] = ()
     """Invitation tokens."""
     model: str = ""
@@ -54,6 +67,8 @@ class Settings:
     min_nodes: int = 1
     """Make the first plan only when that many nodes are here."""
     log_format: Literal["text", "json"] = "text"
+    log_level: LogLevel = "info"
+    """The least important messages that are written."""
 
 
 def parse_dtype(text: str) -> Dtype | None:
@@ -81,6 +96,14 @@ def parse_objective(text: str) -> Aim:
         if text == objective:
             return objective
     raise UsageError(f"--objective {text!r}: choose one of {', '.join(OBJECTIVES)}")
+
+
+def parse_log_level(text: str, option: str = "--log-level") -> LogLevel:
+    """One of LOG_LEVELS."""
+    for level in LOG_LEVELS:
+        if text.strip().lower() == level:
+            return level
+    raise UsageError(f"{option} {text[:40]!r}: choose one of {', '.join(LOG_LEVELS)}")
 
 
 def parse_host_port(text: str, option: str) -> tuple[str, int]:
@@ -187,6 +210,8 @@ def read_config(path: Path) -> Settings:
     except FileNotFoundError:
         return Settings()
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
+            return Settings()  # there can be none; who makes the folder says what is wrong with it
         raise ConfigError(str(path), None, f"cannot be read: {error.strerror}") from error
     if len(raw) > CONFIG_LIMIT_BYTES:
         raise ConfigError(str(path), None, f"is larger than {CONFIG_LIMIT_BYTES} bytes")
@@ -204,12 +229,37 @@ def read_config(path: Path) -> Settings:
         except UsageError as error:
             raise ConfigError(str(path), key, str(error)) from error
         values[field] = values_for_field
+    if values.get("join"):
+        _keep_private(path)
     return replace(Settings(), **values)  # type: ignore[arg-type]
+
+
+def _keep_private(path: Path) -> None:
+    """An invitation is as good as membership: others shall not read the file that holds one.
+
+    Raises:
+        ConfigError: they can, and that cannot be changed.
+    """
+    if os.name != "posix" or not path.stat().st_mode & 0o077:
+        return
+    try:
+        path.chmod(0o600)
+    except OSError as error:
+        raise ConfigError(
+            str(path), "join", "holds an invitation, and others may read the file; chmod it to 600"
+        ) from error
+    log.warning("%s holds an invitation and could be read by others: its mode is 600 now", path)
 
 
 def _config_value(key: str, value: object) -> tuple[str, object]:
     """The settings field and checked value for one key of the file."""
     match key, value:
+        case "cors", (str() | list()):
+            return key, tuple(parse_origin(each, key) for each in _texts(value))
+        case "allow_host", (str() | list()):
+            return key, tuple(parse_host_name(each, key) for each in _texts(value))
+        case "log_level", str():
+            return key, parse_log_level(value, key)
         case (("listen" | "announce" | "join"), list()) if all(isinstance(each, str) for each in value):
             return key, tuple(value)
         case (("listen" | "announce" | "join" | "name" | "api" | "model" | "region"), str()):
@@ -230,5 +280,14 @@ def _config_value(key: str, value: object) -> tuple[str, object]:
             return key, parse_objective(value)
         case (("min_nodes" | "threads"), int()) if not isinstance(value, bool):
             return key, value
+        case "join", _:  # it may be a part of an invitation: never shown
+            raise UsageError("must be an invitation, or a list of them")
         case _:
-            raise UsageError(f"cannot be {value!r}")
+            raise UsageError(f"cannot be {str(value)[:80]!r}")
+
+
+def _texts(value: object) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise UsageError("must be text, or a list of texts")
+    return texts

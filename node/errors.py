@@ -5,6 +5,7 @@
     │   └── ConfigError         the same, in a file: names file and key
     ├── AlreadyRunning          another node holds this home
     ├── NoNode                  no node answers where one was expected
+    │   └── NodeSilent          it is there and answers nothing in time
     ├── ModelError
     │   ├── ModelNotFound       neither here nor where it should come from
     │   ├── FetchFailed         the index or the hub did not deliver
@@ -28,6 +29,9 @@
     │   └── PlanChanged         the plan that a change was made for is no longer in force
     └── RequestError
         ├── BadRequest          the client's fault: HTTP 400, names the parameter
+        │   ├── BodyTooLarge    HTTP 413
+        │   └── UnknownEncoding a compressed body: HTTP 415
+        ├── Busy                the node has its hands full: HTTP 503
         ├── NoRoute             layers that nobody serves now: HTTP 503
         ├── HopLost             a hop died while the request ran: HTTP 502
         └── Overloaded          no room for one more request: HTTP 429
@@ -37,10 +41,33 @@ A message answers three things: what, where, what to do now. Leaves carry data; 
 
 from __future__ import annotations
 
+import errno
 import math
+import signal
 
 GIB = 1024**3
 MIB = 1024**2
+
+
+def sentence(error: BaseException) -> str:
+    """What a person is told of an error that ends a command: ours say it themselves, the system's need their file."""
+    if not isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    where = f"{str(error.filename)[:200]}: " if error.filename else ""
+    what_now = {
+        errno.ENOSPC: "; make room, or set PARALLAX_HOME (or PARALLAX_MODELS) to another disk",
+        errno.EDQUOT: "; make room, or set PARALLAX_HOME (or PARALLAX_MODELS) to another disk",
+        errno.EROFS: "; set PARALLAX_HOME to a folder that can be written",
+        errno.EACCES: "; set PARALLAX_HOME to a folder of yours",
+        errno.EMFILE: "; raise the limit of open files with `ulimit -n 1024`",
+        errno.EIO: "; the disk or its cable may be failing",
+    }.get(error.errno or 0, "")
+    return f"{where}{error.strerror or error}{what_now}"
+
+
+def exit_code(error: BaseException) -> int:
+    """What a command ends with."""
+    return error.exit_code if isinstance(error, ParallaxError) else 1
 
 
 class ParallaxError(Exception):
@@ -82,6 +109,13 @@ class NoNode(ParallaxError):
     def __init__(self, where: str, what_now: str = "start one with `parallax node`") -> None:
         self.where = where
         super().__init__(f"no node answers at {where}; {what_now}")
+
+
+class NodeSilent(NoNode):
+    """A node is there, and has not answered in time: it is busy, or stuck."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where, "it may be very busy: try again, or stop it and start it again")
 
 
 class ModelError(ParallaxError):
@@ -147,13 +181,27 @@ class EngineError(ParallaxError):
     exit_code = 6
 
 
+def how_ended(code: int | None) -> str:
+    """How a process ended, as the end of a sentence; `code` is below zero for a signal, None where it is unknown."""
+    if code is None:
+        return "ended"
+    if code >= 0:
+        return f"ended with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    killed = "; the system does that where memory runs out: give it less with --memory" if name == "SIGKILL" else ""
+    return f"was ended by {name}{killed}"
+
+
 class WorkerDied(EngineError):
     """The engine worker's process ended; `code` is its exit status."""
 
     def __init__(self, code: int | None, last_words: str = "") -> None:
         self.code, self.last_words = code, last_words
         tail = f": {last_words}" if last_words else ""
-        super().__init__(f"the engine worker ended with status {code}{tail}; it is started again")
+        super().__init__(f"the engine worker {how_ended(code)}{tail}")
 
 
 class LoadFailed(EngineError):
@@ -287,6 +335,37 @@ class BadRequest(RequestError):
     def __init__(self, param: str | None, what: str) -> None:
         self.param, self.what = param, what
         super().__init__(f"{param}: {what}" if param else what)
+
+
+class BodyTooLarge(BadRequest):
+    """A body that is larger than any that can be answered."""
+
+    status = 413
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        super().__init__(None, f"the body is larger than {limit_bytes} bytes")
+
+
+class UnknownEncoding(BadRequest):
+    """A body that is compressed."""
+
+    status = 415
+
+    def __init__(self, encoding: str) -> None:
+        self.encoding = encoding
+        super().__init__(None, f"the body's content-encoding is {encoding!r}; send it uncompressed")
+
+
+class Busy(RequestError):
+    """The node reads, renders or serves as much as it can; a moment later it can again."""
+
+    status = 503
+    kind = "overloaded"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class NoRoute(RequestError):

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import signal
+import stat
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import platformdirs
 
-from node.errors import NoNode
+from node.errors import NoNode, UsageError
 
 APP = "parallax"
 SOCKET_PATH_LIMIT = 100
@@ -35,6 +36,31 @@ def private_folder(path: Path) -> Path:
     """Make a folder that only its owner can enter."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def own_folder(path: Path) -> Path:
+    """Make a folder for a socket where anybody may make folders; one that is there must be ours alone.
+
+    Raises:
+        UsageError: it is somebody else's, others may enter it, or it is no folder.
+    """
+    private_folder(path)
+    if (fault := _foreign(path)) is not None:
+        raise UsageError(f"{path}: {fault}; remove it, or set PARALLAX_HOME to a shorter path")
+    return path
+
+
+def _foreign(path: Path) -> str | None:
+    """Why a socket in this folder may be another user's; the folder itself is looked at, not what a link points to."""
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return "is not a folder"
+    if hasattr(os, "getuid"):
+        if found.st_uid != os.getuid():
+            return "belongs to another user"
+        if found.st_mode & 0o077:
+            return f"can be entered by others (its mode is {stat.S_IMODE(found.st_mode):04o})"
+    return None
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -105,6 +131,45 @@ class Home:
         """The node's settings, in TOML."""
         return (self.settings or self.data) / "config.toml"
 
+    def make_folders(self) -> None:
+        """Make what every command that keeps something here needs.
+
+        Raises:
+            UsageError: that cannot be; says which folder and why.
+        """
+        try:
+            private_folder(self.data)
+            private_folder(self.runtime)
+            if self.socket_path.parent != self.runtime:
+                own_folder(self.socket_path.parent)
+            beside = self.runtime / f".written.{secrets.token_hex(4)}"  # a folder that is there may be read-only
+            beside.touch(0o600)
+            beside.unlink()
+        except OSError as error:
+            reason = "is not a folder" if isinstance(error, FileExistsError) else error.strerror or str(error)
+            where = str(error.filename or self.data)
+            raise UsageError(
+                f"{_short(where)}: {reason}; set PARALLAX_HOME or --data-dir to a folder that can be written"
+            ) from error
+
+    def remembered_name(self) -> str:
+        """The name that this node was given at an earlier start; empty where it had none, or it cannot be read."""
+        try:
+            name = self.name_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return ""
+        return name if name.isprintable() and len(name) <= 64 else ""
+
+    @property
+    def name_file(self) -> Path:
+        """Holds the name that the node was given on its command line."""
+        return self.data / "name"
+
+    @property
+    def owner_token_file(self) -> Path:
+        """What programs must show on TCP to do what only the node's owner may; mode 0600, gone when the node is."""
+        return self.runtime / "api.token"
+
     @property
     def lock(self) -> Path:
         return self.runtime / "node.lock"
@@ -136,9 +201,18 @@ class Home:
         """
         try:
             fields = json.loads(self.control_file.read_bytes())
-            return Control(fields["socket_path"], fields["port"], fields["token"])
+            control = Control(fields["socket_path"], fields["port"], fields["token"])
+            folder = Path(control.socket_path).parent if control.socket_path else self.runtime
+            if folder == self.runtime or _foreign(folder) is None:  # a node may have died, and another user come
+                return control
+            raise NoNode(_short(str(folder)))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise NoNode(str(self.control_file)) from error
+            raise NoNode(_short(str(self.control_file))) from error
+
+
+def _short(path: str) -> str:
+    """A path as a sentence can hold it."""
+    return path if len(path) <= 160 else f"{path[:80]}…{path[-60:]}"
 
 
 def _user_mark() -> str:

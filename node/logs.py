@@ -6,9 +6,20 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Literal
 
-NOISY = ("libp2p", "multiaddr", "hypercorn", "httpx", "httpcore", "filelock", "asyncio", "zeroconf", "async_service")
+NOISY = ("libp2p", "multiaddr", "httpx", "httpcore", "filelock", "asyncio", "zeroconf", "async_service")
+
+
+REFUSALS_TOLD_EVERY_S = 60.0
+
+
+def printable(text: str) -> str:
+    """One line that can do nothing to a terminal: names and reasons come from other machines."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class JsonLines(logging.Formatter):
@@ -19,7 +30,7 @@ class JsonLines(logging.Formatter):
             "time_s": round(record.created, 3),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
@@ -31,19 +42,40 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{clock} {record.levelname.lower():7} {record.name.removeprefix('node.')}: {record.getMessage()}"
+        message = printable(record.getMessage())
+        line = f"{clock} {record.levelname.lower():7} {record.name.removeprefix('node.')}: {message}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + "\n".join(map(printable, self.formatException(record.exc_info).splitlines()))
         return line
 
 
-def set_up(log_format: Literal["text", "json"]) -> None:
-    """Send everything from `info` on to stderr; libraries only from `warning` on, and the chattiest from `error` on."""
+class RareRefusals(logging.Filter):
+    """The accept loops of the libraries write a traceback ten times a second while no more files may be opened."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock, self._told_s = clock, float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written: as one sentence, once a minute."""
+        if self._clock() - self._told_s < REFUSALS_TOLD_EVERY_S:
+            return False
+        self._told_s = self._clock()
+        error = record.exc_info[1] if record.exc_info else None
+        record.msg, record.args = "no connection can be taken in: %s; raise the limit of open files", (error or "busy",)
+        record.exc_info = record.exc_text = None
+        return True
+
+
+def set_up(log_format: Literal["text", "json"], level: str = "info") -> None:
+    """Send everything from `level` on to stderr; libraries only from `warning` on, the chattiest from `error` on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("node").setLevel(logging.INFO)
+    root.setLevel(max(logging.WARNING, getattr(logging, level.upper())))
+    logging.getLogger("node").setLevel(level.upper())
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    accepting = logging.getLogger("trio.serve_listeners")
+    accepting.filters[:] = [RareRefusals()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 from filelock import FileLock
@@ -18,13 +19,17 @@ from filelock import Timeout as LockTimeout
 
 import node
 from node import logs
+from node.api.listening import close_all, listen_localhost, listen_tcp, listen_unix
+from node.api.owner import Owner
 from node.api.routes import client_app, control_app
-from node.api.serving import listen_tcp, listen_unix, serve
+from node.api.serving import serve
+from node.arrival import tell_arrival
 from node.config import DEFAULT_API, Settings, announce_multiaddrs, is_loopback, listen_multiaddrs, parse_host_port
-from node.errors import AlreadyRunning, ParallaxError, UsageError
-from node.home import HAS_UNIX_SOCKETS, STOP_SIGNALS, Control, Home, private_folder
+from node.errors import AlreadyRunning, ParallaxError, sentence
+from node.home import HAS_UNIX_SOCKETS, STOP_SIGNALS, Control, Home, write_private
 from node.live.member import Member
 from node.live.remembered import Remembered
+from node.loop_watch import log_held_loop
 from node.machine import machine_id
 from node.open_files import raise_open_files
 from node.swarm.host import SwarmSettings, open_swarm
@@ -34,35 +39,40 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-API_PORTS_TRIED = 20
+E = TypeVar("E", bound=Exception)
 
 WITH_PARENT = "PARALLAX_STOP_WITH_PARENT"
 """Set by a parent that holds the other end of our stdin: when it closes, however the parent ended, the node leaves."""
 
 
-def run_node(settings: Settings, home: Home) -> int:
+class NodeFailed(ParallaxError):
+    """The system refused what the node cannot do without."""
+
+
+def run_node(settings: Settings, home: Home, given_name: str | None = None) -> int:
     """Run a node until a signal ends it. Returns the exit code.
+
+    Args:
+        settings: checked.
+        home: its folders.
+        given_name: the name that the command line gave it, which it keeps from then on.
 
     Raises:
         ParallaxError: it cannot start.
     """
-    logs.set_up(settings.log_format)
+    logs.set_up(settings.log_format, settings.log_level)
     raise_open_files()
     with _locked(home):
-        return trio.run(_main, settings, home)
+        if given_name is not None:
+            write_private(home.name_file, settings.name.encode())
+        gc.freeze()  # what the imports made stays: looking through it again holds the loop for a tenth of a second
+        return trio.run(_main, settings, home, instruments=[log_held_loop()])
 
 
 @contextmanager
 def _locked(home: Home) -> Iterator[None]:
     """One node per home."""
-    try:
-        private_folder(home.data)
-        private_folder(home.runtime)
-    except OSError as error:
-        where = error.filename or home.data
-        raise UsageError(
-            f"{where}: {error.strerror or error}; set PARALLAX_HOME or --data-dir to a folder that can be written"
-        ) from error
+    home.make_folders()
     lock = FileLock(home.lock)
     try:
         lock.acquire(timeout=0)
@@ -71,8 +81,8 @@ def _locked(home: Home) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.name == "posix":  # elsewhere an open file cannot be removed, and filelock does it
-            home.lock.unlink(missing_ok=True)
+        # The file stays: whoever has opened it and waits would lock a file that is no longer in the folder, while a
+        # third one makes and locks another.
         lock.release()
 
 
@@ -87,6 +97,12 @@ async def _main(settings: Settings, home: Home) -> int:
             await _serve(settings, home, stop)
         except* ParallaxError as group:
             failure = next(iter(_leaves(group)))
+        except* OSError as group:  # a full disk, a lost folder: a sentence for people, the place for who mends it
+            log.debug("what ended the node", exc_info=group)
+            failure = failure or NodeFailed(sentence(next(iter(_leaves(group)))))
+        except* MemoryError as group:
+            log.debug("what ended the node", exc_info=group)
+            failure = failure or NodeFailed("there is no memory left; give the node less with --memory")
         outer.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -95,7 +111,8 @@ async def _main(settings: Settings, home: Home) -> int:
 
 async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
     remembered = Remembered(home.data / "model.json")
-    api = _api_listener(settings)
+    api = _api_listeners(settings)
+    owner_token = secrets.token_urlsafe(32)
     control, control_listener = _control_listener(settings, home)
     try:
         swarm_settings = SwarmSettings(
@@ -116,24 +133,32 @@ async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
         ) as swarm:
             this = Member(settings, home, swarm, remembered)
             async with trio.open_nursery() as nursery:
-                await nursery.start(serve, control_app(this.service, token=control.token), control_listener)
+                await nursery.start(serve, control_app(this.service, token=control.token), [control_listener])
                 home.write_control(control)
-                if api is not None:
-                    host, port = api.getsockname()[:2]
+                if api:
+                    host, port = api[0].getsockname()[:2]
                     loopback = is_loopback(host)
                     if not loopback:
                         log.warning("the API at %s:%d is open to everyone who can reach this machine", host, port)
-                    await nursery.start(serve, client_app(this.service, loopback_only=loopback), api)
+                    write_private(home.owner_token_file, owner_token.encode())
+                    app = client_app(
+                        this.service,
+                        loopback_only=loopback,
+                        owner=Owner(owner_token, str(home.owner_token_file), exposed=not loopback),
+                        hosts=settings.allow_host,
+                        origins=settings.cors,
+                    )
+                    await nursery.start(serve, app, api)
                     log.info("API at http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
                 log.info("node %s (%s)", settings.name, swarm.node_id)
+                nursery.start_soon(tell_arrival, this.journal, bool(settings.join))
                 nursery.start_soon(this.run)
                 await stop.wait()
                 nursery.cancel_scope.cancel()  # the swarm's block is left in order: it says goodbye
     finally:
         home.control_file.unlink(missing_ok=True)
-        control_listener.close()
-        if api is not None:
-            api.close()
+        home.owner_token_file.unlink(missing_ok=True)
+        close_all([control_listener, *api])
         if control.socket_path is not None:
             _remove_socket(Path(control.socket_path), home)
 
@@ -171,19 +196,16 @@ def _control_listener(settings: Settings, home: Home) -> tuple[Control, socket.s
     return Control(port=listener.getsockname()[1], token=secrets.token_urlsafe(32)), listener
 
 
-def _api_listener(settings: Settings) -> socket.socket | None:
-    """The API's socket. The default port gives way to the next free one; a port that was asked for does not."""
+def _api_listeners(settings: Settings) -> list[socket.socket]:
+    """The API's sockets. The default port gives way to the next free one; a port that was asked for does not."""
     if settings.api == "off":
-        return None
+        return []
     host, port = parse_host_port(settings.api, "--api")
-    tries = API_PORTS_TRIED if settings.api == DEFAULT_API else 1
-    for offset in range(tries):
-        try:
-            return listen_tcp(host, port + offset, "--api")
-        except UsageError:
-            if offset == tries - 1:
-                raise
-    raise AssertionError("unreachable")
+    if host != "localhost":
+        return [listen_tcp(host, port, "--api")]
+    if settings.api == DEFAULT_API or port == 0:
+        return listen_localhost(port, "--api")
+    return listen_localhost(port, "--api", ports_tried=1)
 
 
 def _remove_socket(path: Path, home: Home) -> None:
@@ -195,7 +217,7 @@ def _remove_socket(path: Path, home: Home) -> None:
             log.debug("%s stays: %s", path.parent, error)
 
 
-def _leaves(group: BaseExceptionGroup[ParallaxError]) -> Iterator[ParallaxError]:
+def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

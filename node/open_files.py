@@ -31,3 +31,13 @@ def raise_open_files() -> None:
         break
     if soft < FEWEST:
         log.warning("this process may open %d files only; raise the limit (ulimit -n), 4096 are plenty", soft)
+
+
+def open_files_limit() -> int:
+    """How many files and sockets this process may have open."""
+    if sys.platform == "win32":
+        return WANTED
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return WANTED if soft == resource.RLIM_INFINITY else soft

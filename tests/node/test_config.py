@@ -16,7 +16,8 @@ from node.config import (
     parse_host_port,
     read_config,
 )
-from node.errors import ConfigError, UsageError
+from node.errors import BadInvitation, ConfigError, UsageError
+from node.swarm.invitation import read_invitation
 
 
 def test_dtypes_are_read() -> None:
@@ -88,3 +89,36 @@ def test_names_are_for_people() -> None:
     for name in ("x" * 65, "a\x1b[31m", " "):
         with pytest.raises(UsageError, match="--name"):
             check(Settings(name=name))
+
+
+def test_a_part_of_an_invitation_is_never_printed(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    for value in ('{secret = "plx1abc"}', '["plx1abc", 5]', "5"):
+        file.write_text(f"join = {value}\n")
+        with pytest.raises(ConfigError) as refused:
+            read_config(file)
+        assert "plx1abc" not in str(refused.value)
+    with pytest.raises(BadInvitation) as bad:
+        read_invitation("plx1abc-secret-secret")
+    assert "secret" not in str(bad.value)
+
+
+def test_a_config_that_holds_an_invitation_is_its_owners_alone(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    for text, mode in (('join = "plx1abc"', 0o600), ('name = "attic"', 0o644)):
+        file.write_text(text)
+        file.chmod(0o644)
+        read_config(file)
+        assert file.stat().st_mode & 0o777 == mode
+
+
+def test_pages_and_names_that_may_call_are_settings(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('cors = ["http://NAS:3000"]\nallow_host = "Nas.local"\nlog_level = "debug"\n')
+    read = read_config(file)
+    assert (read.cors, read.allow_host, read.log_level) == (("http://nas:3000",), ("nas.local",), "debug")
+    for text in ('cors = "nas"', 'allow_host = "a b"', 'log_level = "loud"'):
+        key = text.partition(" ")[0]
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=key):
+            read_config(file)
