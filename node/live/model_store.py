@@ -13,6 +13,9 @@ from node.models import ChatModel, Phase, identify_in_child, prepare_in_child, r
 from node.wire.events import Event, ModelProgress
 from node.wire.models import Dtype, ModelFacts, ModelRef
 
+CHECKED_FOR_S = 600.0
+"""For so long weights that were found whole are not read again before they are loaded once more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
@@ -33,6 +36,9 @@ class ModelStore:
         self._models, self._emit = models, emit
         self._metadata: dict[ModelRef, Metadata] = {}
         self._lock = trio.Lock()
+        self._reading = trio.CapacityLimiter(1)
+        self._checked_at_s: dict[tuple[ModelRef, int, int], float] = {}
+        """When the weights of a range were last read and found whole."""
 
     async def identify(self, choice: str) -> ModelRef:
         """What `--model` means here.
@@ -40,7 +46,8 @@ class ModelStore:
         Raises:
             ModelError: it names nothing that can be had.
         """
-        return await identify_in_child(choice or None, self._models)
+        name = choice or "the default model"
+        return await identify_in_child(choice or None, self._models, self._reporter(name))
 
     async def metadata(self, ref: ModelRef) -> Metadata:
         """Config and tokenizer, fetched once.
@@ -51,7 +58,7 @@ class ModelStore:
         async with self._lock:
             if ref not in self._metadata:
                 folder = await self._prepare(ref, None)
-                chat = await trio.to_thread.run_sync(ChatModel.load, folder)
+                chat = await trio.to_thread.run_sync(ChatModel.load, folder, limiter=self._reading)
                 self._metadata[ref] = Metadata(folder, chat)
         return self._metadata[ref]
 
@@ -62,17 +69,28 @@ class ModelStore:
     async def weights(self, ref: ModelRef, start: int, end: int) -> Path:
         """A folder that holds at least the weights of layers [start, end) and the ends that go with them.
 
+        Their bytes are read and held against the hashes that they came with, unless that has just been done: an engine
+        worker that died is not kept from its layers by it.
+
         Raises:
             ModelError: they cannot be had.
         """
-        return await self._prepare(ref, (start, end))
+        checked_at_s = self._checked_at_s.get((ref, start, end), float("-inf"))
+        check = trio.current_time() >= checked_at_s + CHECKED_FOR_S
+        folder = await self._prepare(ref, (start, end), check=check)
+        if check:
+            self._checked_at_s[ref, start, end] = trio.current_time()
+        return folder
 
-    async def _prepare(self, ref: ModelRef, layers: tuple[int, int] | None) -> Path:
+    def _reporter(self, name: str) -> Callable[[Phase, int, int, str], None]:
         def report(phase: Phase, done: int, total: int, text: str) -> None:
-            self._emit(ModelProgress(ref.name, phase, done, total, text))
+            self._emit(ModelProgress(name, phase, done, total, text))
 
+        return report
+
+    async def _prepare(self, ref: ModelRef, layers: tuple[int, int] | None, *, check: bool = True) -> Path:
         try:
-            return await prepare_in_child(ref, self._models, layers, report)
+            return await prepare_in_child(ref, self._models, layers, self._reporter(ref.name), check=check)
         except ParallaxError as error:
             self._emit(ModelProgress(ref.name, "failed", text=str(error)))
             raise

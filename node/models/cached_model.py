@@ -5,8 +5,9 @@
     models/.locks/NAME-DIGEST.lock
 
 A file belongs to the model once the manifest lists it with its size, and the manifest is replaced atomically after the
-files are on the disk. So a process may be killed at any moment: what it had not finished is in `.partial`, which the
-next holder of the lock empties, or in no manifest, which nobody reads.
+files are on the disk. Beside each weight file lie the hashes of its tensors, as they were when it came; of the other
+files the manifest has them. So a process may be killed at any moment: what it had not finished is in `.partial`, which
+the next holder of the lock empties, or in no manifest, which nobody reads.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from node.home import private_folder, write_private
-from node.models.disk import sync_file, sync_folder
+from node.models.disk import sha256_of, sync_file, sync_folder
 from node.models.progress import Report
+from node.models.tensor_hashes import Hashes, encoded, hash_tensors, hashes_name
 from node.wire.models import ModelRef
 
 MANIFEST = "parallax.json"
@@ -43,6 +46,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """Every whole file and its size in bytes."""
     weights: tuple[str, ...]
     """The weight files of the entire model, also those that were not fetched."""
+    sha256: dict[str, str] = {}
+    """Of the files that hold no weights, in hex. Models of an older version have none."""
 
 
 def slug(text: str) -> str:
@@ -59,6 +64,8 @@ class CachedModel:
         self.folder = models / name
         self.partial = models / PARTIAL / name
         self._lock_path = models / LOCKS / f"{name}.lock"
+        self.fresh: set[str] = set()
+        """Files that this object has adopted: whoever made them has just read them."""
 
     def manifest(self) -> Manifest | None:
         """What is listed, or None where nothing usable is: no manifest, an older format, another model."""
@@ -114,20 +121,47 @@ class CachedModel:
         finally:
             lock.release()
 
-    def adopt(self, names: Iterable[str], weights: Iterable[str]) -> None:
-        """Move finished files from `.partial` into the folder, then list them. The caller holds the lock."""
+    def adopt(
+        self,
+        names: Iterable[str],
+        weights: Iterable[str],
+        hashes: Mapping[str, Hashes] | None = None,
+    ) -> None:
+        """Move finished files from `.partial` into the folder, then list them. The caller holds the lock.
+
+        Args:
+            hashes: of the tensors of these files, by file, where they have been computed already.
+        """
         known = self.manifest()
-        files = dict(known.files) if known else {}
+        files, sums = (dict(known.files), dict(known.sha256)) if known else ({}, {})
         private_folder(self.folder)
         for name in names:
             sync_file(self.partial / name)
+            if is_weights(name):
+                self.keep_hashes(name, (hashes or {}).get(name) or hash_tensors(self.partial / name))
+            else:
+                sums[name] = sha256_of(self.partial / name)
             os.replace(self.partial / name, self.folder / name)
             files[name] = (self.folder / name).stat().st_size
+            self.fresh.add(name)
+        self.list(Manifest(FORMAT, self.ref, files, tuple(sorted(weights)), sums))
+
+    def keep_hashes(self, name: str, hashes: Hashes) -> None:
+        """Put the hashes of a weight file into the folder: before the file itself, so that none is without."""
+        write_private(self.folder / hashes_name(name), encoded(hashes))
+
+    def list(self, manifest: Manifest) -> None:
+        """Say what belongs to the model, once all of it is on the disk. The caller holds the lock."""
         sync_folder(self.folder)
-        manifest = Manifest(FORMAT, self.ref, files, tuple(sorted(weights)))
         write_private(self.folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
         sync_folder(self.folder)
         sync_folder(self.folder.parent)
+
+    def disown(self, name: str) -> None:
+        """Take a damaged file out of the manifest: it is to be made or fetched anew. The caller holds the lock."""
+        manifest = self.manifest()
+        if manifest is not None:
+            self.list(replace(manifest, files={file: size for file, size in manifest.files.items() if file != name}))
 
     def unlist(self) -> None:
         """Remove the manifest: the files that are about to be replaced are no model any more."""
@@ -138,6 +172,23 @@ class CachedModel:
         self.unlist()
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a model holds weights."""
+    return name.endswith(".safetensors")
+
+
+def hashing(report: Report, total_bytes: int, name: str) -> Callable[[int], None]:
+    """Reports how far the hashing of `total_bytes` is."""
+    done_bytes = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done_bytes
+        done_bytes += count
+        report("load", min(done_bytes, total_bytes), total_bytes, f"checking {name}")
+
+    return on_bytes
 
 
 def read_manifest(folder: Path) -> Manifest | None:

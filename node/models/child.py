@@ -46,20 +46,20 @@ OnProgress = Callable[[Phase, int, int, str], None]
 _line_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
-async def identify_in_child(choice: str | None, models: Path) -> ModelRef:
-    """`identify` in a child process.
+async def identify_in_child(choice: str | None, models: Path, on_progress: OnProgress = ignore_progress) -> ModelRef:
+    """`identify` in a child process; `on_progress` is called from this task.
 
     Raises:
         ParallaxError: as `identify` does.
         FetchFailed: the child died without a word.
     """
-    result = await _run(IdentifyTask(str(models), choice), choice or "the default model", ignore_progress)
+    result = await _run(IdentifyTask(str(models), choice), choice or "the default model", on_progress)
     assert result.ref is not None
     return result.ref
 
 
 async def prepare_in_child(
-    ref: ModelRef, models: Path, layers: tuple[int, int] | None, on_progress: OnProgress
+    ref: ModelRef, models: Path, layers: tuple[int, int] | None, on_progress: OnProgress, *, check: bool = True
 ) -> Path:
     """`prepare` in a child process; `on_progress` is called from this task.
 
@@ -67,7 +67,7 @@ async def prepare_in_child(
         ParallaxError: as `prepare` does.
         FetchFailed: the child died without a word.
     """
-    result = await _run(PrepareTask(str(models), ref, layers), ref.name, on_progress)
+    result = await _run(PrepareTask(str(models), ref, layers, check), ref.name, on_progress)
     assert result.folder is not None
     return Path(result.folder)
 

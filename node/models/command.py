@@ -11,13 +11,13 @@ from typing import Literal, TextIO, TypeVar
 from node.errors import ParallaxError, UsageError
 from node.models.child import identify_in_child, import_in_child, prepare_in_child
 from node.models.facts import layer_count
-from node.models.installed import InstalledModel, installed, remove
+from node.models.installed import InstalledModel, choosable_name, installed, remove
 from node.models.progress import Phase
 
 Action = Literal["list", "pull", "import", "rm"]
 T = TypeVar("T")
 
-DOING: dict[Phase, str] = {"fetch": "fetching", "convert": "converting"}
+DOING: dict[Phase, str] = {"fetch": "fetching", "convert": "converting", "load": "checking"}
 INTERRUPTED_STATUS = 130
 WIDTH = 79
 
@@ -33,9 +33,10 @@ def run(action: Action, argument: str | None, models: Path, *, as_json: bool) ->
             case "list":
                 _show(installed(models), as_json=as_json)
             case "pull":
-                _show([_pull(argument, models)], as_json=as_json)
+                _show([_pull(argument, models)], as_json=as_json, among=installed(models))
             case "import":
-                _show([_import(_needed(argument, "a .gguf file or a folder"), models)], as_json=as_json)
+                taken = _import(_needed(argument, "a .gguf file or a folder"), models)
+                _show([taken], as_json=as_json, among=installed(models))
             case "rm":
                 _show([remove(_needed(argument, "a model's name"), models)], as_json=as_json, verb="removed")
     except ParallaxError as error:
@@ -55,7 +56,7 @@ def _needed(argument: str | None, what: str) -> str:
 def _pull(choice: str | None, models: Path) -> InstalledModel:
     """Fetch the whole model: what describes it first, which tells how many layers there are."""
     with _ProgressLine(sys.stderr) as line:
-        ref = _in_trio(lambda: identify_in_child(choice, models))
+        ref = _in_trio(lambda: identify_in_child(choice, models, line.show))
         folder = _in_trio(lambda: prepare_in_child(ref, models, None, line.show))
         layers = (0, layer_count(folder))
         folder = _in_trio(lambda: prepare_in_child(ref, models, layers, line.show))
@@ -77,15 +78,22 @@ def _in_trio(work: Callable[[], Awaitable[T]]) -> T:
     return trio.run(main)
 
 
-def _show(models: list[InstalledModel], *, as_json: bool, verb: str = "") -> None:
+def _show(
+    models: list[InstalledModel], *, as_json: bool, verb: str = "", among: list[InstalledModel] | None = None
+) -> None:
+    """Args:
+    among: all that are installed, which names are chosen from; `models` where left out.
+    """
     if as_json:
         rows = [
             {
                 "name": model.name,
+                "choose": choosable_name(model, among or models),
                 "source": model.source,
                 "bytes_on_disk": model.bytes_on_disk,
                 "path": model.path,
                 "complete": model.complete,
+                "state": model.state,
             }
             for model in models
         ]
@@ -94,16 +102,16 @@ def _show(models: list[InstalledModel], *, as_json: bool, verb: str = "") -> Non
         for model in models:
             print(f"{verb} {model.name} ({size_text(model.bytes_on_disk)})")
     elif models:
-        _table(models)
+        _table(models, among or models)
     else:
-        print("no models yet; `parallax models pull` fetches the default one")
+        print("no models yet; `parallax models pull default` fetches the default one")
 
 
-def _table(models: list[InstalledModel]) -> None:
+def _table(models: list[InstalledModel], among: list[InstalledModel]) -> None:
+    """The names are those that `--model` takes: longer ones where several models are called alike."""
     rows = [("NAME", "SIZE", "STATE", "SOURCE")]
     rows += [
-        (model.name, size_text(model.bytes_on_disk), "whole" if model.complete else "in part", model.source)
-        for model in models
+        (choosable_name(model, among), size_text(model.bytes_on_disk), model.state, model.source) for model in models
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, size, state, source in rows:

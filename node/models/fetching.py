@@ -38,6 +38,7 @@ class PrepareTask(msgspec.Struct, frozen=True, tag="prepare"):
     models: str
     ref: ModelRef
     layers: tuple[int, int] | None
+    check: bool = True
 
 
 class ImportTask(msgspec.Struct, frozen=True, tag="import"):
@@ -107,9 +108,9 @@ def run(task: Task, out: BinaryIO) -> ResultLine:
     models = Path(task.models)
     match task:
         case IdentifyTask():
-            return ResultLine(ref=identify(task.choice, models))
+            return ResultLine(ref=identify(task.choice, models, _Reports(out)))
         case PrepareTask():
-            return ResultLine(folder=str(prepare(task.ref, models, task.layers, _Reports(out))))
+            return ResultLine(folder=str(prepare(task.ref, models, task.layers, _Reports(out), check=task.check)))
         case ImportTask():
             return ResultLine(ref=import_file(Path(task.path), models, _Reports(out)))
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from node.errors import DamagedModel, UnsupportedModel
 from node.models.gguf_file import GgufFile
+from node.models.gguf_keys import refuse_unknown_keys, refuse_what_is_no_model
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 SUPPORTED = "GGUF files of dense llama, qwen2 and qwen3 models"
@@ -55,8 +56,9 @@ def family(file: GgufFile) -> str:
     """The file's architecture.
 
     Raises:
-        UnsupportedModel: not one of ours, or a mixture of experts.
+        UnsupportedModel: not one of ours, a mixture of experts, or no model at all.
     """
+    refuse_what_is_no_model(file, SUPPORTED)
     name = file.text("general.architecture")
     if name not in CLASSES:
         raise UnsupportedModel(str(file.path), f'the architecture "{name[:40]}"', SUPPORTED)
@@ -89,6 +91,7 @@ def config_from(file: GgufFile, dtype: str) -> Config:
         raise UnsupportedModel(str(file.path), "values of another width than keys", SUPPORTED)
     if integer("rope.dimension_count", head_dim) != head_dim:
         raise UnsupportedModel(str(file.path), "rotation of a part of each head", SUPPORTED)
+    refuse_unknown_keys(file, name, head_dim, integer("context_length"), SUPPORTED)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise DamagedModel(str(file.path), "the tensor token_embd.weight is missing")
@@ -126,13 +129,17 @@ def _as_float32(value: float) -> float:
 
 
 def _rope_scaling(file: GgufFile, name: str) -> dict[str, object] | None:
-    kind = file.text(f"{name}.rope.scaling.type", "none")
-    if kind == "none":
+    factor = file.number(f"{name}.rope.scaling.factor", 0.0)
+    kind = file.text(f"{name}.rope.scaling.type", "linear")  # llama.cpp's default
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
         return None
     if kind not in ("linear", "yarn"):
         raise UnsupportedModel(str(file.path), f'rope scaling "{kind[:40]}"', "none, linear, yarn and llama3")
     scaling: dict[str, object] = {"rope_type": kind, "factor": file.number(f"{name}.rope.scaling.factor")}
     if kind == "yarn":
+        for end in ("beta_fast", "beta_slow"):
+            if (key := f"{name}.rope.scaling.yarn_{end}") in file.metadata:
+                scaling[end] = file.number(key)
         scaling["original_max_position_embeddings"] = file.integer(f"{name}.rope.scaling.original_context_length")
     return scaling
 

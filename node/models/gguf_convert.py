@@ -73,8 +73,16 @@ def convert(path: Path, out: Path, report: Report, *, free: FreeBytes = free_byt
             for chunk in _chunks(file.path, source, file.tensors[gguf], heads):
                 sink.write(chunk)
                 done_bytes += chunk.nbytes
-                report("convert", done_bytes, total_bytes, name)
+                report("convert", done_bytes, total_bytes, _part(name, config))
     return [*small, WEIGHTS]
+
+
+def _part(name: str, config: Config) -> str:
+    """Where a tensor belongs, for people."""
+    words = name.split(".")
+    if "layers" in words:
+        return f"layer {int(words[words.index('layers') + 1]) + 1} of {config['num_hidden_layers']}"
+    return "embedding" if "embed_tokens" in words else "output"
 
 
 def _stored(file: GgufFile, tensor: GgufTensor) -> StoredDtype:

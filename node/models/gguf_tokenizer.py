@@ -207,13 +207,13 @@ def _check_loads(where: str, description: str) -> None:
 
 
 def _companions(file: GgufFile, tokens: list[str], bos: int | None) -> dict[str, bytes]:
-    eos, eot = _token_id(file, "eos_token_id", tokens), _token_id(file, "eot_token_id", tokens)
+    eos, *others = (_token_id(file, f"{end}_token_id", tokens) for end in ("eos", "eot", "eom"))
     unknown, pad = _token_id(file, "unknown_token_id", tokens), _token_id(file, "padding_token_id", tokens)
 
     def text(token: int | None) -> str | None:
         return None if token is None else tokens[token]
 
-    ends = [token for token in dict.fromkeys((eos, eot)) if token is not None]
+    ends = [token for token in dict.fromkeys((eos, *others)) if token is not None]
     config: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": text(bos),
@@ -223,6 +223,7 @@ def _companions(file: GgufFile, tokens: list[str], bos: int | None) -> dict[str,
         "clean_up_tokenization_spaces": False,
     }
     generation: Json = {"bos_token_id": bos, "eos_token_id": ends if len(ends) > 1 else eos, "pad_token_id": pad}
+    generation |= _sampling(file)
     files = {
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=1).encode(),
         "generation_config.json": json.dumps(generation, indent=1).encode(),
@@ -230,3 +231,14 @@ def _companions(file: GgufFile, tokens: list[str], bos: int | None) -> dict[str,
     if template := file.optional_text("tokenizer.chat_template"):
         files["chat_template.jinja"] = template.encode()
     return files
+
+
+def _sampling(file: GgufFile) -> Json:
+    """What the file's makers recommend, as far as it is done here; the rest would be refused in a request too."""
+    keys = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p"}
+    found: Json = {
+        name: file.metadata[key]
+        for name, short in keys.items()
+        if (key := f"general.sampling.{short}") in file.metadata
+    }
+    return {"do_sample": True, **found} if found else {}

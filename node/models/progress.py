@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-Phase = Literal["fetch", "convert"]
+Phase = Literal["fetch", "convert", "load"]
+"""`load`: what is on the disk is checked before it is loaded."""
 
 Report = Callable[[Phase, int, int, str], None]
 """Called with (phase, done_bytes, total_bytes, text); a total of 0 means that it is not known."""

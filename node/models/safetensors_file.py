@@ -33,6 +33,18 @@ class TensorSpec:
         return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies in a file, and as what."""
+
+    dtype: str
+    """Any of the format's types, as its header names it."""
+    shape: tuple[int, ...]
+    start: int
+    """From the start of the file; so is `end`."""
+    end: int
+
+
 def header_for(tensors: Mapping[str, TensorSpec]) -> bytes:
     """The head of a file whose data follows in the mapping's order, without gaps."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
@@ -70,3 +82,28 @@ def read_header(path: Path) -> bytes:
     if not matches:
         raise DamagedModel(str(path), f"{size} bytes long, its header says {expected}")
     return text
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name, after checking that they lie within it, one after the other.
+
+    Raises:
+        DamagedModel: as `read_header`, or they do not.
+    """
+    text = read_header(path)
+    data_start = 8 + len(text)
+    tensors = {}
+    try:
+        for name, entry in json.loads(text).items():
+            if name != "__metadata__":
+                start, end = map(int, entry["data_offsets"])
+                shape = tuple(map(int, entry["shape"]))
+                tensors[str(name)] = StoredTensor(str(entry["dtype"]), shape, data_start + start, data_start + end)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedModel(str(path), "its safetensors header cannot be read") from error
+    due = data_start
+    for name, tensor in sorted(tensors.items(), key=lambda entry: (entry[1].start, entry[1].end)):
+        if tensor.start != due or tensor.end < tensor.start:
+            raise DamagedModel(str(path), f"the tensor {name[:80]} does not begin where the one before it ends")
+        due = tensor.end
+    return tensors

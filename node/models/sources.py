@@ -10,8 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from node.errors import ModelError
 from node.home import write_private
 from node.models.cached_model import slug
+from node.models.hash_cache import Stamp, stamp_of
+from node.models.local_folder import metadata_files, weight_files
 from node.wire.models import ModelRef
 
 SOURCES = ".sources"
@@ -22,28 +25,30 @@ class Source(msgspec.Struct, frozen=True):
 
     ref: ModelRef
     path: str
-    size: int
-    """Of a file: with `mtime_ns` it tells whether the file is still the one that was hashed. 0 for a folder."""
-    mtime_ns: int
+    stamps: dict[str, Stamp] = {}
+    """Of the file, or of each file in the folder that counts, by name: whether it is still what was hashed."""
 
     def unchanged(self) -> bool:
-        """Whether path, size and time of change are still the same."""
-        return fingerprint(Path(self.path)) == (self.size, self.mtime_ns)
+        """Whether all of it is still as it was."""
+        return bool(self.stamps) and stamps_of(Path(self.path)) == self.stamps
 
 
-def fingerprint(path: Path) -> tuple[int, int] | None:
-    """Size and time of the last change of a file, (0, 0) for a folder, None where there is nothing."""
+def stamps_of(path: Path) -> dict[str, Stamp]:
+    """Of a GGUF file, or of the files of a model folder that we use; empty where there is nothing to be seen."""
     try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (0, 0) if path.is_dir() else (status.st_size, status.st_mtime_ns)
+        names = (*metadata_files(path), *weight_files(path)) if path.is_dir() else ("",)
+    except (OSError, ModelError):
+        return {}
+    stamps = {name: stamp for name in names if (stamp := stamp_of(path / name))}
+    return stamps if len(stamps) == len(names) else {}
 
 
-def remember(models: Path, ref: ModelRef, path: Path) -> None:
-    """Note that the model `ref` is at `path`."""
-    size, mtime_ns = fingerprint(path) or (0, 0)
-    write_private(_file(models, ref.digest), msgspec.json.encode(Source(ref, str(path), size, mtime_ns)))
+def remember(models: Path, ref: ModelRef, path: Path, stamps: dict[str, Stamp]) -> None:
+    """Note that the model `ref` is at `path`, with these stamps before it was read. What was there before is gone."""
+    for source in all_sources(models):
+        if source.path == str(path) and source.ref.digest != ref.digest:
+            forget(models, source.ref.digest)
+    write_private(_file(models, ref.digest), msgspec.json.encode(Source(ref, str(path), stamps)))
 
 
 def recall(models: Path, digest: str) -> Source | None:

@@ -24,7 +24,8 @@ class ModelRef(Struct, frozen=True):
     source: Text
     """Where it comes from: `default`, `hub:org/name@commit`, `gguf:FILENAME` or `folder:NAME`."""
     digest: Text
-    """Hash of the content (for a hub model: the commit), so that a namesake is not mistaken for it."""
+    """Of every byte that is used, weights included, so that neither a namesake nor a fine-tune is mistaken for it: of a
+    GGUF file its SHA-256, of a folder that of its tensors and the files beside them, of a hub model the commit."""
 
 
 class ModelFacts(Struct, frozen=True):

@@ -206,6 +206,34 @@ def test_a_shard_that_was_truncated_in_the_cache_is_fetched_again(hub: Any, tmp_
         prepare(ref, models, (3, 4))
 
 
+def test_a_shard_whose_bytes_have_flipped_is_fetched_again(hub: Any, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    ref = identify("org/tiny", models)
+    folder = prepare(ref, models, (0, 4))
+    data = bytearray(hub.files[LATE])
+    data[-9] ^= 1
+    (folder / LATE).write_bytes(data)
+    hub.asked.clear()
+    prepare(ref, models, (0, 1))
+    assert hub.asked == []  # not needed for these layers
+    prepare(ref, models, (3, 4))
+    assert hub.asked == [LATE]
+    assert (folder / LATE).read_bytes() == hub.files[LATE]
+    (folder / LATE).write_bytes(data)
+    hub.status = 503
+    with pytest.raises(DamagedModel, match=rf"{LATE} .*could not be fetched again"):
+        prepare(ref, models, (3, 4))
+
+
+def test_quantised_checkpoints_are_refused_before_their_weights_are_fetched(hub: Any, tmp_path: Path) -> None:
+    config = json.loads(hub.files["config.json"])
+    hub.files["config.json"] = json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}).encode()
+    ref = identify("org/tiny", tmp_path / "models")
+    with pytest.raises(UnsupportedModel, match=r"quantised weights \(gptq\)"):
+        prepare(ref, tmp_path / "models", (0, 4))
+    assert not any(name.endswith(".safetensors") for name in hub.asked)
+
+
 def test_layers_beyond_the_model_are_refused(hub: Any, tmp_path: Path) -> None:
     ref = identify("org/tiny", tmp_path / "models")
     with pytest.raises(BadLayers, match="0:4"):

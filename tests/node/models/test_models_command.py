@@ -14,7 +14,7 @@ from node.models.command import _ProgressLine, run, size_text
 def test_importing_listing_and_removing(tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = tmp_path / "models"
     assert run("list", None, models, as_json=False) == 0
-    assert "parallax models pull" in capsys.readouterr().out
+    assert "`parallax models pull default`" in capsys.readouterr().out
 
     assert run("import", str(tiny_gguf), models, as_json=False) == 0
     said = capsys.readouterr()
@@ -32,7 +32,9 @@ def test_importing_listing_and_removing(tiny_gguf: Path, tmp_path: Path, capsys:
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["complete"] is True
     assert entry["bytes_on_disk"] == sum(
-        path.stat().st_size for path in Path(entry["path"]).iterdir() if path.name != "parallax.json"
+        path.stat().st_size
+        for path in Path(entry["path"]).iterdir()
+        if path.name not in ("parallax.json", "model.safetensors.hashes.json")
     )
 
     assert run("rm", "tiny-test", models, as_json=False) == 0

@@ -88,7 +88,7 @@ def test_a_gguf_file_is_converted_once(tiny_gguf: Path, tmp_path: Path) -> None:
     tiny_gguf.unlink()  # not needed any more
     reports: list[Any] = []
     assert prepare(ref, models, (0, 1), lambda *said: reports.append(said)) == folder
-    assert reports == []
+    assert {phase for phase, *_ in reports} == {"load"}  # looked at, not made again
     assert leftovers(models) == []
 
 
