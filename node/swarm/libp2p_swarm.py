@@ -9,7 +9,8 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -19,6 +20,7 @@ from node.errors import BadWireData, LinkClosed
 from node.swarm.address_book import AddressBook
 from node.swarm.addresses import Address, parse_all
 from node.swarm.base import Arrival, Lane, LinkLost, MemberGone, MemberSeen, SwarmNews
+from node.swarm.circuits import CIRCUIT_PROTOCOL, RELAY_PROTOCOL, CircuitCarrier, Circuits, CircuitStream
 from node.swarm.connection import Connection
 from node.swarm.connections import Connections
 from node.swarm.gossip import Gossip
@@ -29,6 +31,7 @@ from node.swarm.lanes import PROTOCOLS, lane_of, open_lane
 from node.swarm.muxed_stream import MuxedStream
 from node.swarm.neighbour import Neighbour
 from node.swarm.reach import Reach
+from node.swarm.relay import Relay
 from node.swarm.secret import SwarmSecret
 from node.swarm.stream_link import StreamLink, receive_frames
 from node.wire.codec import decode, encode
@@ -49,6 +52,10 @@ STALL_S = 1.0
 
 GOODBYE_S = 0.5
 LINK_WAIT_S = 3.0
+DIRECT_FIRST_S = 1.0
+"""For a direct connection, where a detour is known and there is hope for one."""
+
+RELAYS_TRIED = 3
 ROUND_TRIPS = 600
 """How many peers' round trips our record tells: with the longest ids 42 KiB of the 64 that it may have. Who knows the
 secret can come with any number of identities."""
@@ -95,6 +102,10 @@ class Libp2pSwarm:
         self._joined = trio.Event()
         self._parted = trio.Event()
         self._neighbours: dict[NodeId, Neighbour] = {}
+        self._circuits = Circuits(identity)
+        self._relay = Relay(connections.best, self._gossip.is_member)
+        self._carried_here: Counter[NodeId] = Counter()
+        """Circuits that end here, by their origin."""
 
     # What others use of it: node.swarm.base.Swarm
 
@@ -191,12 +202,16 @@ class Libp2pSwarm:
 
     def protocols(self, connection: Connection) -> tuple[str, ...]:
         """What the peer may open streams for."""
-        return tuple(PROTOCOLS.values())
+        return (*PROTOCOLS.values(), RELAY_PROTOCOL, CIRCUIT_PROTOCOL)
 
     async def serve_stream(self, connection: Connection, protocol: str, stream: MuxedStream) -> None:
         """A neighbour opened a stream to us for one of these."""
         if lane := lane_of(protocol):
             await self.serve_link(connection, lane, stream)
+        elif protocol == RELAY_PROTOCOL:
+            await self._relay.carry(connection, stream)
+        elif protocol == CIRCUIT_PROTOCOL:
+            await self._serve_circuit(stream)
 
     async def serve_link(self, connection: Connection, lane: Lane, stream: MuxedStream) -> None:
         """A neighbour opened a lane to us: hand its frames over until it ends."""
@@ -214,7 +229,8 @@ class Libp2pSwarm:
     def parted(self, connection: Connection) -> None:
         """An admitted connection is over."""
         peer = connection.peer
-        self._neighbour(peer).close_links(connection, "the connection ended")
+        for neighbour in list(self._neighbours.values()):
+            neighbour.close_links(connection, "the connection ended")
         cut = connection.lanes_cut()
         if self.connections.remove(connection):
             self._tell(self._gossip.disconnected(peer, connection.why, trio.current_time()))
@@ -258,9 +274,7 @@ class Libp2pSwarm:
             self._tell(self._gossip.pass_time(now, stall_s))
             for connection in self.connections.redundant(now):
                 connection.end("disconnected", "the peer and this node have a better one")
-            for peer in [peer for peer, held in self._neighbours.items() if held.is_forgotten]:
-                if peer not in self.connections:
-                    del self._neighbours[peer]
+            self._tidy(now)
 
     async def depart(self) -> None:
         """Say goodbye to everyone, in bounded time. What becomes of the others is no news of ours any more.
@@ -293,13 +307,88 @@ class Libp2pSwarm:
     def _neighbour(self, peer: NodeId) -> Neighbour:
         return self._neighbours.setdefault(peer, Neighbour())
 
+    def _tidy(self, now: float) -> None:
+        for peer, neighbour in list(self._neighbours.items()):
+            if peer in self.connections:
+                neighbour.retire_circuits(now)
+            elif neighbour.is_forgotten:
+                del self._neighbours[peer]
+
     async def _open_link(self, peer: NodeId, lane: Lane) -> StreamLink:
-        connection = await self._connection(peer)
+        relays = self._relays(peer)
+        connection = await self._direct(peer, self._direct_wait_s(peer, relays))
+        if connection is None:
+            return await self._open_circuit(peer, lane, relays)
         stream = await open_lane(connection, lane)
         if connection.is_over:
             raise LinkClosed(peer, "the connection ended")
         connection.lanes[lane] += 1
         return StreamLink(lane, stream, connection, partial(self._link_over, connection, lane))
+
+    async def _open_circuit(self, peer: NodeId, lane: Lane, relays: Sequence[Connection]) -> StreamLink:
+        """A lane through the first of `relays` that carries it."""
+        problem = "it cannot be reached directly, and no member reaches it"
+        for via in relays[:RELAYS_TRIED]:
+            try:
+                circuit = await self._circuits.open(via, peer, lane)
+            except LinkClosed as error:
+                problem = error.reason
+                continue
+            link = StreamLink(lane, circuit, CircuitCarrier(peer, via), partial(self._circuit_over, peer, lane))
+            if not via.start(self._watch_circuit, link, circuit, via.peer):
+                problem = f"the connection to {short_id(via.peer)} ended"
+                continue
+            log.info("%s cannot be reached directly: %s go through %s", short_id(peer), lane, short_id(via.peer))
+            return link
+        raise LinkClosed(peer, problem)
+
+    async def _watch_circuit(self, link: StreamLink, circuit: CircuitStream, via: NodeId) -> None:
+        await circuit.ended()
+        link.close(f"the way through {short_id(via)} ended")
+
+    def _circuit_over(self, peer: NodeId, lane: Lane, reason: str) -> None:
+        if self._gossip.is_member(peer):
+            self._tell([LinkLost(peer, reason, (lane,))])
+
+    async def _serve_circuit(self, stream: MuxedStream) -> None:
+        """A member that cannot reach us comes through another. A door: its faults are not those of who carries it."""
+        try:
+            origin, lane, circuit = await self._circuits.accept(stream)
+        except Exception as error:
+            log.debug("a circuit was not opened: %r", error)
+            return
+        if not self._gossip.is_member(origin) or self._carried_here[origin] >= LINKS_PER_CONNECTION:
+            log.debug("a circuit of %s is not taken", short_id(origin))
+            return
+        self._carried_here[origin] += 1
+        neighbour, is_clean = self._neighbour(origin), False
+        try:
+            await receive_frames(circuit, origin, neighbour.clock, neighbour.held[lane], self._arrivals_in)
+            is_clean = origin in self.connections  # then it has taken the direct way
+        except BadWireData as error:
+            log.warning("%s sent what it must not, its circuit is closed: %s", short_id(origin), error)
+        except Exception as error:
+            log.debug("a circuit of %s ended: %r", short_id(origin), error)
+        finally:
+            self._carried_here -= Counter({origin: 1})
+            if not is_clean:
+                self._circuit_over(origin, lane, "the way through another member ended")
+
+    def _relays(self, peer: NodeId) -> list[Connection]:
+        """Direct connections to members who say that they reach `peer`, the shortest way first."""
+        found: list[tuple[float, NodeId, Connection]] = []
+        members = self._gossip.members()
+        for connection in self.connections.best_of_each():
+            record, ours_ms = members.get(connection.peer), connection.clock.rtt_ms
+            if record is not None and ours_ms is not None and peer in record.rtt_ms:
+                found.append((ours_ms + record.rtt_ms[peer], connection.peer, connection))
+        return [connection for _, _, connection in sorted(found, key=lambda entry: entry[:2])]
+
+    def _direct_wait_s(self, peer: NodeId, relays: Sequence[Connection]) -> float:
+        """How long to wait for a direct connection where there is none."""
+        if not relays:
+            return LINK_WAIT_S
+        return 0.0 if self._reach.is_hopeless(peer) else DIRECT_FIRST_S
 
     def _link_over(self, connection: Connection, lane: Lane, reason: str) -> None:
         """A lane in either direction is closed. Where its connection ends with it, `parted` tells what that means."""
@@ -328,11 +417,10 @@ class Libp2pSwarm:
             found[connection.peer] = before if before is not None and steady else round(rtt_ms, 2)
         return found
 
-    async def _connection(self, peer: NodeId) -> Connection:
-        with trio.move_on_after(LINK_WAIT_S):
-            while True:
-                if connection := self.connections.best(peer):
-                    return connection
+    async def _direct(self, peer: NodeId, wait_s: float) -> Connection | None:
+        with trio.move_on_after(wait_s):
+            while not (connection := self.connections.best(peer)):
                 self._reach.hurry(peer)
                 await self._joined.wait()
-        raise LinkClosed(peer, "it cannot be reached directly")
+            return connection
+        return self.connections.best(peer)

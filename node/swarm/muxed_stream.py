@@ -52,6 +52,10 @@ class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed
         """Let everything else on the connection go first."""
         self._muxed.bulk_streams.add(self._stream.stream_id)
 
+    def hold_window(self) -> None:
+        """Have the peer's window stay as it began, however fast it is read."""
+        self._muxed.steady_streams.add(self._stream.stream_id)
+
     async def read(self, n: int | None = None) -> bytes:
         """For the negotiation alone: `n` bytes, fewer where the stream ended."""
         wanted = 1 if n is None else n
@@ -67,6 +71,10 @@ class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed
             if not await self._fill():
                 raise EOFError
         return self._take(n)
+
+    async def read_some(self, n: int) -> bytes:
+        """At most `n` bytes, as soon as there are any; none where the stream ended."""
+        return self._take(min(n, len(self._buffer))) if self._buffer else await self._receive(n)
 
     async def read_into(self, target: memoryview) -> None:
         """Fill `target`. Raises EOFError where the stream ends before."""
@@ -102,7 +110,7 @@ class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed
 
         A piece that has begun is written whole: half a yamux frame would break every stream of the connection.
         """
-        await self._credit()
+        await self.ready()
         piece_bytes: int = min(len(data), self._muxed.pieces.piece_bytes, LARGEST_PIECE_BYTES, self._stream.send_window)
         with trio.CancelScope(shield=True):
             await self._stream.write(bytes(data[:piece_bytes]))
@@ -133,8 +141,13 @@ class MuxedStream(ReadWriteCloser):  # type: ignore[misc]  # libp2p is not typed
         chosen, _ = await Multiselect(handlers).negotiate(MultiselectCommunicator(self), NEGOTIATION_S)
         return None if chosen is None else str(chosen)
 
-    async def _credit(self) -> None:
-        """Wait until the peer takes more. Counts looks, not seconds: a loop that stood still itself blames nobody."""
+    async def ready(self) -> None:
+        """Wait until the peer takes more. Counts looks, not seconds: a loop that stood still itself blames nobody.
+
+        Raises:
+            Stalled: it has taken nothing for too long.
+            MuxedStreamError: the stream is closed.
+        """
         looks = 0
         while self._stream.send_window <= 0 and not (self._stream.closed or self._stream.send_closed):
             if looks * LOOK_AGAIN_S >= self.stalled_after_s:

@@ -8,12 +8,16 @@ import trio
 
 from node.swarm.base import LANES, Lane
 from node.swarm.byte_budget import ByteBudget
+from node.swarm.circuits import CircuitCarrier
 from node.swarm.connection import Connection
 from node.swarm.heartbeat import PeerClock
 from node.swarm.stream_link import StreamLink
 
 HELD_BYTES: dict[Lane, int] = {"steps": 32 * 1024 * 1024, "bulk": 128 * 1024 * 1024}
 """What one neighbour may make us hold: of prompts twice the largest body, of steps some hundred sequences' rows."""
+
+UNUSED_S = 10.0
+"""No sequence lets a link rest for so long between two frames while its client reads."""
 
 Open = Callable[[Lane], Awaitable[StreamLink]]
 
@@ -37,11 +41,19 @@ class Neighbour:
             return link
 
     def close_links(self, connection: Connection, reason: str) -> None:
-        """Those that this connection carries."""
+        """Those that this connection carries, also through the peer to another."""
         for lane, link in list(self._links.items()):
-            if link.connection is connection:
+            carrier = link.connection
+            if carrier is connection or (isinstance(carrier, CircuitCarrier) and carrier.via is connection):
                 del self._links[lane]
                 link.close(reason)
+
+    def retire_circuits(self, now: float) -> None:
+        """There is a direct way: let go of detours that nothing has used for a while, so that the next use takes it."""
+        for lane, link in list(self._links.items()):
+            if isinstance(link.connection, CircuitCarrier) and now - link.used_s > UNUSED_S:
+                del self._links[lane]
+                link.retire()
 
     @property
     def is_forgotten(self) -> bool:

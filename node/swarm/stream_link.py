@@ -58,6 +58,8 @@ class StreamLink:
         self.lane: Lane = lane
         self._stream, self.connection, self._over = stream, connection, over
         self._turn = trio.Semaphore(1)  # not a Lock: the task that finishes a frame may not be the one that began it
+        self.used_s = trio.current_time()
+        """When the last frame was asked for, by trio's clock."""
         self._waiting_bytes = 0
         self._closed_because: str | None = None
 
@@ -73,6 +75,12 @@ class StreamLink:
             self.connection.start(self._stream.close)
             self._over(reason)
 
+    def retire(self) -> None:
+        """Close it without a word: nothing is under way, and another link is used from now on."""
+        if self._closed_because is None:
+            self._closed_because = "another link is used"
+            self.connection.start(self._stream.close)
+
     async def send(self, frame: Frame, body: Buffer = b"") -> None:
         """See `node.swarm.base.Link.send`.
 
@@ -80,6 +88,7 @@ class StreamLink:
         link, and with it every other session that uses it.
         """
         outgoing = _Outgoing(frame, body)
+        self.used_s = trio.current_time()
         if self._waiting_bytes and self._waiting_bytes + outgoing.length_bytes > WAITING_LIMIT_BYTES:
             self.close(f"{self._waiting_bytes} bytes wait for it already")
         self._waiting_bytes += outgoing.length_bytes

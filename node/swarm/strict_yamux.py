@@ -23,8 +23,8 @@ from node.swarm.turns import PieceSize, Turns, Urgency
 
 log = logging.getLogger(__name__)
 
-UNREAD_LIMIT_BYTES = 24 * 1024 * 1024
-"""One stream's window grows to 16 MiB; a neighbour has one that carries much."""
+UNREAD_LIMIT_BYTES = 40 * 1024 * 1024
+"""One stream's window grows to 16 MiB; a neighbour has one for each lane, and 256 KiB for each that it carries."""
 
 STRANGER_UNREAD_LIMIT_BYTES = 16 * 1024
 """A hello and a proof are about 200 bytes."""
@@ -45,6 +45,8 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
         """Raised when the peer is admitted."""
         self.bulk_streams: set[int] = set()
         """Ids of those whose data gives way to all else."""
+        self.steady_streams: set[int] = set()
+        """Ids of those whose window does not grow."""
         self.pieces = PieceSize()
         """How much of a stream to write at once."""
         self._turns = Turns()
@@ -68,10 +70,18 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
             raise
         credit_bytes = self._credit_bytes.get(stream.stream_id, 0) + len(data)
         if credit_bytes >= CREDIT_BATCH_BYTES:
-            await stream._auto_tune_and_send_window_update(bytes_read=credit_bytes)
+            await self._give_credit(stream, credit_bytes)
             credit_bytes = 0
         self._credit_bytes[stream.stream_id] = credit_bytes
         return data
+
+    async def _give_credit(self, stream: YamuxStream, credit_bytes: int) -> None:
+        if stream.stream_id in self.steady_streams:
+            async with stream.window_lock:
+                stream.recv_window += credit_bytes
+            await stream.send_window_update(credit_bytes)
+        else:
+            await stream._auto_tune_and_send_window_update(bytes_read=credit_bytes)
 
     async def give_up(self, stream: YamuxStream) -> None:
         """Reset a stream and forget what it holds unread: nobody will read that, and it counts against our limit.
@@ -87,6 +97,7 @@ class StrictYamux(Yamux):  # type: ignore[misc]  # libp2p is not typed for us
             await stream.reset()
         finally:
             self.bulk_streams.discard(stream.stream_id)
+            self.steady_streams.discard(stream.stream_id)
 
     async def handle_incoming(self) -> None:
         """Read frames until the connection ends."""
