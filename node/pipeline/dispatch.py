@@ -19,7 +19,7 @@ from node.pipeline.head import Generation, Head, TokenStream
 from node.pipeline.ledger import Entry, Ledger
 from node.pipeline.live_router import LiveRouter
 from node.pipeline.room_queue import RoomQueue
-from node.plan.routing.router import Request
+from node.plan.routing.hosts import USUAL_OUTPUT_TOKENS, Request
 from node.wire.frames import Hop
 from node.wire.ids import NodeId
 from node.wire.plans import Plan
@@ -76,7 +76,10 @@ class Dispatcher:
             RequestError: a node failed, and no other chain is there.
         """
         wanted = Request(
-            kv_tokens=len(generation.prompt) + generation.max_new_tokens, spread=crc32(request_id.encode())
+            kv_tokens=len(generation.prompt) + generation.max_new_tokens,
+            spread=crc32(request_id.encode()),
+            prompt_tokens=len(generation.prompt),
+            output_tokens=min(generation.max_new_tokens, USUAL_OUTPUT_TOKENS),
         )
         failed: set[str] = set()
         tries = 1

@@ -70,7 +70,7 @@ class LiveRouter:
     def route(self, request: Request, *, patient: bool) -> Route | None:
         """The fastest chain with room; None while there is none, or, for the patient, while waiting is better.
 
-        `request` tells its tokens, its spread and whom it avoids.
+        `request` tells its tokens, prompt and expected answer, its spread and whom it avoids.
 
         Raises:
             BadRequest: it has no room even where nothing else runs.

@@ -143,6 +143,10 @@ class ChainTime:
                 longest = max(longest, around + inside)
         return longest
 
+    def slowest_ms(self) -> float:
+        """What the slowest stage or link takes for a chunk of a prompt."""
+        return max(ms for _, ms in self._servers(CHUNK_TOKENS))
+
     def answer_ms(self, prompt_tokens: int, output_tokens: int) -> float:
         """Until the last of `output_tokens` is at the head."""
         return self.prompt_ms(prompt_tokens) + max(0, output_tokens - 1) * self.step_ms()

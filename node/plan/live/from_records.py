@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+
+import numpy as np
 
 from node.errors import BadPool
 from node.plan.live.members import memory_for_model, siblings_of
+from node.plan.live.round_trips import LEAST_MBPS, RoundTrips, apart
+from node.plan.live.round_trips import SAME_MACHINE_MS as SAME_MACHINE_MS
+from node.plan.live.round_trips import UNKNOWN_MS as UNKNOWN_MS
 from node.plan.machines.pool import DRAINS, PRIOR_NEAR_MS, Links, Pair, Pool, PoolNode
 from node.wire.ids import NodeId
 from node.wire.plans import Override, PlanSettings
@@ -15,12 +20,11 @@ from node.wire.records import NodeRecord
 
 USUAL_OVERHEAD_MS = 0.5
 """Of a step at a node that has not run one yet: the way to the engine and back, checks, packing."""
-UNKNOWN_MS = 100.0
-"""Round trip between members that have not measured it yet: pessimistic, never infinite."""
-SAME_MACHINE_MS = 1.0
-"""Round trip inside a machine is no more than this, whatever a busy heartbeat says."""
-LEAST_MBPS = 0.01
-"""A slower link carries nothing that anybody waits for."""
+RELAYED_MS = 20.0
+"""Added to the round trip of members that are apart: their frames wait at the third for its own work. Keeps them from
+being neighbours in a plan where another order does as well."""
+NO_WAY_MS = 10_000.0
+"""Round trip of members that are apart where no third reaches both: they are neighbours only where a plan must."""
 LEAST_RATE = 1e6
 """Bytes or FLOPs per second: whatever computes does more."""
 MOST_BANDWIDTH = 1e15
@@ -61,7 +65,7 @@ def pool_of_records(records: Iterable[NodeRecord], settings: PlanSettings | None
             nodes.append(_node(record, override, siblings[record.machine_id], problems))
         except BadPool as error:
             problems.append(str(error))
-    links = Links(_round_trips(measured), _rates(measured), near_ms=UNKNOWN_MS, far_ms=UNKNOWN_MS)
+    links = _around(measured, Links(_round_trips(measured), _rates(measured), near_ms=UNKNOWN_MS, far_ms=UNKNOWN_MS))
     return ReadRecords(Pool(tuple(nodes), links), tuple(problems))
 
 
@@ -145,3 +149,20 @@ def _round_trips(measured: Mapping[NodeId, NodeRecord]) -> dict[Pair, float]:
         for pair in combinations(sorted(neighbours), 2):
             rtt[pair] = min(SAME_MACHINE_MS, rtt.get(pair, SAME_MACHINE_MS))
     return rtt
+
+
+def _around(measured: Mapping[NodeId, NodeRecord], links: Links) -> Links:
+    """Members that are apart are as far from one another as by way of a third, and some more."""
+    records = list(measured.values())
+    away = apart(records, {record.node_id: i for i, record in enumerate(records)})
+    if not away.any():
+        return links
+    relayed = RoundTrips(records).relayed()
+    between = relayed.distances([PoolNode(r.node_id, 0, region=r.region) for r in records])
+    rtt, mbps = dict(links.rtt_ms), dict(links.mbps)
+    for i, j in zip(*np.nonzero(away), strict=True):
+        pair = records[i].node_id, records[j].node_id
+        if records[i].machine_id != records[j].machine_id:
+            rtt[pair] = min(NO_WAY_MS, float(between.rtt_ms[i, j]) + RELAYED_MS)
+            mbps[pair] = float(between.mbps[i, j])
+    return replace(links, rtt_ms=rtt, mbps=mbps)

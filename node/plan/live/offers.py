@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
+from node.plan.chain_time import CHUNK_TOKENS
 from node.plan.costs.model import ModelCost
-from node.plan.costs.roofline import decode_cost, fitted_efficiency
+from node.plan.costs.roofline import decode_cost, fitted_efficiency, prompt_chunk_cost
 from node.plan.live.from_records import node_of_record
-from node.plan.routing.router import Host, uncovered
+from node.plan.routing.hosts import Host, uncovered
 from node.wire.plans import Duty
 from node.wire.records import NodeRecord
 
@@ -53,7 +54,8 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, untold: Untold = 
     if not serving or duty == "exclude":
         return Offer()
     node = node_of_record(record)
-    step = decode_cost(model, 1, CONTEXT_TOKENS)
+    step, efficiency = decode_cost(model, 1, CONTEXT_TOKENS), fitted_efficiency(model, node)
+    chunk = prompt_chunk_cost(model, CHUNK_TOKENS, CONTEXT_TOKENS)
     room = record.kv_tokens_total or None
     free = min(room, room - record.kv_tokens_used - untold.kv_tokens) if room else None
     refused = None if untold.refused_tokens is None else untold.refused_tokens - 1
@@ -66,7 +68,8 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, untold: Untold = 
         kv_free_tokens=refused,
         load=min(MOST_LOAD, max(0, record.load + untold.load)),
         overhead_ms=node.overhead_ms,
-        head_ms=step.head_ms(node, fitted_efficiency(model, node)) if node.head_ms is None else node.head_ms,
+        head_ms=step.head_ms(node, efficiency) if node.head_ms is None else node.head_ms,
+        chunk_layer_ms=chunk.layer_ms(node, efficiency),
     )
     ready: list[Host] = []
     spare: list[Host] = []

@@ -18,11 +18,23 @@ class Distances:
     """Between every two of some places; two nodes of one place are taken as two different nodes of it."""
 
     rtt_ms: Floats
-    """(from, to)"""
+    """(from, to); infinite where they cannot reach one another."""
     mbps: Floats
     """(from, to)"""
     trips: float
     """Round trips that one hop takes."""
+
+    @property
+    def way_ms(self) -> Floats:
+        """(from, to): of an empty message."""
+        ways: Floats = self.rtt_ms * self.trips
+        return ways
+
+    @property
+    def byte_ms(self) -> Floats:
+        """(from, to): per byte."""
+        times: Floats = 8 / (self.mbps * 1000)
+        return times
 
     def hop_ms(self, sent_bytes: float) -> Floats:
         """(from, to): trips · RTT + bytes / bandwidth."""
@@ -53,6 +65,10 @@ class Described:
         spread = np.ix_(region_of, region_of)
         named_rtt, named_rate = _named(rtt[spread], index, links.rtt_ms), _named(rate[spread], index, links.mbps)
         return Distances(named_rtt, named_rate, links.trips)
+
+    def relayed(self) -> Described:
+        """The same: all can reach one another."""
+        return self
 
     def way_ms(self, a: Located, b: Located) -> float:
         """Time of an empty message from `a` to `b`."""

@@ -3,7 +3,8 @@
 Let every chain leave a node only at the end of what it holds. Then k disjoint chains exist exactly where every layer
 has k nodes: when a chain's node ends, k - 1 others are in use there, none that holds the next layer was used before, so
 one of the k that hold it is free. The network has an arc from host g to host h where h holds the layer at which g ends,
-worth the hop and h's time from there to its own end; every host lets one chain through. Successive shortest paths with
+worth the hop and h's time from there to its own end; every host lets one chain through. (The way back, and the slowest
+stage of a long prompt, are left to the second step.) Successive shortest paths with
 potentials make the flow, of least cost among chains of that kind. Then each chain in turn is routed anew over its own
 nodes and those that no other chain uses, handovers anywhere, as long as that makes them cheaper: good, not proven best.
 """
@@ -16,7 +17,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from node.plan.machines.pool import Links
-from node.plan.routing.router import LOAD, PLAIN, Host, Request, Route, route, usable
+from node.plan.routing.hosts import PLAIN, Host, Request, usable
+from node.plan.routing.router import Route, route
 
 ROUNDS = 8
 """In which chains exchange nodes with the idle ones; two are usual."""
@@ -41,7 +43,7 @@ def route_disjoint(
     routes = [route(layers, chain, links, request) for chain in chains]
     if len(routes) < 2:
         return (route(layers, hosts, links, request),)
-    return tuple(sorted(_improved(layers, hosts, links, request, routes), key=lambda r: (r.cost_ms, r.nodes)))
+    return tuple(sorted(_improved(layers, hosts, links, request, routes), key=lambda r: (r.token_ms, r.nodes)))
 
 
 def _improved(
@@ -50,11 +52,11 @@ def _improved(
     """Each chain over all nodes that no other one uses, until none gets cheaper."""
     found = list(routes)
     for _ in range(ROUNDS):
-        before = sum(each.cost_ms for each in found)
-        for i in sorted(range(len(found)), key=lambda i: -found[i].cost_ms):
+        before = sum(each.token_ms for each in found)
+        for i in sorted(range(len(found)), key=lambda i: -found[i].token_ms):
             others = frozenset(node for j, each in enumerate(found) if j != i for node in each.nodes)
             found[i] = route(layers, hosts, links, replace(request, avoid=request.avoid | others))
-        if sum(each.cost_ms for each in found) >= before * (1 - 1e-9):
+        if sum(each.token_ms for each in found) >= before * (1 - 1e-9):
             break
     return found
 
@@ -88,19 +90,20 @@ class _Flow:
         self._source, self._sink = 2 * len(hosts), 2 * len(hosts) + 1
         self._arcs: list[dict[int, float]] = [{} for _ in range(2 * len(hosts) + 2)]
         """Per vertex: where one more chain may go, and what that costs; shrinks and grows as flow passes."""
-        times = [h.layer_ms * (1 + LOAD * h.load) for h in hosts]
+        times = [request.layer_ms(h) for h in hosts]
         head = request.head
         for i, host in enumerate(hosts):
-            self._arcs[2 * i][2 * i + 1] = 0.0
+            self._arcs[2 * i][2 * i + 1] = host.overhead_ms
             if host.start == 0:
-                way = links.hop_ms(head, host, 0.0) if head is not None else 0.0
+                way = links.hop_ms(head, host, 0.0) * request.once if head is not None else 0.0
                 self._arcs[self._source][2 * i] = way + times[i] * host.end
             if host.end == layers:
-                self._arcs[2 * i + 1][self._sink] = links.hop_ms(host, head, 0.0) if head is not None else 0.0
+                way = links.hop_ms(host, head, 0.0) * request.once if head is not None else 0.0
+                self._arcs[2 * i + 1][self._sink] = way + host.head_ms
                 continue
             for j, other in enumerate(hosts):
                 if other.start <= host.end < other.end:
-                    hop = links.hop_ms(host, other, request.hop_bytes)
+                    hop = links.hop_ms(host, other, request.sent_bytes)
                     self._arcs[2 * i + 1][2 * j] = hop + times[j] * (other.end - host.end)
 
     def chains(self, k: int) -> list[list[Host]]:

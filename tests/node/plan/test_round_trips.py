@@ -60,7 +60,7 @@ def test_routes_cost_the_same(told: list[dict[str, object]], spread: int) -> Non
     request = Request(64.0, head=PoolNode("a", 0, region=records[0].region), spread=spread)
     links = pool_of_records(records).pool.links
     matrix = Router(4, hosts, RoundTrips(records)).route(request)
-    assert matrix.cost_ms == pytest.approx(Router(4, hosts, links).route(request).cost_ms)
+    assert matrix.token_ms == pytest.approx(Router(4, hosts, links).route(request).token_ms)
 
 
 def test_a_node_without_a_record_is_far_away() -> None:
