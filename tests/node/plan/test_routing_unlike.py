@@ -84,7 +84,7 @@ def test_the_way_from_the_tail_to_the_first_stage_counts_in_every_token() -> Non
 def test_a_long_prompt_keeps_off_a_thin_link() -> None:
     fast, thin, thick = Host("a", 0, 4, 5.0), Host("thin", 4, 8, 4.5), Host("thick", 4, 8, 4.75)
     links = Links(
-        {("a", "thin"): 1.0, ("a", "thick"): 1.0, ("thin", "thick"): 1.0},
+        {("a", "thin"): 1.0, ("a", "thick"): 1.0, ("thin", "thick"): 50.0},
         {("a", "thin"): 100.0, ("a", "thick"): 1000.0},
     )
 
