@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from node.errors import ParallaxError, UsageError
-from node.home import Home
+from node.errors import ParallaxError, UsageError, exit_code, sentence
+
+if TYPE_CHECKING:
+    from node.home import Home  # its libraries wait until main() is there to answer ctrl-c
 
 Problem = Callable[[], str | None]
 """The last words of a node that we started, once it has ended."""
+
+INTERRUPTED = 130
 
 EPILOG = """\
 exit codes: 0 done; 1 failed; 2 a wrong option, setting or token, or the model does not fit; 3 a node already runs
@@ -26,18 +31,28 @@ folders: PARALLAX_HOME moves keys, settings and sockets; PARALLAX_MODELS moves t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
-    except ParallaxError as error:
-        print(f"parallax: {error}", file=sys.stderr)
-        return error.exit_code
+        return _run(sys.argv[1:] if arguments is None else arguments)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; so do we
         return 0
+    except (ParallaxError, OSError, MemoryError) as error:
+        print(f"parallax: {sentence(error)}", file=sys.stderr)
+        return exit_code(error)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if list(arguments[:1]) == ["node"]:
+        from node.early_end import end_quietly_on_signals
+
+        end_quietly_on_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # names, answers and paths may hold what this console cannot show; that is no reason to lose the rest
+        sys.stdout.reconfigure(errors="replace")
+    options = build_parser().parse_args(arguments)
+    return int(options.run(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -123,14 +138,16 @@ def build_parser() -> argparse.ArgumentParser:
     actions = models.add_subparsers(title="actions", metavar="ACTION", dest="action")
     for action, argument, text in (
         ("list", None, "models on this machine (the default action)"),
-        ("pull", "MODEL", "fetch a model: `default` or a hub id"),
+        ("pull", "MODEL", "fetch a model: a hub id, or the default one where none is named"),
         ("import", "FILE", "take in a GGUF file or a Hugging Face folder"),
         ("rm", "MODEL", "remove a model's files"),
     ):
         action_parser = actions.add_parser(action, help=text, description=text, allow_abbrev=False)
         action_parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for programs")
         if argument:
-            action_parser.add_argument("argument", metavar=argument)
+            action_parser.add_argument("argument", metavar=argument, nargs="?" if action == "pull" else None)
+        if action == "rm":
+            action_parser.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
 
@@ -176,16 +193,21 @@ def _run_node(options: argparse.Namespace) -> int:
 def _run_invite(options: argparse.Namespace) -> int:
     from parallax_tui.headless.node_connection import read_invitation
 
-    print(read_invitation(Home.from_environment(options.data_dir)))
+    print(read_invitation(_home(options.data_dir)))
+    # not on stdout, where programs read the token alone
+    print(
+        "on the other machine: parallax node --join -   then paste that line; it is the swarm's secret", file=sys.stderr
+    )
     return 0
 
 
 def _run_status(options: argparse.Namespace) -> int:
     from parallax_tui.headless.node_connection import read_state
     from parallax_tui.headless.status_report import as_json, as_text
+    from parallax_tui.headless.terminal import can_repaint
 
-    home = Home.from_environment(options.data_dir)
-    if options.json or options.once or not sys.stdout.isatty():
+    home = _home(options.data_dir)
+    if options.json or options.once or not can_repaint(sys.stdout):
         state = read_state(home)
         print(as_json(state) if options.json else as_text(state))
         return 0
@@ -204,7 +226,7 @@ def _run_plan(options: argparse.Namespace) -> int:
         options.pool, options.live, options.model, options.objective, changes, apply=options.apply, as_json=options.json
     )
     try:
-        print(answer(question, Home.from_environment(options.data_dir)))
+        print(answer(question, _home(options.data_dir)))
     except ParallaxError as error:
         if options.json:  # a program reads stdout, people stderr
             print(failure_as_json(error))
@@ -216,7 +238,14 @@ def _run_models(options: argparse.Namespace) -> int:
     from node.models.command import run
 
     argument = getattr(options, "argument", None)
-    return run(options.action or "list", argument, Home.from_environment().models, as_json=options.json)
+    asks = not getattr(options, "yes", False) and sys.stdin is not None and sys.stdin.isatty()
+    return run(options.action or "list", argument, _home().models, as_json=options.json, asks=asks)
+
+
+def _home(data_dir: str | None = None) -> Home:
+    from node.home import Home
+
+    return Home.from_environment(data_dir)
 
 
 def _app_or_question(options: argparse.Namespace) -> int:
@@ -233,8 +262,9 @@ def _app_or_question(options: argparse.Namespace) -> int:
 def _run_question(options: argparse.Namespace) -> int:
     from parallax_tui.headless.one_question import Question, ask
     from parallax_tui.headless.orderly_end import ending_in_order
+    from parallax_tui.headless.piped import readable, with_stdin
 
-    prompt = _with_stdin(options.prompt)
+    prompt = with_stdin(readable(options.prompt))
     temperature = options.temperature or 0.0  # a command gives the same answer each time, unless asked not to
     question = Question(prompt, options.max_tokens, temperature, options.seed, options.json)
     with ending_in_order(), _serving(options, ["--api", "off"]) as (home, problem):
@@ -250,6 +280,8 @@ def _run_app(options: argparse.Namespace) -> int:
         _check_theme(options.theme)  # before a node is started for nothing
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError("the terminal app needs a terminal; `parallax -p TEXT` answers without one")
+    if os.environ.get("TERM") == "dumb":
+        raise UsageError("TERM is dumb: the app cannot place text there; `parallax -p TEXT` answers without that")
     from parallax_tui.headless.orderly_end import ending_in_order
 
     with ending_in_order() as ending, _serving(options, [], wait=False) as (home, problem):
@@ -266,7 +298,7 @@ def _run_app(options: argparse.Namespace) -> int:
 def _check_theme(name: str) -> None:
     from parallax_tui.theming import themes_of
 
-    themes = themes_of(Home.from_environment())
+    themes = themes_of(_home())
     if name not in themes.by_name:
         problems = "".join(f"; {problem}" for problem in themes.problems)
         raise UsageError(f"--theme {name!r} is not there; there are {', '.join(sorted(themes.by_name))}{problems}")
@@ -278,7 +310,7 @@ def _serving(options: argparse.Namespace, extra: list[str], *, wait: bool = True
     from parallax_tui.headless.child_nodes import child_node, local_nodes
     from parallax_tui.headless.node_connection import answers
 
-    home = Home.from_environment()
+    home = _home()
     node_options = _node_options(options)
     if options.local_nodes is not None:
         with local_nodes(options.local_nodes, home.models, node_options) as local:
@@ -301,14 +333,6 @@ def _node_options(options: argparse.Namespace) -> list[str]:
     if options.dtype:
         given += ["--dtype", options.dtype]
     return given
-
-
-def _with_stdin(prompt: str) -> str:
-    """The prompt, and below it what is piped in."""
-    if sys.stdin is None or sys.stdin.isatty():
-        return prompt
-    piped = sys.stdin.read().strip()
-    return f"{prompt}\n\n{piped}" if piped else prompt
 
 
 if __name__ == "__main__":

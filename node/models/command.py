@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,11 +23,12 @@ INTERRUPTED_STATUS = 130
 WIDTH = 79
 
 
-def run(action: Action, argument: str | None, models: Path, *, as_json: bool) -> int:
+def run(action: Action, argument: str | None, models: Path, *, as_json: bool, asks: bool = False) -> int:
     """Do one action; returns the exit status. Errors are told on stderr.
 
     Args:
         argument: for `pull` what `--model` takes (None: the default), for `import` a path, for `rm` a name.
+        asks: ask before files are removed.
     """
     try:
         match action:
@@ -38,13 +40,26 @@ def run(action: Action, argument: str | None, models: Path, *, as_json: bool) ->
                 taken = _import(_needed(argument, "a .gguf file or a folder"), models)
                 _show([taken], as_json=as_json, among=installed(models))
             case "rm":
-                _show([remove(_needed(argument, "a model's name"), models)], as_json=as_json, verb="removed")
+                name = _needed(argument, "a model's name")
+                if asks and not _agreed(name, models):
+                    print(f"parallax: {name} stays", file=sys.stderr)
+                    return 1
+                _show([remove(name, models)], as_json=as_json, verb="removed")
     except ParallaxError as error:
         print(f"parallax: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
     return 0
+
+
+def _agreed(name: str, models: Path) -> bool:
+    """Whether whoever sits there wants it; an unknown name is refused without a question."""
+    sizes = [model.bytes_on_disk for model in installed(models) if model.name == name]
+    if not sizes:
+        return True
+    print(f"remove {name} ({size_text(sum(sizes))})? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _needed(argument: str | None, what: str) -> str:
@@ -131,7 +146,7 @@ class _ProgressLine:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._terminal = out.isatty()
+        self._terminal = out.isatty() and os.environ.get("TERM") != "dumb"
         self._said = ""
 
     def __enter__(self) -> _ProgressLine:

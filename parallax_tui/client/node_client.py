@@ -54,7 +54,7 @@ class NodeClient:
     def __init__(self, control: Control) -> None:
         self.where = control.where
         # no certificates to load: the node speaks plain HTTP on this machine only
-        transport = httpx.AsyncHTTPTransport(uds=control.socket_path, verify=False)
+        transport = httpx.AsyncHTTPTransport(uds=control.socket_path, verify=False, trust_env=False)
         self._http = httpx.AsyncClient(
             transport=transport,
             base_url="http://node" if control.socket_path else f"http://127.0.0.1:{control.port}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import tomli_w
 
-from node.errors import ParallaxError
-from node.home import Home, private_folder, write_private
+from node.errors import ParallaxError, how_ended
+from node.home import Home, write_private
 from node.python_child import module_command, module_environment
 from parallax_tui.headless.node_connection import answers, read_invitation
 
@@ -24,6 +25,7 @@ STOP_S = 10.0
 
 START_S = 60.0
 LOG_TAIL_LINES = 15
+FAULT = re.compile(r"[A-Za-z_.]*(Error|Exception|Exit|Interrupt)\b(?!.*sub-exception)")
 ERROR_MARK = "parallax: "
 """Starts the sentence with which a node ends on an error."""
 
@@ -45,8 +47,7 @@ class ChildNode:
         if self.process.poll() is None:
             return None
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        said = [line.removeprefix(ERROR_MARK) for line in lines if line.startswith(ERROR_MARK)]
-        return "\n".join(said or lines) or f"the node ended with status {self.process.returncode}"
+        return last_words(self.process.returncode, lines, self.log)
 
     def wait_until_it_answers(self) -> None:
         """Block until the control endpoint answers.
@@ -64,10 +65,27 @@ class ChildNode:
             time.sleep(0.05)
 
 
+def last_words(code: int, lines: Sequence[str], log: Path) -> str:
+    """Why a node has ended, in a sentence: its own where it said one, else what its system did to it.
+
+    Args:
+        code: of its process, below zero for a signal.
+        lines: the end of its log.
+        log: where all of it is.
+    """
+    said = [line.removeprefix(ERROR_MARK) for line in lines if line.startswith(ERROR_MARK)]
+    if said:
+        return "\n".join(said)
+    # a fault of ours ends in a traceback, whose last line names it
+    names = [line.strip(" |+-") for line in lines if FAULT.match(line.strip(" |+-"))]
+    fault = f" ({names[-1]})" if names and code > 0 else ""
+    return f"the node {how_ended(code)}{fault}; its log is {log}"
+
+
 @contextmanager
 def child_node(home: Home, options: Sequence[str], environment: dict[str, str] | None = None) -> Iterator[ChildNode]:
     """Start a node for `home`; leaving the block stops it."""
-    private_folder(home.data)
+    home.make_folders()
     log = home.data / "node.log"
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log_file:
         process = subprocess.Popen(

@@ -8,7 +8,7 @@ import httpx
 import msgspec
 
 from node import __version__
-from node.errors import NoNode, ParallaxError
+from node.errors import NodeSilent, NoNode, ParallaxError
 from node.home import Control, Home
 from node.journal.state import State
 from parallax_tui.refusal import refusal
@@ -47,15 +47,16 @@ T = TypeVar("T")
 
 
 def open_client(control: Control, timeout_s: float | None = ANSWER_S) -> httpx.Client:
-    """An HTTP client for a node; the caller closes it."""
+    """An HTTP client for a node; the caller closes it.
+
+    Nothing of the network's environment counts: no proxy may see the token of a loopback port, and a certificate file
+    that is not there must not keep us from a socket that speaks no TLS.
+    """
     timeout = httpx.Timeout(timeout_s, connect=5.0)
-    if control.socket_path is not None:
-        return httpx.Client(
-            transport=httpx.HTTPTransport(uds=control.socket_path), base_url="http://node", timeout=timeout
-        )
-    headers = {"Authorization": f"Bearer {control.token}"}
-    # trust_env off: a proxy from the environment must never see the token of a loopback port
-    return httpx.Client(base_url=f"http://127.0.0.1:{control.port}", headers=headers, timeout=timeout, trust_env=False)
+    transport = httpx.HTTPTransport(uds=control.socket_path, verify=False, trust_env=False)
+    base_url = "http://node" if control.socket_path is not None else f"http://127.0.0.1:{control.port}"
+    headers = {"Authorization": f"Bearer {control.token}"} if control.token else {}
+    return httpx.Client(transport=transport, base_url=base_url, headers=headers, timeout=timeout, trust_env=False)
 
 
 def read_state(home: Home) -> State:
@@ -107,6 +108,8 @@ def _request(home: Home, method: str, path: str, sent: object = None, timeout_s:
     try:
         with open_client(control, timeout_s) as client:
             response = client.request(method, path, json=sent)
+    except httpx.TimeoutException as error:
+        raise NodeSilent(control.where) from error
     except httpx.HTTPError as error:
         raise NoNode(control.where) from error
     if response.status_code != 200:

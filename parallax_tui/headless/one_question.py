@@ -11,10 +11,11 @@ from typing import Any, TextIO
 import httpx
 import msgspec
 
-from node.errors import NoNode, NoRoute, ParallaxError, PlanError
+from node.errors import NodeSilent, NoNode, NoRoute, ParallaxError, PlanError
 from node.home import Home
 from node.journal.state import ModelStatus
-from parallax_tui.headless.node_connection import open_client, read_health, read_state
+from parallax_tui.headless.node_connection import answers, open_client, read_health, read_state
+from parallax_tui.headless.terminal import can_repaint
 from parallax_tui.refusal import NodeRefused, refusal
 
 READY_S = 1800.0
@@ -26,6 +27,15 @@ ENDING_S = 5.0
 POLL_S = 0.25
 TELL_AFTER_S = 30.0
 """A usual start takes less; a first one, which fetches the model, may take longer."""
+
+RETRY_S, RETRY_EVERY_S = 60.0, 1.0
+"""A question that is refused while layers load, or for a node that was lost, is asked again for so long."""
+
+PASSING = (429, 502, 503)
+"""Refusals that pass: no room, a lost node, layers that nobody has ready."""
+
+SILENT_S = 120.0
+"""A node that answers nothing for so long, on a machine that may be short of memory, is given up."""
 
 PATIENCE_S = 3.0
 """A plan problem may be a passing one while nodes find one another; one that stays this long is told."""
@@ -45,10 +55,34 @@ class Question:
 def ask(home: Home, question: Question, problem: Callable[[], str | None], out: TextIO) -> None:
     """Wait until the swarm can answer, ask, and write the answer as it comes.
 
+    What is refused because layers load or a node has gone, before a word of the answer has come, is asked again.
+
     Raises:
         ParallaxError: the node ended, refuses, or lost a hop; what had come of the answer is on `out` by then.
     """
-    _wait_until_served(home, problem)
+    give_up_s: float | None = None
+    while True:
+        _wait_until_served(home, problem)
+        try:
+            _ask_once(home, question, problem, out)
+        except _NotYet as refused:
+            now_s = time.monotonic()
+            give_up_s = give_up_s or now_s + RETRY_S
+            if now_s > give_up_s:
+                raise refused.why from None
+            time.sleep(RETRY_EVERY_S)
+        else:
+            return
+
+
+class _NotYet(Exception):
+    """Refused in a way that passes; `why` is what to tell where it does not."""
+
+    def __init__(self, why: ParallaxError) -> None:
+        self.why = why
+
+
+def _ask_once(home: Home, question: Question, problem: Callable[[], str | None], out: TextIO) -> None:
     body: dict[str, Any] = {
         "model": "",
         "messages": [{"role": "user", "content": question.prompt}],
@@ -66,8 +100,13 @@ def ask(home: Home, question: Question, problem: Callable[[], str | None], out: 
             client.stream("POST", "/v1/chat/completions", json=body) as response,
         ):
             if response.status_code != 200:
-                raise refusal(response.status_code, response.read())
+                refused = refusal(response.status_code, response.read())
+                if response.status_code in PASSING:
+                    raise _NotYet(refused)
+                raise refused
             _write_answer(response, question.as_json, out)
+    except httpx.ConnectError as error:
+        raise _NotYet(ParallaxError(f"the node takes no question: {problem() or error}")) from error
     except httpx.HTTPError as error:
         raise ParallaxError(f"the connection to the node broke: {problem() or error}") from error
 
@@ -104,6 +143,7 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
     """Health decides: a node that holds no layers, or failed to load its own, can still have the others answer."""
     deadline = time.monotonic() + READY_S
     troubled_s: float | None = None
+    silent_s: float | None = None
     with _ProgressLine(sys.stderr) as progress:
         while True:
             if (said := problem()) is not None:
@@ -113,8 +153,16 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
                 if health.status == "ok":
                     return
                 state = read_state(home)
+                silent_s = None
+            except NodeSilent:
+                silent_s = silent_s or time.monotonic()
+                if time.monotonic() - silent_s > SILENT_S:
+                    raise
+                continue
             except NoNode:
-                raise ParallaxError(_last_words(problem, home)) from None
+                if (words := _last_words(problem, home)) is None:
+                    continue  # it is back
+                raise ParallaxError(words) from None
             trouble = state.plan_problem or (state.model.text if state.model.phase == "failed" else "")
             troubled_s = (troubled_s or time.monotonic()) if trouble else None
             if troubled_s is not None and time.monotonic() - troubled_s > PATIENCE_S:
@@ -125,12 +173,14 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
             time.sleep(POLL_S)
 
 
-def _last_words(problem: Callable[[], str | None], home: Home) -> str:
-    """What a node that no longer answers says at its end: more than we know of it."""
+def _last_words(problem: Callable[[], str | None], home: Home) -> str | None:
+    """What a node that does not answer says at its end: more than we know of it. None where it answers again."""
     deadline = time.monotonic() + ENDING_S
     while time.monotonic() < deadline:
         if (said := problem()) is not None:
             return said
+        if answers(home):
+            return None
         time.sleep(0.05)
     return f"the node stopped answering; its log is {home.data / 'node.log'}"
 
@@ -152,17 +202,18 @@ class _ProgressLine:
 
     def show(self, model: ModelStatus, reason: str) -> None:
         """How far the model is; without a terminal, once, what keeps the answer waiting for long."""
-        if not self._stream.isatty():
+        if not can_repaint(self._stream):
             if not self._told and time.monotonic() - self._begun_s > TELL_AFTER_S:
                 self._told = True
-                self._stream.write(f"parallax: waiting: {reason}\n")
+                why = reason.removesuffix("; try again in a moment")  # which is what we do
+                self._stream.write(f"parallax: waiting: {why}\n")
             return
         share = f" {100 * model.done_bytes / model.total_bytes:3.0f} %" if model.total_bytes else ""
         words = {"fetch": "fetching", "convert": "converting", "load": "loading"}
         self._write(f"{words.get(model.phase, 'starting')} {model.model}{share}".rstrip())
 
     def _write(self, text: str) -> None:
-        if self._stream.isatty() and text != self._shown:
+        if can_repaint(self._stream) and text != self._shown:
             self._stream.write(f"\r{text:<{len(self._shown)}}" + ("" if text else "\r"))
             self._stream.flush()
             self._shown = text

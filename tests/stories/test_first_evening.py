@@ -54,7 +54,10 @@ def test_json_has_text_usage_and_hops_and_stdin_is_part_of_the_prompt(environmen
         (("node", "--join", "nonsense"), "invitation"),
         (("node", "--api", "here"), "--api"),
         (("node", "--listen", "1.2.3.4"), "--listen"),
-        (("models", "pull"), "MODEL"),
+        (("models", "import"), "FILE"),
+        (("node", "--memory", "1"), "1g"),
+        (("node", "--cors", "nas"), "--cors"),
+        (("node", "--join", "-"), "--join -"),
         ((), "needs a terminal"),
     ],
 )

@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import re
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from node.errors import NoNode, ParallaxError
+from node.errors import NodeSilent, NoNode, ParallaxError
 from node.home import Home
 from node.journal.state import NodeView
 from node.wire.events import ModelProgress, PlanImpossible
 from node.wire.records import HeldRange
 from parallax_tui.cli import main
-from parallax_tui.headless.node_connection import OtherVersion, read_health, read_state
+from parallax_tui.client import NodeClient
+from parallax_tui.headless import one_question, piped
+from parallax_tui.headless.child_nodes import last_words
+from parallax_tui.headless.node_connection import Health, OtherVersion, read_health, read_state
 from parallax_tui.headless.one_question import Question, ask
+from parallax_tui.headless.piped import readable, text_of
 from parallax_tui.headless.status_report import as_json, as_text
 from parallax_tui.headless.status_watch import watch
+from parallax_tui.headless.terminal import can_repaint
 from tests.fakes.node_api import Answer, FakeNode, running
 from tests.fakes.swarms import DESK, LOFT, record, steered, three_nodes
 
@@ -141,3 +153,152 @@ def test_watching_what_is_not_there_is_refused() -> None:
 
     with pytest.raises(NoNode):
         watch(report, io.StringIO(), wait=lambda: None)
+
+
+async def test_a_question_that_comes_while_layers_load_is_asked_again(
+    node: FakeNode, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_question, "RETRY_EVERY_S", 0.0)
+    loading = Answer(refuse=(503, b'{"error": {"message": "layers 0-9 have no ready node"}}'))
+    node.answers = [loading, Answer(refuse=(502, b'{"error": {"message": "lost"}}')), Answer(["There", "."])]
+    async with running(node):
+        assert await answer_of(home) == "There.\n"
+    assert len(node.asked) == 3
+
+
+async def test_a_question_that_is_wrong_is_not_asked_again(node: FakeNode, home: Home) -> None:
+    node.answers = [Answer(refuse=(400, b'{"error": {"message": "too long"}}'))]
+    async with running(node):
+        with pytest.raises(ParallaxError, match="too long"):
+            await answer_of(home)
+    assert len(node.asked) == 1
+
+
+async def test_one_missed_look_at_a_busy_node_is_no_end(
+    node: FakeNode, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.answers = [Answer(["There."])]
+    looks = 0
+
+    def sometimes(home: Home) -> Health:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise NodeSilent("here")
+        if looks == 2:
+            raise NoNode("here")
+        return read_health(home)
+
+    monkeypatch.setattr(one_question, "read_health", sometimes)
+    async with running(node):
+        assert await answer_of(home) == "There.\n"
+    assert looks == 3
+
+
+async def test_nothing_of_the_networks_environment_keeps_us_from_our_own_node(
+    node: FakeNode, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent/cacert.pem")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    node.answers = [Answer(["There."])]
+    async with running(node):
+        assert await answer_of(home) == "There.\n"
+        async with NodeClient(home.read_control()) as client:
+            assert await client.models() == ["toy"]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"caf\xe9 at noon", "café at noon"),
+        ("café 🎉".encode(), "café 🎉"),
+        ("café".encode("utf-16"), "café"),
+        ("café".encode("utf-8-sig"), "café"),
+        ("café, naïve, 🎉".encode() + b"\xff", "café, naïve, 🎉\N{REPLACEMENT CHARACTER}"),
+        (b"\x00\xff\x81", None),
+        (b"", ""),
+    ],
+)
+def test_any_bytes_become_text(data: bytes, text: str | None) -> None:
+    read = text_of(data)
+    assert text is None or read == text
+    readable(os.fsdecode(data)).encode()
+
+
+def test_a_silent_stdin_is_said_to_be_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(piped, "TELL_AFTER_S", 0.0)
+    plain = print
+
+    def told_print(*words: object, **options: Any) -> None:
+        plain(*words, **options)
+        told.set()
+
+    monkeypatch.setattr("builtins.print", told_print)
+
+    class Silent(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: object) -> int:
+            assert told.wait(10)
+            return 0
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Silent())))
+    assert piped.with_stdin("Where?") == "Where?"
+    assert "reading stdin" in capsys.readouterr().err
+
+
+def test_what_the_console_cannot_show_does_not_end_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    sys.stdout.write("🎉 \udce9 é")
+    sys.stdout.flush()
+    assert raw.getvalue().endswith(b"? ? ?")
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "said"),
+    [
+        (2, ["12:00:00 info main: x", "parallax: --api 1:2: taken"], r"^--api 1:2: taken$"),
+        (-9, ["12:00:00 info live.mover: layers are ready"], r"SIGKILL.*memory"),
+        (-11, [], "SIGSEGV"),
+        (1, ["Traceback", "  File x", "ValueError: no such thing"], r"status 1 \(ValueError: no such thing\)"),
+        (1, ["  | ExceptionGroup: x (1 sub-exception)", "    | KeyError: 'a'"], r"status 1 \(KeyError: 'a'\)"),
+        (1, ["12:00:00 info main: API at http://127.0.0.1:8765/v1"], r"^the node ended with status 1; its log is"),
+    ],
+)
+def test_the_last_sentence_of_a_node_names_the_cause(code: int, lines: list[str], said: str) -> None:
+    words = last_words(code, lines, Path("/home/node.log"))
+    assert re.search(said, words)
+    assert "info" not in words
+
+
+@pytest.mark.parametrize("arguments", [["-p", "Hi"], ["node"], ["status"], ["invite"]])
+def test_a_home_that_is_a_file_is_a_sentence_for_every_command(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "parallax_tui.cli", *arguments],
+        env={**os.environ, "PARALLAX_HOME": str(tmp_path / "file")},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode in (1, 2, 4)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("parallax: ")
+
+
+def test_a_dumb_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "dumb")
+    assert not can_repaint(Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert can_repaint(Terminal())
+    assert not can_repaint(io.StringIO())

@@ -43,6 +43,19 @@ def test_importing_listing_and_removing(tiny_gguf: Path, tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out) == []
 
 
+def test_on_a_terminal_a_model_is_removed_only_when_whoever_sits_there_agrees(
+    tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    run("import", str(tiny_gguf), models, as_json=False)
+    for said, status in (("\n", 1), ("no\n", 1), ("", 1), ("y\n", 0)):
+        capsys.readouterr()
+        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        assert run("rm", "tiny-test", models, as_json=False, asks=True) == status
+        assert "remove tiny-test (" in capsys.readouterr().err
+    assert run("rm", "tiny-test", models, as_json=False, asks=True) == 5, "what is not there is refused without asking"
+
+
 def test_pulling_a_local_file_prepares_it(tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("pull", str(tiny_gguf), tmp_path / "models", as_json=False) == 0
     assert "tiny-test" in capsys.readouterr().out
