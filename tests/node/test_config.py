@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from node.config import (
     Settings,
+    announce_multiaddrs,
     check,
     listen_multiaddrs,
     parse_dtype,
@@ -33,6 +34,21 @@ def test_addresses_are_read() -> None:
         "/ip6/::1/tcp/4001",
         "/ip4/0.0.0.0/tcp/0",
     )
+
+
+def test_a_name_to_listen_on_is_all_its_addresses_and_one_to_announce_stays_a_name() -> None:
+    assert "/ip4/127.0.0.1/tcp/4001" in listen_multiaddrs(("localhost:4001",))
+    assert announce_multiaddrs(
+        ("myhome.example:4001", "203.0.113.5:1", "[2001:db8::1]:2", "/dns4/a.example/tcp/3")
+    ) == (
+        "/dns/myhome.example/tcp/4001",
+        "/ip4/203.0.113.5/tcp/1",
+        "/ip6/2001:db8::1/tcp/2",
+        "/dns4/a.example/tcp/3",
+    )
+    for text in ("", "nowhere", "a b:1", "/dns4/a b/tcp/1", "/ip4/1.2.3.4/udp/5", "näme:1"):
+        with pytest.raises(UsageError, match="--announce"):
+            announce_multiaddrs((text,))
 
 
 @pytest.mark.parametrize("text", ["", "localhost", ":80", "a:b", "1.2.3.4:99999", "x y:1", "/ip4/1.2.3.4/udp/5"])
