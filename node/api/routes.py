@@ -20,7 +20,7 @@ from node.api.guard import Door, Guard
 from node.api.owner import Owner
 from node.api.plan import PlanEndpoint
 from node.api.service import Service
-from node.wire.records import WIRE_VERSION
+from node.wire.versions import WIRE_VERSION
 
 APPLY = "/v1/plan/apply"
 

@@ -63,7 +63,8 @@ def _apply(state: State, numbered: Numbered) -> State:
         case RequestFailed() as event:
             return _request(state, event.request_id, status="failed", error=event.error)
         case Notice() as notice:
-            return replace(state, notices=(*state.notices, notice)[-KEPT_NOTICES:])
+            dated = replace(notice, at_s=numbered.at_s)
+            return replace(state, notices=(*state.notices, dated)[-KEPT_NOTICES:])
         case _ as unreachable:
             assert_never(unreachable)
 

@@ -6,18 +6,24 @@ A reader that falls behind the kept window gets a `Gap` and must take a fresh sn
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 
+import msgspec
 import trio
+from msgspec.structs import replace
 
 from node.journal.apply import apply
 from node.journal.state import State
-from node.wire.events import Event, Numbered
+from node.wire.events import Event, NodeSeen, Numbered
 from node.wire.ids import NodeId
+from node.wire.records import NodeRecord
 
 KEPT_EVENTS = 4096
-"""About half an hour of a quiet swarm of three, a minute of a busy one; 4 MB at most."""
+KEPT_BYTES = 4 * 1024 * 1024
+"""Of events as they are sent, whichever of the two is reached first. As objects they take about three times that."""
+
+UNREACHABLE_TOLD = 16
+"""Of each member's peers, as screens are told of them."""
 
 
 class Gap(Exception):
@@ -38,14 +44,25 @@ class Journal:
     def __init__(self, self_id: NodeId, clock: Callable[[], float] = time.time) -> None:
         self.state = State(self_id=self_id, seq=int(clock() * 1000))
         self._clock = clock
-        self._events: deque[Numbered] = deque(maxlen=KEPT_EVENTS)
+        self._events: list[Numbered] = []
+        """Their numbers are one apart. Those before `_dropped` are gone, but not moved up at each one."""
+        self._sizes: list[int] = []
+        self._dropped = 0
+        self._kept_bytes = 0
         self._news = trio.Event()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the kept events as JSON."""
+        return self._kept_bytes
 
     def append(self, event: Event) -> Numbered:
         """Number the event, fold it in, wake the readers."""
+        if isinstance(event, NodeSeen):
+            event = NodeSeen(_for_screens(event.record, self.state.self_id))
         numbered = Numbered(self.state.seq + 1, self._clock(), event)
         self.state = apply(self.state, numbered)
-        self._events.append(numbered)
+        self._keep(numbered)
         self._news.set()
         self._news = trio.Event()
         return numbered
@@ -56,11 +73,10 @@ class Journal:
         Raises:
             Gap: some of them are no longer kept, or `since` lies in the future (the node was started anew).
         """
-        oldest = self._events[0].seq if self._events else self.state.seq + 1
+        oldest = self._events[self._dropped].seq if self._events else self.state.seq + 1
         if since + 1 < oldest or since > self.state.seq:
             raise Gap(since, oldest)
-        skip = since + 1 - oldest
-        return [numbered for index, numbered in enumerate(self._events) if index >= skip]
+        return self._events[self._dropped + since + 1 - oldest :]
 
     async def next_after(self, since: int, patience_s: float) -> list[Numbered]:
         """The events after `since`, as soon as there are any; an empty list after `patience_s` without.
@@ -72,3 +88,32 @@ class Journal:
             while since == self.state.seq:
                 await self._news.wait()
         return self.after(since)
+
+    def _keep(self, numbered: Numbered) -> None:
+        size_bytes = len(msgspec.json.encode(numbered))
+        self._events.append(numbered)
+        self._sizes.append(size_bytes)
+        self._kept_bytes += size_bytes
+        last = len(self._events) - 1
+        while self._dropped < last and (
+            len(self._events) - self._dropped > KEPT_EVENTS or self._kept_bytes > KEPT_BYTES
+        ):
+            self._kept_bytes -= self._sizes[self._dropped]
+            self._events[self._dropped] = self._events[last]  # holds on to nothing that is gone
+            self._dropped += 1
+        if self._dropped > KEPT_EVENTS:
+            del self._events[: self._dropped], self._sizes[: self._dropped]
+            self._dropped = 0
+
+
+def _for_screens(record: NodeRecord, self_id: NodeId) -> NodeRecord:
+    """A member's record with the ways between it and this node alone: those between all others are a matrix, most of
+    what a large swarm's records hold, and for planning."""
+    if record.id == self_id:
+        return record
+    return replace(
+        record,
+        rtt_ms={self_id: record.rtt_ms[self_id]} if self_id in record.rtt_ms else {},
+        mbps={self_id: record.mbps[self_id]} if self_id in record.mbps else {},
+        unreachable=record.unreachable[:UNREACHABLE_TOLD],
+    )

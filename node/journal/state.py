@@ -89,7 +89,10 @@ class State(Struct, frozen=True):
             (held.start, held.end)
             for view in self.nodes.values()
             for held in view.record.held
-            if held.state in ("ready", "draining") and held.end <= layers and view.record.node_id not in excluded
+            if held.state in ("ready", "draining")
+            and held.weights == self.plan.weights
+            and held.end <= layers
+            and view.record.node_id not in excluded
         )
         gaps: list[tuple[int, int]] = []
         reached = 0

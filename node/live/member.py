@@ -23,7 +23,7 @@ from node.models import ChatModel
 from node.pipeline.dispatch import Dispatcher
 from node.pipeline.pipeline import Pipeline
 from node.plan.live.propose import Proposal
-from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard, Swarm
+from node.swarm.base import LinkLost, MemberGone, MemberSeen, Misbehaved, PlanHeard, Swarm
 from node.wire.events import Event, NodeGone, NodeSeen, Notice, PlanAdopted
 from node.wire.models import ModelRef
 from node.wire.plans import MOST_NODES, Plan, PlanSettings
@@ -148,6 +148,8 @@ class Member:
                     self.planner.member_gone(gone)
                 case LinkLost(node_id=peer, reason=reason):
                     self.pipeline.lost(peer, f"the link broke: {reason}")
+                case Misbehaved(what=what):
+                    self.emit(Notice.of("warning", what))
                 case PlanHeard(plan=plan):
                     self.planner.heard(plan)
             self.planner.wake()

@@ -324,7 +324,7 @@ class Mover:
     def _told(self) -> tuple[HeldRange, ...]:
         told = self._ranges.told()
         if self._loading is not None and self.plan is not None:
-            told = [*told[: MOST_TOLD - 1], HeldRange(*self._loading, "loading", self.plan.epoch)]
+            told = [*told[: MOST_TOLD - 1], HeldRange(*self._loading, "loading", self.plan.epoch, self.plan.weights)]
         return tuple(told)
 
     async def _tell(self) -> None:

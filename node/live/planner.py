@@ -6,6 +6,7 @@ Decisions are `node.plan.live.decide`; here are only the clocks: when to wait fo
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
@@ -145,7 +146,7 @@ class Planner:
 
     def heard(self, plan: Plan) -> bool:
         """Judge a plan; adopt it when it outranks ours. True if it was adopted."""
-        if not plan.may_follow(self.plan):
+        if not plan.may_follow(self.plan, time.time()):
             return False
         self.plan = plan
         self._last_epoch = max(self._last_epoch, plan.epoch)
@@ -209,7 +210,11 @@ class Planner:
         elif outcome is None:
             self._agreed = 0
             self._say("")
-        elif self._is_agreed(due) and self.heard(outcome):
+        elif self._is_agreed(due):
+            if not self.heard(outcome):  # its number is ahead of the clock: the next look finds it due again
+                log.warning("the plan of epoch %d must wait until the clock has come so far", outcome.epoch)
+                self._weighed = ()
+                return
             self._weighed = (outcome, *self._weighed[1:])  # our own plan is no change to weigh
             self._tell_what_is_set_aside(outcome.settings, current)
             await self._swarm.publish_plan(outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,11 @@ import msgspec
 
 from node.home import write_private
 from node.wire.models import ModelRef
-from node.wire.plans import Plan, PlanSettings
+from node.wire.plans import Plan, PlanSettings, most_epoch
 
 log = logging.getLogger(__name__)
 
-Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**52)]
-"""Leaves room for the epochs that follow."""
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Remembered:
@@ -31,6 +31,8 @@ class Remembered:
             fields = json.loads(path.read_bytes())
             model, epoch = msgspec.convert(fields["model"], ModelRef), msgspec.convert(fields["epoch"], Epoch)
             settings = msgspec.convert(fields.get("settings", {}), PlanSettings)
+            if epoch > most_epoch(time.time()):
+                raise ValueError(f"no planning has led to its epoch {epoch}")
             self.model, self.epoch, self.settings = model, epoch, settings  # all of it or nothing
         except FileNotFoundError:
             pass

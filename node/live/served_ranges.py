@@ -111,4 +111,4 @@ class ServedRanges:
     def told(self) -> list[HeldRange]:
         """What the record says; parts of a wider range are nobody else's business."""
         ranges = sorted(self.whole(), key=lambda held: held.state != "ready")
-        return [HeldRange(held.start, held.end, held.state, held.epoch) for held in ranges[:MOST_TOLD]]
+        return [HeldRange(held.start, held.end, held.state, held.epoch, held.weights) for held in ranges[:MOST_TOLD]]

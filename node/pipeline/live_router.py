@@ -53,7 +53,8 @@ class LiveRouter:
             told = what_offers_tell(record)
             former = known.get(node)
             if former is None or former[0] != told or former[1] != untold:
-                former = told, untold, offer_of(record, self._duty.get(node, "serve"), self._model, untold)
+                duty = self._duty.get(node, "serve")
+                former = told, untold, offer_of(record, duty, self._model, plan.weights, untold)
             self._offers[node] = former
 
     def covers(self, avoid: Set[str]) -> bool:

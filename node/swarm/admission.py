@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from dataclasses import dataclass
 from typing import Protocol
 
 from node.errors import NotAdmitted
 from node.swarm.secret import SwarmSecret
 from node.wire.control import Admission, Hello, Proof
 from node.wire.ids import NodeId
-from node.wire.records import WIRE_VERSION
+from node.wire.versions import LEAST_WIRE_VERSION, WIRE_VERSION, common
 
-PURPOSE = b"admission 1"
+PURPOSE = b"admission 2"
 
 
 class Talk(Protocol):
@@ -30,29 +31,52 @@ class Talk(Protocol):
         """The next message; raises for anything else, and when the peer hangs up."""
 
 
-async def admit(talk: Talk, secret: SwarmSecret, own_id: NodeId, peer: NodeId, life: bytes, *, dialed: bool) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What is known of a peer that has proven that it belongs."""
+
+    life: bytes
+    version: int
+    """The wire version that both sides speak: the highest common one."""
+    most: int
+    """The highest that the peer speaks: it may say what we do not know."""
+
+
+async def admit(
+    talk: Talk,
+    secret: SwarmSecret,
+    own_id: NodeId,
+    peer: NodeId,
+    life: bytes,
+    *,
+    dialed: bool,
+    versions: tuple[int, int] = (LEAST_WIRE_VERSION, WIRE_VERSION),
+) -> Admitted:
     """Prove membership to `peer` and have it prove its own; `dialed`: whether we made this connection.
 
-    Returns the peer's `life`. Sends no proof to a listener of another version, and none to a dialer that gave none.
+    Sends no proof to a listener without a common version, and none to a dialer that gave none. The proofs hold the
+    versions of both, so nobody in the middle can talk two nodes down.
 
     Raises:
-        NotAdmitted: the versions differ, or the peer does not know the secret.
+        NotAdmitted: there is no common version, or the peer does not know the secret.
     """
-    ours = Hello(WIRE_VERSION, secrets.token_bytes(32), life)
+    ours = Hello(versions[1], secrets.token_bytes(32), life, versions[0])
     await talk.send(ours)
     theirs = await talk.receive()
     if not isinstance(theirs, Hello):
         raise NotAdmitted(peer, "it began with a proof")
-    if theirs.wire_version != WIRE_VERSION:
-        older = "that node" if theirs.wire_version < WIRE_VERSION else "this node"
+    version = common(versions, theirs.versions)
+    if version is None:
+        older = "that node" if theirs.wire_version < versions[0] else "this node"
         raise NotAdmitted(
-            peer, f"it speaks wire version {theirs.wire_version}, this node {WIRE_VERSION}; upgrade {older}"
+            peer, f"it speaks wire version {_range(theirs.versions)}, this node {_range(versions)}; upgrade {older}"
         )
     dialer, listener = (ours, theirs) if dialed else (theirs, ours)
     ids = (own_id.encode(), peer.encode()) if dialed else (peer.encode(), own_id.encode())
 
     def proof(role: bytes) -> bytes:
-        return secret.derive(PURPOSE, role, *ids, dialer.nonce, listener.nonce, dialer.life, listener.life)
+        said = (*_spoken(dialer), *_spoken(listener))
+        return secret.derive(PURPOSE, role, *ids, dialer.nonce, listener.nonce, dialer.life, listener.life, *said)
 
     if dialed:
         await talk.send(Proof(proof(b"dialer")))
@@ -60,7 +84,16 @@ async def admit(talk: Talk, secret: SwarmSecret, own_id: NodeId, peer: NodeId, l
     else:
         await _expect(talk, peer, proof(b"dialer"))
         await talk.send(Proof(proof(b"listener")))
-    return theirs.life
+    return Admitted(theirs.life, version, theirs.versions[1])
+
+
+def _spoken(hello: Hello) -> tuple[bytes, ...]:
+    return tuple(version.to_bytes(4, "big") for version in hello.versions)
+
+
+def _range(versions: tuple[int, int]) -> str:
+    least, most = versions
+    return f"{most}" if least == most else f"{least} to {most}"
 
 
 async def _expect(talk: Talk, peer: NodeId, mac: bytes) -> None:

@@ -92,17 +92,28 @@ class PlanHeard:
     plan: Plan
 
 
-SwarmNews = MemberSeen | MemberGone | LinkLost | PlanHeard
+@dataclass(frozen=True, slots=True)
+class Misbehaved:
+    """A member did what none may do, and was disconnected for it; told once a minute at most."""
+
+    node_id: NodeId
+    what: str
+    """A sentence for people, with its name."""
+
+
+SwarmNews = MemberSeen | MemberGone | LinkLost | PlanHeard | Misbehaved
 
 
 class Swarm(Protocol):
     """This node's place among its peers."""
 
     node_id: NodeId
-    news: trio.MemoryReceiveChannel[SwarmNews]
-    """Membership and plans, in order; has one reader."""
     arrivals: trio.MemoryReceiveChannel[Arrival]
     """Frames from all links; has one reader, which must never wait long: it keeps every link alive."""
+
+    @property
+    def news(self) -> trio.abc.ReceiveChannel[SwarmNews]:
+        """Membership and plans; of each member in order, and what is outdated may be left out. Has one reader."""
 
     def members(self) -> dict[NodeId, NodeRecord]:
         """Every live member's newest record, our own included."""

@@ -34,7 +34,7 @@ from node.swarm.secret import SwarmSecret
 from node.swarm.socket_stream import SocketStream
 from node.swarm.strict_yamux import UNREAD_LIMIT_BYTES, StrictYamux
 from node.wire.codec import encode
-from node.wire.control import ADMISSION_LIMIT_BYTES, CONTROL_LIMIT_BYTES, Admission, Control, Ping, Pong, Told
+from node.wire.control import ADMISSION_LIMIT_BYTES, CONTROL_LIMIT_BYTES, Admission, Control, News, Ping, Pong
 from node.wire.ids import NodeId, short_id
 
 log = logging.getLogger(__name__)
@@ -57,11 +57,13 @@ class AroundConnection(Protocol):
     secret: SwarmSecret
     own_id: NodeId
     life: bytes
+    versions: tuple[int, int]
+    """The least and the highest wire version that this node speaks."""
 
     def joined(self, connection: Connection) -> None:
         """The peer is admitted."""
 
-    def told(self, connection: Connection, told: Told) -> None:
+    def told(self, connection: Connection, news: News) -> None:
         """It told us something. Raises BadWireData where it must be let go for it."""
 
     def clock_of(self, peer: NodeId) -> PeerClock:
@@ -91,10 +93,12 @@ class Connection:
         """Whether we made it."""
         self.life = b""
         """Of the peer's process."""
+        self.version = self.peer_most = 0
+        """The wire version that is spoken here, and the highest that the peer knows."""
         self.admitted_s = math.inf
         self.clock = PeerClock()
         """The peer's, once it is admitted: shared by all connections with it."""
-        self.outbox = ControlQueue()
+        self.outbox = ControlQueue(room.own_id)
         self.why: Why = "disconnected"
         """Why it ended."""
         self.reason = ""
@@ -223,9 +227,11 @@ class Connection:
         await self._muxed.event_started.wait()
         stream = await self.open(CONTROL_PROTOCOL) if self.dialed else await self._control_out.receive()
         talk = _Talk(stream, self.peer)
-        self.life = await admit(
-            talk, self._room.secret, self._room.own_id, self.peer, self._room.life, dialed=self.dialed
+        room = self._room
+        admitted = await admit(
+            talk, room.secret, room.own_id, self.peer, room.life, dialed=self.dialed, versions=room.versions
         )
+        self.life, self.version, self.peer_most = admitted.life, admitted.version, admitted.most
         self.admitted_s = trio.current_time()
         self._muxed.unread_limit_bytes = UNREAD_LIMIT_BYTES
         return stream
@@ -291,7 +297,7 @@ class Connection:
                 case Pong():
                     self.clock.pong(message, now)
                     self._answered_s = trio.current_time()
-                case Told():
+                case _:
                     self._room.told(self, message)
 
     async def _write_control(self, stream: MuxedStream) -> None:

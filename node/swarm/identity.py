@@ -21,16 +21,17 @@ from libp2p.peer.id import ID
 from node.errors import BadWireData, ConfigError
 from node.home import Home, write_private
 from node.wire.ids import NodeId
-from node.wire.records import WIRE_VERSION, Envelope
+from node.wire.statements import Envelope
 
 log = logging.getLogger(__name__)
 
 KEY_FILE = "identity.key"
 SEED_BYTES = 32
-DOMAIN = b"parallax statement\0"
-"""Begins everything that is signed, so that no signature of ours means anything elsewhere."""
+DOMAIN = b"parallax statement 3\0"
+"""Begins everything that is signed, so that no signature of ours means anything elsewhere. The number is the form's and
+not the wire's: nodes of unequal versions check one another's statements and pass them on."""
 
-Kind = Literal["record", "plan", "leave"]
+Kind = Literal["profile", "status", "trips", "beat", "leave", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,21 @@ class Identity:
     node_id: NodeId
     key_pair: KeyPair = field(repr=False)
 
-    def sign(self, kind: Kind, payload: bytes) -> Envelope:
-        """A statement that everyone can check."""
-        signature = self.key_pair.private_key.sign(_signed_bytes(kind, payload))
+    def sign(self, kind: Kind, payload: bytes, swarm_mark: bytes) -> Envelope:
+        """A statement that every member of that swarm can check, and that means nothing in another."""
+        signature = self.key_pair.private_key.sign(_signed_bytes(kind, payload, swarm_mark))
         return Envelope(kind, self.node_id, payload, signature)
 
 
-def verify(envelope: Envelope) -> None:
-    """Check that the envelope's owner signed it, as that kind of statement, in our wire version.
+def verify(envelope: Envelope, swarm_mark: bytes) -> None:
+    """Check that the envelope's owner signed it, as that kind of statement, for that swarm.
 
     Raises:
         BadWireData: it did not, or its id is none that carries an Ed25519 key.
     """
     key = _public_key(envelope.node_id)
-    if key is None or not key.verify(_signed_bytes(envelope.kind, envelope.payload), envelope.signature):
+    signed = _signed_bytes(envelope.kind, envelope.payload, swarm_mark)
+    if key is None or not key.verify(signed, envelope.signature):
         raise BadWireData(f"{envelope.kind} of {envelope.node_id}", "the signature is not its owner's")
 
 
@@ -104,8 +106,9 @@ def read_secret_file(path: Path, what: str, what_now: str) -> bytes | None:
     return secret
 
 
-def _signed_bytes(kind: Kind, payload: bytes) -> bytes:
-    return DOMAIN + WIRE_VERSION.to_bytes(4, "big") + len(kind).to_bytes(1, "big") + kind.encode() + payload
+def _signed_bytes(kind: str, payload: bytes, swarm_mark: bytes) -> bytes:
+    lengths = bytes((len(swarm_mark), len(kind.encode())))
+    return DOMAIN + lengths + swarm_mark + kind.encode() + payload
 
 
 @lru_cache(maxsize=4096)

@@ -6,7 +6,6 @@ Opens no sockets: `host` brings connections, and `reach` is told with whom they 
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
 from collections import Counter
@@ -19,36 +18,50 @@ import trio
 from node.errors import BadWireData, LinkClosed
 from node.swarm.address_book import AddressBook
 from node.swarm.addresses import Address, parse_all
-from node.swarm.base import Arrival, Lane, LinkLost, MemberGone, MemberSeen, SwarmNews
+from node.swarm.base import Arrival, Lane, LinkLost, MemberGone, MemberSeen, Misbehaved, SwarmNews
 from node.swarm.circuits import CIRCUIT_PROTOCOL, RELAY_PROTOCOL, CircuitCarrier, Circuits, CircuitStream
 from node.swarm.connection import Connection
 from node.swarm.connections import Connections
-from node.swarm.gossip import Gossip
+from node.swarm.gossip import Flood, Gossip, changed
 from node.swarm.heartbeat import PeerClock, interval_s
 from node.swarm.identity import Identity
 from node.swarm.invitation import Invitation
 from node.swarm.lanes import PROTOCOLS, lane_of, open_lane
 from node.swarm.muxed_stream import MuxedStream
 from node.swarm.neighbour import Neighbour
+from node.swarm.news_queue import NewsQueue
+from node.swarm.quiet import Seldom
 from node.swarm.reach import Reach
 from node.swarm.relay import Relay
+from node.swarm.round_trips import RoundTrips
 from node.swarm.secret import SwarmSecret
 from node.swarm.stream_link import StreamLink, receive_frames
-from node.wire.codec import decode, encode
-from node.wire.control import Told
+from node.wire.control import Ask, News, Told, Welcome
 from node.wire.ids import NodeId, short_id
 from node.wire.plans import Plan
-from node.wire.records import RECORD_LIMIT_BYTES, Envelope, NodeRecord
+from node.wire.records import NodeRecord
+from node.wire.statements import Envelope
+from node.wire.versions import LEAST_WIRE_VERSION, WIRE_VERSION
 
 log = logging.getLogger(__name__)
 
 REFRESH_S = 1.0
-SHORTEST_S = 0.25
-"""Between two records of ours: at most four a second."""
+"""We say that we are still here this often, where some member knows us by hearsay alone."""
+
+CONNECTED_REFRESH_S = 2.0
+"""And this often where everybody is connected to us: a heartbeat tells them sooner that we are gone, and a record lives
+for five seconds."""
+
+SHORTEST_S, LONGEST_PAUSE_S, MEMBERS_PER_S = 0.25, 1.0, 64
+"""Between two times that we speak: at most four a second, and no more than once a second in a large swarm, where each
+of our words goes to everyone."""
 
 TICK_S = 0.25
 STALL_S = 1.0
 """A tick that comes later than this means that this process stood still (stopped, or the machine slept)."""
+
+SHUNNED_S = 30.0
+"""Who was disconnected for what it sent is not a neighbour again for so long: it would only go on."""
 
 GOODBYE_S = 0.5
 LINK_WAIT_S = 3.0
@@ -56,12 +69,6 @@ DIRECT_FIRST_S = 1.0
 """For a direct connection, where a detour is known and there is hope for one."""
 
 RELAYS_TRIED = 3
-ROUND_TRIPS = 600
-"""How many peers' round trips our record tells: with the longest ids 42 KiB of the 64 that it may have. Who knows the
-secret can come with any number of identities."""
-
-LONGEST_ROUND_TRIP_MS = 1e9
-"""As a record takes; a process that was stopped for weeks would measure more."""
 
 LINKS_PER_CONNECTION = 6
 """Inbound; an honest neighbour has one of each lane, and for a moment two where it had to open it again."""
@@ -90,13 +97,17 @@ class Libp2pSwarm:
         self.node_id = self.own_id = identity.node_id
         self.secret = secret
         self.life = secrets.token_bytes(32)
+        self.versions = LEAST_WIRE_VERSION, WIRE_VERSION
         self.book = book
         self.connections = connections
         self._reach = reach
-        # No bound: members speak four times a second at most, and a reader that is gone ends the whole node
-        self._news_in, self.news = trio.open_memory_channel[SwarmNews](math.inf)
+        self.news = NewsQueue()
         self._arrivals_in, self.arrivals = trio.open_memory_channel[Arrival](ARRIVALS_BOUND)
-        self._gossip = Gossip(identity, record)
+        self._gossip = Gossip(identity, record, secret.statement_mark())
+        self._round_trips = RoundTrips()
+        self._seldom = Seldom()
+        self._shunned: dict[NodeId, float] = {}
+        """Until when."""
         self._changes: dict[str, object] = {}
         self._stirred = trio.Event()
         self._joined = trio.Event()
@@ -114,17 +125,17 @@ class Libp2pSwarm:
         return self._gossip.members()
 
     async def update(self, **changes: object) -> None:
-        """Change fields of our own record; published within a quarter of a second.
+        """Change fields of our own record; published within a quarter of a second, or one in a large swarm.
 
         Raises:
             TypeError: there is no such field.
             BadWireData: a value that other nodes would refuse.
         """
         pending = self._changes | changes
-        draft = msgspec.structs.replace(self._gossip.record, **pending)
-        decode(encode(draft), NodeRecord, where="our own record", limit_bytes=RECORD_LIMIT_BYTES)
+        changed(self._gossip.record, pending)
         self._changes = pending
-        self._stirred.set()
+        if any(getattr(self._gossip.record, name) != value for name, value in pending.items()):
+            self._stirred.set()
         await trio.lowlevel.checkpoint()
 
     async def publish_plan(self, plan: Plan) -> bool:
@@ -159,6 +170,9 @@ class Libp2pSwarm:
     def joined(self, connection: Connection) -> None:
         """A peer is admitted: greet it with all that we know."""
         now = trio.current_time()
+        if self._shunned.get(connection.peer, now) > now:
+            connection.end("disconnected", "it was disconnected for what it sent a moment ago")
+            return
         first, obsolete = self.connections.add(connection)
         for other in obsolete:
             other.end("disconnected", "a newer connection took its place")
@@ -169,28 +183,76 @@ class Libp2pSwarm:
         if first or has_restarted:
             self._neighbour(connection.peer).clock.reset()
             self._gossip.connected(connection.peer, now)
-        connection.outbox.welcome(self._gossip.welcome(), self._gossip.seq_of(connection.peer))
+        if (record := self._gossip.members().get(connection.peer)) is not None:
+            self._pursue(record, None)
+        welcome, own = self._gossip.welcome(connection.peer)
+        connection.outbox.welcome(welcome)
+        for envelope in own:
+            connection.outbox.tell(envelope)
         self._joined.set()
         self._joined = trio.Event()
         self._stirred.set()
         log.debug("connected with %s", short_id(connection.peer))
 
-    def told(self, connection: Connection, told: Told) -> None:
+    def told(self, connection: Connection, news: News) -> None:
         """A neighbour told us something. Raises BadWireData where it must be let go for it."""
         if connection not in self.connections.to(connection.peer):
             return  # a newer one took its place: these may be words of a former life
-        if told.welcome and self._gossip.outdo(told.your_seq):
-            self._stirred.set()
-        for envelope in told.envelopes:
-            heard = self._gossip.hear(envelope, connection.peer, trio.current_time(), welcome=told.welcome)
-            if heard.spread:
-                self._spread(envelope, connection.peer)
-            if heard.released is not None:
-                self._spread(heard.released, connection.peer)
-            self._tell(heard.news, None if connection.peer == envelope.node_id else connection.peer)
-            if envelope.kind == "leave" and envelope.node_id == connection.peer and heard.spread:
-                for one in self.connections.to(connection.peer):
-                    one.end("disconnected", "it said goodbye")
+        now = trio.current_time()
+        try:
+            match news:
+                case Told(envelopes):
+                    for envelope in envelopes:
+                        self._hear(connection, envelope, now)
+                case Welcome():
+                    if self._gossip.outdo(news.your_seq):
+                        self._stirred.set()
+                    self._ask(connection, self._gossip.hear_welcome(news, connection.peer, now))
+                case Ask():
+                    for envelope in self._gossip.answer(news, connection.peer, now):
+                        connection.outbox.tell(envelope)
+        except Flood as flood:
+            self._report(connection.peer, str(flood), now)
+            raise
+
+    def _hear(self, connection: Connection, envelope: Envelope, now: float) -> None:
+        peer = connection.peer
+        if not envelope.node_id:
+            envelope = msgspec.structs.replace(envelope, node_id=peer)
+        try:
+            heard = self._gossip.hear(envelope, peer, now, time.time())
+        except Flood:
+            raise
+        except BadWireData as error:
+            if envelope.node_id == peer and connection.peer_most <= self.versions[1]:
+                self._report(peer, str(error), now)
+                raise
+            # Not its own words, or those of a newer program: what we cannot read we do not follow, and that is all
+            log.debug("%s told what is left out: %s", short_id(peer), error)
+            self._gossip.fault(peer, now)
+            return
+        if heard.spread:
+            self._spread(envelope, peer)
+        if heard.released is not None:
+            self._spread(heard.released, peer)
+        self._tell(heard.news, via=None if envelope.node_id == peer else peer)
+        self._ask(connection, heard.ask)
+        if envelope.kind == "leave" and envelope.node_id == peer and heard.spread:
+            for one in self.connections.to(peer):
+                one.end("disconnected", "it said goodbye")
+
+    def _ask(self, connection: Connection, ask: Ask | None) -> None:
+        if ask is not None:
+            connection.outbox.ask(ask)
+
+    def _report(self, peer: NodeId, what: str, now: float) -> None:
+        """Name a member that is disconnected for what it sent, once in a while, and have it stay away for some time."""
+        self._shunned = {other: until_s for other, until_s in self._shunned.items() if until_s > now}
+        self._shunned[peer] = now + SHUNNED_S
+        if self._seldom.now(peer, now):
+            record = self._gossip.members().get(peer)
+            name = f"{record.name} ({short_id(peer)})" if record is not None else short_id(peer)
+            self.news.put(Misbehaved(peer, f"{name} was disconnected: {what}"))
 
     def clock_of(self, peer: NodeId) -> PeerClock:
         """The one clock of that peer."""
@@ -251,16 +313,25 @@ class Libp2pSwarm:
         """Say what is new of us, and that we are still here, for as long as we are."""
         while True:
             self._stirred = trio.Event()
-            changes = self._changes | {
-                "rtt_ms": self._rtt_ms(),
-                "addresses": tuple(str(address) for address in addresses()),
-            }
+            now = trio.current_time()
+            members = self._gossip.members()
+            changes = self._changes | {"addresses": tuple(str(address) for address in addresses())}
+            rates = changes.pop("mbps", self._gossip.record.mbps)
+            changes |= self._round_trips.due(
+                now,
+                {c.peer: c.clock.rtt_ms for c in self.connections.best_of_each()},
+                rates,  # type: ignore[arg-type]  # as `update` has checked
+                [peer for peer in members if peer != self.own_id and self._reach.is_hopeless(peer)],
+            )
             self._changes = {}
-            envelope, news = self._gossip.publish(changes, int(time.time() * 1000))
-            self._spread(envelope, None)
+            envelopes, news = self._gossip.publish(changes, int(time.time() * 1000))
+            for envelope in envelopes:
+                self._spread(envelope, None)
             self._tell(news)
-            await trio.sleep(SHORTEST_S)
-            with trio.move_on_after(REFRESH_S - SHORTEST_S):
+            pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_S, len(members) / MEMBERS_PER_S))
+            await trio.sleep(pause_s)
+            by_hearsay = self._gossip.is_known_by_hearsay(self.connections.peers())
+            with trio.move_on_after((REFRESH_S if by_hearsay else CONNECTED_REFRESH_S) - pause_s):
                 await self._stirred.wait()
 
     async def keep_time(self) -> None:
@@ -282,7 +353,7 @@ class Libp2pSwarm:
         Whoever hears it hangs up. We wait for that: yamux throws away what it has received but nobody has read yet
         when a connection ends, so that a goodbye right before our end could be lost.
         """
-        self._news_in.close()
+        self.news.close()
         self._spread(self._gossip.leave(), None)
         with trio.move_on_after(GOODBYE_S):
             while self.connections.peers():
@@ -293,16 +364,22 @@ class Libp2pSwarm:
         self._arrivals_in.close()
 
     def _tell(self, news: Iterable[SwarmNews], via: NodeId | None = None) -> None:
+        """To our own reader. `via`: the neighbour from whom it comes."""
         for item in news:
             if isinstance(item, MemberSeen) and item.record.id != self.own_id:
-                self.book.learn(item.record.id, parse_all(item.record.addresses), time.time())
-                self._reach.pursue(item.record.id, polite=True, source=via)
+                self._pursue(item.record, via)
             elif isinstance(item, MemberGone) and item.why == "left":
                 self._reach.forget(item.node_id)
-            try:
-                self._news_in.send_nowait(item)
-            except (trio.ClosedResourceError, trio.BrokenResourceError):
-                return
+            self.news.put(item)
+
+    def _pursue(self, record: NodeRecord, source: NodeId | None) -> None:
+        """Have a member dialed; remember where it says that it is, once it has proven to be there.
+
+        Members that are only told of may be invented, and so may their addresses: the book has no room for those.
+        """
+        if record.id in self.connections:
+            self.book.learn(record.id, parse_all(record.addresses), time.time())
+        self._reach.pursue(record.id, polite=True, source=source)
 
     def _neighbour(self, peer: NodeId) -> Neighbour:
         return self._neighbours.setdefault(peer, Neighbour())
@@ -400,22 +477,6 @@ class Libp2pSwarm:
         for peer in self._gossip.targets(envelope, via, self.connections.peers()):
             if connection := self.connections.best(peer):
                 connection.outbox.tell(envelope)
-
-    def _rtt_ms(self) -> dict[str, float]:
-        """Round trips to those we are connected to; small changes are no news and keep the old figure."""
-        told = self._gossip.record.rtt_ms
-        found: dict[str, float] = {}
-        for connection in self.connections.best_of_each():
-            rtt_ms = connection.clock.rtt_ms
-            if rtt_ms is None:
-                continue
-            if len(found) == ROUND_TRIPS:
-                break
-            rtt_ms = min(rtt_ms, LONGEST_ROUND_TRIP_MS)
-            before = told.get(connection.peer)
-            steady = before is not None and abs(rtt_ms - before) <= max(0.5, 0.25 * before)
-            found[connection.peer] = before if before is not None and steady else round(rtt_ms, 2)
-        return found
 
     async def _direct(self, peer: NodeId, wait_s: float) -> Connection | None:
         with trio.move_on_after(wait_s):

@@ -37,6 +37,10 @@ class SwarmSecret:
         """Names the swarm on this machine, in files that must not be mixed up."""
         return self.derive(b"mark").hex()[:16]
 
+    def statement_mark(self) -> bytes:
+        """What every member's signatures are bound to."""
+        return self.derive(b"statements")
+
 
 def settle_secret(home: Home, invitations: Sequence[Invitation]) -> SwarmSecret:
     """Which swarm this home belongs to: that of the last invitation, else the one it was in, else one of its own.

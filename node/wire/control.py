@@ -10,8 +10,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from node.wire.ids import NodeId
 from node.wire.models import Count
-from node.wire.records import Envelope, Id
+from node.wire.peer_figures import MARK_BYTES, Mark, mark_of
+from node.wire.statements import Envelope
 
 ADMISSION_LIMIT_BYTES = 1024
 """A stranger may make us read this much at once, no more."""
@@ -21,16 +23,28 @@ CONTROL_LIMIT_BYTES = 256 * 1024
 
 Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
 PingNumber = Annotated[int, Meta(ge=0, le=2**53)]
+Version = Annotated[int, Meta(ge=0, le=2**31)]
+
+MOST_KNOWN = 1024
+SEQ_BYTES = 8
 
 
 class Hello(Struct, frozen=True, tag="hello"):
-    """The first message in both directions. Its shape never changes, so that unequal versions can tell."""
+    """The first message in both directions. What it has never changes, so that unequal versions can tell."""
 
-    wire_version: Annotated[int, Meta(ge=0, le=2**31)]
+    wire_version: Version
+    """The highest that the sender speaks."""
     nonce: Nonce
     """Fresh for this connection; the proofs are made of both."""
     life: Nonce
     """Random, made when the process started: a second connection of another life means that the first one is dead."""
+    least_version: Version | None = None
+    """The lowest that it speaks; without this, the highest alone."""
+
+    @property
+    def versions(self) -> tuple[int, int]:
+        """(least, most)."""
+        return (self.wire_version if self.least_version is None else self.least_version, self.wire_version)
 
 
 class Proof(Struct, frozen=True, tag="proof"):
@@ -39,13 +53,13 @@ class Proof(Struct, frozen=True, tag="proof"):
     mac: Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
-class Ping(Struct, frozen=True, tag="ping"):
+class Ping(Struct, frozen=True, array_like=True, tag=0):
     """Answered at once. The sender remembers when it sent which number."""
 
     number: PingNumber
 
 
-class Pong(Struct, frozen=True, tag="pong"):
+class Pong(Struct, frozen=True, array_like=True, tag=1):
     """The answer, with the answerer's clock in seconds when the ping came and when this left."""
 
     number: PingNumber
@@ -57,22 +71,53 @@ class Pong(Struct, frozen=True, tag="pong"):
             raise ValueError("pong: the clock must be a finite number")
 
 
-class Told(Struct, frozen=True, tag="told"):
+class Told(Struct, frozen=True, array_like=True, tag=2):
     """Signed statements of members, by themselves or passed on."""
 
     envelopes: Annotated[tuple[Envelope, ...], Meta(max_length=4096)]
-    welcome: bool = False
-    """The first one on a connection: all that the sender knows, the plan of an author who is gone included."""
-    your_seq: Count = 0
-    """In a welcome: the highest number that the sender has seen on a record of the receiver, who must outdo it."""
 
 
-class Leave(Struct, frozen=True):
-    """The payload of a `leave` envelope: every record of this node up to `seq` is void."""
+class Welcome(Struct, frozen=True, array_like=True, tag=3):
+    """The first on a connection: what the sender knows, by number, so that the receiver can ask for what it lacks."""
 
-    node_id: Id
-    seq: Count
+    your_seq: Count
+    """The highest number that the sender has seen on a statement of the receiver, who must outdo it."""
+    known: Annotated[bytes, Meta(max_length=MOST_KNOWN * (MARK_BYTES + SEQ_BYTES))]
+    """The mark of each live member and its highest number, big-endian."""
+    plan_epoch: Count = 0
+    """Of the plan in force; 0 for none."""
+    plan_author: Annotated[str, Meta(max_length=128)] = ""
+
+    def __post_init__(self) -> None:
+        if len(self.known) % (MARK_BYTES + SEQ_BYTES):
+            raise ValueError("welcome.known is no whole number of entries")
+
+    def seqs(self) -> dict[Mark, int]:
+        """By mark."""
+        width = MARK_BYTES + SEQ_BYTES
+        return {
+            self.known[at : at + MARK_BYTES]: int.from_bytes(self.known[at + MARK_BYTES : at + width], "big")
+            for at in range(0, len(self.known), width)
+        }
+
+
+class Ask(Struct, frozen=True, array_like=True, tag=4):
+    """The sender lacks something that the receiver has."""
+
+    marks: Annotated[bytes, Meta(max_length=MOST_KNOWN * MARK_BYTES)]
+    """Of members, of whom every part is wanted."""
+    plan: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.marks) % MARK_BYTES:
+            raise ValueError("ask.marks is no whole number of names")
+
+
+def pack_known(seqs: dict[NodeId, int]) -> bytes:
+    """For `Welcome.known`."""
+    return b"".join(mark_of(node_id) + seq.to_bytes(SEQ_BYTES, "big") for node_id, seq in seqs.items())
 
 
 Admission = Hello | Proof
-Control = Ping | Pong | Told
+News = Told | Welcome | Ask
+Control = Ping | Pong | Told | Welcome | Ask

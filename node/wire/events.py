@@ -10,6 +10,7 @@ from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
 from node.wire.plans import Plan
 from node.wire.records import NodeRecord
+from node.wire.text import printable
 
 NOTICE_LIMIT = 2048
 """Characters."""
@@ -112,11 +113,13 @@ class Notice(Struct, frozen=True, tag="notice"):
 
     level: Literal["info", "warning", "error"]
     text: Annotated[str, Meta(max_length=NOTICE_LIMIT)]
+    at_s: float = 0.0
+    """Unix time of its event, set where it is put into a state; 0 for one that is in none yet."""
 
     @classmethod
     def of(cls, level: Literal["info", "warning", "error"], text: str) -> Notice:
-        """One whose text is cut where it is too long: the words of an engine or a library may be pages."""
-        return cls(level, text if len(text) <= NOTICE_LIMIT else f"{text[: NOTICE_LIMIT - 1]}…")
+        """One that may be shown and is cut where it is too long: an engine's or a library's words may be pages."""
+        return cls(level, printable(text, NOTICE_LIMIT))
 
 
 Event = (

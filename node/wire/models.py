@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
+
+from node.wire.text import printable
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """Arithmetic of a stage's weights and activations."""
@@ -26,6 +29,12 @@ class ModelRef(Struct, frozen=True):
     digest: Text
     """Of every byte that is used, weights included, so that neither a namesake nor a fine-tune is mistaken for it: of a
     GGUF file its SHA-256, of a folder that of its tensors and the files beside them, of a hub model the commit."""
+
+    def __post_init__(self) -> None:
+        for field in ("name", "source", "digest"):
+            text = getattr(self, field)
+            if (shown := printable(text)) != text:
+                force_setattr(self, field, shown)
 
 
 class ModelFacts(Struct, frozen=True):

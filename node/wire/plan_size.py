@@ -7,9 +7,9 @@ from msgspec.structs import replace
 from node.errors import BadWireData
 from node.wire.codec import encode
 from node.wire.plans import Plan, Standby
-from node.wire.records import ENVELOPE_LIMIT_BYTES
+from node.wire.statements import LIMIT_BYTES
 
-PLAN_LIMIT_BYTES = ENVELOPE_LIMIT_BYTES
+PLAN_LIMIT_BYTES = LIMIT_BYTES["plan"]
 """1000 nodes with ranges are 80 KiB, settings by hand for each of them as much again. Such an envelope, sent alone,
 still fits a control message."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -10,7 +13,7 @@ from msgspec.structs import replace
 
 from node.wire.ids import NodeId
 from node.wire.models import Count, Dtype, ModelFacts, ModelRef
-from node.wire.records import Id, Layer
+from node.wire.records import NAME_LIMIT, Id, Layer, make_printable
 
 Objective = Literal["share", "latency", "throughput", "balanced"]
 """What a plan aims at: layers for every member in proportion to memory; the fastest answer for one user; the most
@@ -24,9 +27,26 @@ Duty = Literal["serve", "drain", "exclude"]
 
 MOST_NODES = 4096
 
-EPOCH_LEAP, MOST_EPOCH = 1_000_000, 2**52
-"""A plan so far ahead is none that planning has led to, and would leave no room for another after it."""
-Sentence = Annotated[str, Meta(max_length=400)]
+EPOCHS_SINCE_S = 1_735_689_600
+"""The beginning of 2025. An epoch is at most the number of seconds since then: plans are made one after the other, and
+never one a second for years, so even a node that knows nothing yet can tell a number that no planning has led to. And
+as time goes on there is always a next one: whoever names the highest number keeps the others from planning for the
+second or two in which clocks differ. A leap over the highest number known would be no such bound: a node that is new to
+its swarm knows none, and each leap would make room for another."""
+
+BUILT_S = 1_767_225_600
+"""The beginning of 2026: a machine whose clock says less has no battery, and judges as if it were then."""
+
+CLOCKS_DIFFER_S = 600
+"""A plan is refused only where it is more than so far ahead of our own clock."""
+
+SENTENCE_LIMIT = 400
+Sentence = Annotated[str, Meta(max_length=SENTENCE_LIMIT)]
+
+
+def most_epoch(unix_s: float) -> int:
+    """The highest epoch that planning can have led to by then."""
+    return int(max(unix_s, BUILT_S)) - EPOCHS_SINCE_S + CLOCKS_DIFFER_S
 
 
 class Assignment(Struct, frozen=True):
@@ -62,6 +82,7 @@ class Override(Struct, frozen=True, omit_defaults=True):
     """It does not bind now: a swarm that started again could not have served with it, for members were missing."""
 
     def __post_init__(self) -> None:
+        make_printable(self, name=NAME_LIMIT)
         if self.layers is not None and self.layers[1] <= self.layers[0]:
             raise ValueError(f"override.layers {self.layers} is empty")
 
@@ -118,6 +139,9 @@ class Standby(Struct, frozen=True):
     barred: bool = False
     """By hand or by a failure, not by the plan's own choice."""
 
+    def __post_init__(self) -> None:
+        make_printable(self, reason=SENTENCE_LIMIT)
+
 
 class Plan(Struct, frozen=True):
     """One allocation of the model's layers, numbered by epoch."""
@@ -140,6 +164,7 @@ class Plan(Struct, frozen=True):
     """What a person should know about the choice."""
 
     def __post_init__(self) -> None:
+        make_printable(self, note=SENTENCE_LIMIT)
         held = [assignment.node_id for assignment in self.assignments]
         if len(set(held)) < len(held):
             raise ValueError("plan.assignments names a node twice")
@@ -149,8 +174,9 @@ class Plan(Struct, frozen=True):
 
     @property
     def weights(self) -> str:
-        """Equal for plans whose ranges may be mixed: the same model in the same arithmetic."""
-        return f"{self.model.digest}/{self.dtype}"
+        """Equal for plans whose ranges may be mixed: the same model in the same arithmetic. Sixteen characters, since
+        every node tells it of each of its ranges, each second."""
+        return _weights(self.model.digest, self.dtype)
 
     def range_of(self, node_id: NodeId) -> Assignment | None:
         """What `node_id` shall hold, or None."""
@@ -162,9 +188,14 @@ class Plan(Struct, frozen=True):
             return True
         return (self.epoch, _reversed(self.author)) > (other.epoch, _reversed(other.author))
 
-    def may_follow(self, other: Plan | None) -> bool:
+    def may_follow(self, other: Plan | None, unix_s: float) -> bool:
         """Whether it outranks `other` by an epoch that planning can have led to."""
-        return self.outranks(other) and self.epoch <= (MOST_EPOCH if other is None else other.epoch + EPOCH_LEAP)
+        return self.outranks(other) and self.epoch <= most_epoch(unix_s)
+
+
+@lru_cache(maxsize=64)
+def _weights(digest: str, dtype: str) -> str:
+    return urlsafe_b64encode(hashlib.sha256(f"{digest}/{dtype}".encode()).digest()[:12]).decode()
 
 
 def _reversed(author: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ MODEL = ModelRef("smollm2-135m-instruct", "default", "0" * 64)
 FACTS = ModelFacts(30, 7_000_000, 56_000_000, 56_000_000, 768, 576, 49_152, 8192)
 DESK, STUDIO, LOFT = (NodeId(f"12D3KooWexample{name}") for name in ("desk0001", "studio02", "loft0003"))
 RANGES = {DESK: (0, 10), STUDIO: (10, 20), LOFT: (20, 30)}
+WEIGHTS = Plan(1, DESK, MODEL, "bfloat16", FACTS, ()).weights
 NAMES = {DESK: "desk", STUDIO: "studio", LOFT: "loft"}
 
 
@@ -30,7 +31,7 @@ def record(node_id: NodeId, **changes: object) -> NodeRecord:
         "addresses": (),
         "software": "parallax 0.1.0",
         "hardware": Hardware("cpu", "a processor", 3 * GIB // 2, 2e10, 1e11, 8),
-        "held": (HeldRange(start, end, "ready", 1),),
+        "held": (HeldRange(start, end, "ready", 1, WEIGHTS),),
         "plan_epoch": 1,
         "layer_latency": LayerLatency(0.32, 0.3, 0.5),
         "rtt_ms": {other: 1.2 for other in RANGES if other != node_id},
@@ -48,7 +49,7 @@ def steered() -> State:
     """Desk and studio serve; loft drains and stands by, and people have set more by hand."""
     half = {DESK: (0, 15), STUDIO: (15, 30)}
     overrides = (Override(DESK, (0, 15)), Override(LOFT, duty="drain"), Override(STUDIO, None, GIB))
-    members = {n: record(n, held=(HeldRange(*held, "ready", 3),)) for n, held in half.items()}
+    members = {n: record(n, held=(HeldRange(*held, "ready", 3, WEIGHTS),)) for n, held in half.items()}
     members[LOFT] = record(LOFT, held=(), state="standby", layer_latency=None)
     decided = Plan(
         3,
@@ -81,7 +82,7 @@ def three_nodes(**changes: object) -> State:
 
 def one_node(**changes: object) -> State:
     """A machine alone with all layers."""
-    alone = record(DESK, held=(HeldRange(0, 30, "ready", 1),), rtt_ms={})
+    alone = record(DESK, held=(HeldRange(0, 30, "ready", 1, WEIGHTS),), rtt_ms={})
     whole = Plan(1, DESK, MODEL, "bfloat16", FACTS, (Assignment(DESK, 0, 30),))
     fields: dict[str, object] = {
         "self_id": DESK,

@@ -44,13 +44,13 @@ class Offer:
     """Ranges that an older plan left behind, or whose node shall drain: for layers that no ready range covers."""
 
 
-def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, untold: Untold = NONE_UNTOLD) -> Offer:
-    """What a node serves: as it was when it wrote its record, and with what has come since.
+def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, weights: str, untold: Untold = NONE_UNTOLD) -> Offer:
+    """What a node serves of these `weights`: as it was when it wrote its record, and with what has come since.
 
     A node that is excluded by hand gets nothing new. Room is known of a ready range alone: where there is none in
     another one, its node says so when it is asked.
     """
-    serving = [held for held in record.held if held.state != "loading"]
+    serving = [held for held in record.held if held.state in ("ready", "draining") and held.weights == weights]
     if not serving or duty == "exclude":
         return Offer()
     node = node_of_record(record)

@@ -68,10 +68,10 @@ def holdings_of(plan: Plan, records: Mapping[NodeId, NodeRecord], silent: Collec
         holdings.append(
             NodeLayers(
                 node,
-                _layers(record, "ready") | _layers(record, "draining"),
+                _layers(record, plan, "ready") | _layers(record, plan, "draining"),
                 targets.get(node, frozenset()),
                 memory_for_model(record, siblings[record.machine_id], most_bytes) if record.hardware is not None else 0,
-                loading=not failed and bool(_layers(record, "loading")),
+                loading=not failed and bool(_layers(record, plan, "loading")),
                 awaited=not failed and node not in silent,
                 keeps=not failed and record.plan_epoch == plan.epoch,
             )
@@ -107,5 +107,7 @@ def runs(layers: Iterable[int]) -> list[frozenset[int]]:
     return [frozenset(run) for run in found]
 
 
-def _layers(record: NodeRecord, state: str) -> frozenset[int]:
-    return frozenset(layer for held in record.held if held.state == state for layer in range(held.start, held.end))
+def _layers(record: NodeRecord, plan: Plan, state: str) -> frozenset[int]:
+    """Of the plan's model: ranges of another one are on their way out, and cover nothing."""
+    ranges = (held for held in record.held if held.state == state and held.weights == plan.weights)
+    return frozenset(layer for held in ranges for layer in range(held.start, held.end))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 import trio
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from node.journal.apply import apply
-from node.journal.log import KEPT_EVENTS, Gap, Journal
+from node.journal.log import KEPT_BYTES, KEPT_EVENTS, UNREACHABLE_TOLD, Gap, Journal
 from node.journal.state import KEPT_NOTICES, KEPT_REQUESTS, State
 from node.wire.events import (
     Event,
@@ -32,6 +34,8 @@ from node.wire.ids import NodeId, RequestId
 from node.wire.plans import Override, PlanSettings
 from node.wire.records import HeldRange
 from tests.node.plan.test_decide import plan_for, record
+
+WEIGHTS = plan_for("a").weights
 
 
 def journal_from_zero() -> Journal:
@@ -126,10 +130,10 @@ def test_layers_without_a_ready_node_are_named() -> None:
     assert journal.state.uncovered() == ()
     journal.append(PlanAdopted(plan_for("a", "b")))
     assert journal.state.uncovered() == ((0, 30),)
-    journal.append(NodeSeen(record("a", held=(HeldRange(0, 15, "ready", 4),))))
-    journal.append(NodeSeen(record("b", held=(HeldRange(15, 30, "loading", 4),))))
+    journal.append(NodeSeen(record("a", held=(HeldRange(0, 15, "ready", 4, WEIGHTS),))))
+    journal.append(NodeSeen(record("b", held=(HeldRange(15, 30, "loading", 4, WEIGHTS),))))
     assert journal.state.uncovered() == ((15, 30),)
-    journal.append(NodeSeen(record("b", held=(HeldRange(15, 30, "ready", 4),))))
+    journal.append(NodeSeen(record("b", held=(HeldRange(15, 30, "ready", 4, WEIGHTS),))))
     assert journal.state.uncovered() == ()
     journal.append(NodeGone(NodeId("a"), "a", "disconnected"))
     assert journal.state.uncovered() == ((0, 15),)
@@ -139,9 +143,9 @@ def test_what_an_excluded_node_holds_serves_nobody() -> None:
     journal = journal_from_zero()
     settings = PlanSettings(overrides=(Override("a", duty="exclude"),))
     journal.append(PlanAdopted(replace(plan_for("a", "b"), settings=settings)))
-    journal.append(NodeSeen(record("a", held=(HeldRange(0, 30, "ready", 4),))))
+    journal.append(NodeSeen(record("a", held=(HeldRange(0, 30, "ready", 4, WEIGHTS),))))
     assert journal.state.uncovered() == ((0, 30),)
-    journal.append(NodeSeen(record("b", held=(HeldRange(0, 40, "ready", 3),))))
+    journal.append(NodeSeen(record("b", held=(HeldRange(0, 30, "ready", 3, "another model"),))))
     assert journal.state.uncovered() == ((0, 30),), "that range is of another model"
 
 
@@ -150,3 +154,64 @@ def test_a_notice_of_any_length_reaches_the_screens() -> None:
     numbered = journal.append(Notice.of("error", "missing: " + "a.weight, " * 10_000))
     assert msgspec.json.decode(msgspec.json.encode(numbered), type=Numbered) == numbered
     assert msgspec.json.decode(msgspec.json.encode(journal.state), type=State) == journal.state
+
+
+def test_the_log_is_bounded_in_bytes_as_it_is_sent() -> None:
+    journal = journal_from_zero()
+    for _ in range(200):
+        journal.append(Notice("info", "x" * 2048))
+        journal.append(PlanAdopted(plan_for(*(f"node {number}" for number in range(30)))))
+    for large in range(2000):
+        journal.append(
+            NodeSeen(record("a", problem="p" * 500, addresses=tuple("q" * 250 for _ in range(16)), seq=large))
+        )
+    kept = journal.after(journal.after(journal.state.seq - 10)[0].seq - 1)
+    assert [numbered.seq for numbered in kept] == list(range(journal.state.seq - 9, journal.state.seq + 1))
+    assert journal.kept_bytes <= KEPT_BYTES
+    with pytest.raises(Gap) as gap:
+        journal.after(0)
+    oldest = int(str(gap.value).split("oldest kept is ")[1].split(";")[0])
+    whole = journal.after(oldest - 1)
+    assert sum(len(msgspec.json.encode(numbered)) for numbered in whole) == journal.kept_bytes > KEPT_BYTES * 0.99
+
+
+def test_one_event_larger_than_the_log_is_kept_until_the_next() -> None:
+    journal = journal_from_zero()
+    giant = Notice("info", "x" * (KEPT_BYTES + 1))
+    for event in (Notice("info", "before"), giant):
+        journal.append(event)
+    assert [numbered.event for numbered in journal.after(1)] == [giant]
+    journal.append(Notice("info", "after"))
+    assert [numbered.seq for numbered in journal.after(2)] == [3]
+
+
+def test_a_reader_finds_its_place_without_walking_through_the_log() -> None:
+    """Each of many readers asks after each event."""
+    journal = journal_from_zero()
+    for _ in range(KEPT_EVENTS):
+        journal.append(Notice("info", ""))
+    started_s = time.thread_time()
+    for _ in range(2000):
+        assert len(journal.after(journal.state.seq - 1)) == 1
+    assert (time.thread_time() - started_s) / 2000 < 20e-6
+
+
+def test_what_screens_are_told_of_a_swarm_of_256_is_small() -> None:
+    ids = [f"12D3KooW{number:044}" for number in range(256)]
+    journal = Journal(NodeId(ids[0]), lambda: 0.0)
+    journal.append(PlanAdopted(plan_for(*ids[:30])))
+    for each in ids:
+        others = [other for other in ids if other != each]
+        trips = {"rtt_ms": dict.fromkeys(others, 1.21), "mbps": dict.fromkeys(others[:9], 90.0)}
+        held = (HeldRange(0, 15, "ready", 4, WEIGHTS),)
+        journal.append(NodeSeen(record(each, held=held, unreachable=tuple(others), **trips)))
+    assert len(msgspec.json.encode(journal.state)) < 700_000
+    assert len(journal.state.nodes[NodeId(ids[0])].record.rtt_ms) == 255, "from here to everyone"
+    assert journal.state.nodes[NodeId(ids[1])].record.rtt_ms == {ids[0]: 1.21}
+    assert len(journal.state.nodes[NodeId(ids[1])].record.unreachable) == UNREACHABLE_TOLD
+
+
+def test_a_notice_tells_when_it_was() -> None:
+    journal = Journal(NodeId("a"), lambda: 1_700_000_000.0)
+    journal.append(Notice("info", "now"))
+    assert journal.state.notices == (Notice("info", "now", 1_700_000_000.0),)

@@ -36,6 +36,7 @@ MIB = 1024**2
 KV_LAYER = 2048 * 8
 FACTS = ModelFacts(LAYERS, MIB, MIB, MIB, 8, 4, 251, 4096)
 MODEL = ModelRef("toy", "test", "toy")
+WEIGHTS = Plan(1, "author", MODEL, "float32", FACTS, ()).weights
 PROMPT = (1, 2, 3)
 LOAD_S = 2.0
 
@@ -184,7 +185,7 @@ class Lab:
 
     async def ask(self, head: str, *hops: tuple[str, int, int], count: int = 5) -> list[int]:
         chain = tuple(Hop(self.id_of(name), start, end) for name, start, end in hops)
-        generation = Generation(PROMPT, count, (), Sampling(), "toy/float32")
+        generation = Generation(PROMPT, count, (), Sampling(), WEIGHTS)
         async with self.nodes[head].pipeline.head.generate(generation, chain, self.epoch) as tokens:
             return [step.token async for step in tokens]
 
@@ -327,10 +328,10 @@ async def test_a_member_that_loads_is_waited_for_however_long_it_takes(lab: Lab)
     await lab.start(a=(0, 3), b=(3, 6))
     slow = lab.network.add("c", memory_cap_bytes=room_for(6), hardware=lab.nodes["a"].engine.hardware)
     plan = lab.plan(a=(3, 6), b=(3, 6), c=(0, 3))
-    await slow.update(held=(HeldRange(0, 3, "loading", plan.epoch),), plan_epoch=plan.epoch)
+    await slow.update(held=(HeldRange(0, 3, "loading", plan.epoch, plan.weights),), plan_epoch=plan.epoch)
     await trio.sleep(4 * PATIENCE_S)
     assert lab.nodes["a"].serves == (0, 3)
-    await slow.update(held=(HeldRange(0, 3, "ready", plan.epoch),))
+    await slow.update(held=(HeldRange(0, 3, "ready", plan.epoch, plan.weights),))
     await trio.sleep(8)
     assert lab.nodes["a"].serves == (3, 6)
 

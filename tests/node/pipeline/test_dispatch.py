@@ -71,7 +71,7 @@ class Lab:
     nodes: list[Node] = field(default_factory=list)
 
     async def join(self, name: str, *ranges: tuple[int, int], step_s: float = 0.01, **record: Any) -> Node:
-        held = tuple(HeldRange(start, end, "ready", 1) for start, end in ranges)
+        held = tuple(HeldRange(start, end, "ready", 1, self.plan.weights) for start, end in ranges)
         room = KV_TOKENS if ranges else 0
         engine = FakeEngine(LAYERS, step_s=step_s)
         told = {"machine_id": name, "hardware": engine.hardware, "held": held, "kv_tokens_total": room}
@@ -269,7 +269,7 @@ async def test_a_node_that_has_less_room_than_it_told_is_waited_for(lab: Lab) ->
 @in_a_lab
 async def test_room_that_is_not_told_is_waited_for_too(lab: Lab) -> None:
     head = await lab.join("h")
-    await lab.join("a", (0, 6), step_s=0.1, held=(HeldRange(0, 6, "draining", 1),), kv_tokens_total=0)
+    await lab.join("a", (0, 6), step_s=0.1, held=(HeldRange(0, 6, "draining", 1, PLAN.weights),), kv_tokens_total=0)
     await together(partial(head.ask, 50, 40), partial(head.ask, 50, 40))
     assert len(head.chains) < 10, "asked when there are news, not all the time"
 

@@ -19,22 +19,24 @@ from tests.node.plan.test_decide import MODEL, record
 MIB = 1024**2
 LAYERS = 6
 PLAN = Plan(1, "a", MODEL, "float32", ModelFacts(LAYERS, 10 * MIB, MIB, MIB, 64, 64, 1000, 4096), ())
-COST = cost_of_plan(PLAN)
+COST, WEIGHTS = cost_of_plan(PLAN), PLAN.weights
 
 Held = tuple[int, int, Literal["loading", "ready", "draining"]]
 
 
 def holding(node_id: str, *ranges: Held, **changes: Any) -> NodeRecord:
-    return record(node_id, held=tuple(HeldRange(start, end, state, 1) for start, end, state in ranges), **changes)
+    return record(
+        node_id, held=tuple(HeldRange(start, end, state, 1, WEIGHTS) for start, end, state in ranges), **changes
+    )
 
 
 def host_of(told: NodeRecord, untold: Untold = NONE_UNTOLD) -> Host:
-    (host,) = offer_of(told, "serve", COST, untold).ready
+    (host,) = offer_of(told, "serve", COST, WEIGHTS, untold).ready
     return host
 
 
 def routed(*records: NodeRecord, **duties: Literal["serve", "drain", "exclude"]) -> list[tuple[str, int, int]]:
-    offers = [offer_of(each, duties.get(each.node_id, "serve"), COST) for each in records]
+    offers = [offer_of(each, duties.get(each.node_id, "serve"), COST, WEIGHTS) for each in records]
     found = route(LAYERS, in_service(LAYERS, offers), Links(near_ms=1.0))
     return [(stage.node_id, stage.start, stage.end) for stage in found.stages]
 
@@ -93,7 +95,7 @@ def test_an_excluded_node_gets_nothing_even_where_nobody_else_has_the_layers() -
 
 
 def test_a_node_to_avoid_does_not_count_as_cover_for_those_that_are_spare() -> None:
-    offers = [offer_of(holding("a", (0, 6, "ready")), "serve", COST), Offer(spare=(Host("b", 0, 6, 1.0),))]
+    offers = [offer_of(holding("a", (0, 6, "ready")), "serve", COST, WEIGHTS), Offer(spare=(Host("b", 0, 6, 1.0),))]
     assert [host.node_id for host in in_service(LAYERS, offers)] == ["a"]
     assert [host.node_id for host in in_service(LAYERS, offers, {"a"})] == ["a", "b"]
 
@@ -140,7 +142,7 @@ def test_load_and_room_count_what_the_record_does_not_tell_yet() -> None:
 def test_room_that_was_not_told_is_not_bounded_here() -> None:
     assert host_of(holding("a", (0, 6, "ready"))).kv_free_tokens is None
     old = holding("a", (0, 6, "draining"), kv_tokens_total=10)
-    assert [host.kv_free_tokens for host in offer_of(old, "serve", COST).spare] == [None]
+    assert [host.kv_free_tokens for host in offer_of(old, "serve", COST, WEIGHTS).spare] == [None]
 
 
 def test_a_refusal_bounds_the_room_that_is_told_and_that_which_is_not() -> None:
@@ -148,5 +150,5 @@ def test_a_refusal_bounds_the_room_that_is_told_and_that_which_is_not() -> None:
     told = holding("a", (0, 6, "ready"), kv_tokens_total=1000)
     assert (host_of(told, refused).kv_free_tokens, host_of(told, refused).kv_tokens) == (89, 1000)
     assert host_of(told, Untold(1, 950, 90)).kv_free_tokens == 50
-    (old,) = offer_of(holding("a", (0, 6, "draining")), "serve", COST, refused).spare
+    (old,) = offer_of(holding("a", (0, 6, "draining")), "serve", COST, WEIGHTS, refused).spare
     assert (old.kv_free_tokens, old.kv_tokens) == (89, None)

@@ -286,7 +286,13 @@ def holding_of(record: NodeRecord, silent: set[str] | None = None) -> NodeLayers
 
 
 def test_a_record_tells_what_a_node_holds_and_whether_to_wait_for_it() -> None:
-    held = (HeldRange(0, 2, "draining", 1), HeldRange(4, 6, "ready", 2), HeldRange(6, 12, "loading", 3))
+    ours, other = PLAN.weights, "another model"
+    held = (
+        HeldRange(0, 2, "draining", 1, ours),
+        HeldRange(2, 4, "ready", 2, other),
+        HeldRange(4, 6, "ready", 2, ours),
+        HeldRange(6, 12, "loading", 3, ours),
+    )
     ada = holding_of(changed(RECORD, held=held))
     assert (ada.held, ada.wanted) == (layers(0, 2) | layers(4, 6), layers(0, 6))
     assert (ada.loading, ada.awaited, ada.keeps) == (True, True, True)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from node.errors import NotAdmitted
-from node.swarm.admission import admit
+from node.swarm.admission import Admitted, admit
 from node.swarm.secret import SwarmSecret
 from node.wire.control import Admission, Hello, Proof
 from node.wire.ids import NodeId
-from node.wire.records import WIRE_VERSION
 
 ADA, BOB = NodeId("ada"), NodeId("bob")
 SECRET, OTHER = SwarmSecret(b"s" * 32), SwarmSecret(b"t" * 32)
@@ -39,14 +39,19 @@ class Pipe:
 
 
 def meet(
-    dialer: SwarmSecret, listener: SwarmSecret, *, change: Callable[[Admission], Admission] = lambda m: m, **ids: NodeId
+    dialer: SwarmSecret,
+    listener: SwarmSecret,
+    *,
+    change: Callable[[Admission], Admission] = lambda m: m,
+    versions: tuple[tuple[int, int], tuple[int, int]] = ((3, 3), (3, 3)),
+    **ids: NodeId,
 ) -> tuple[Any, Any, Pipe, Pipe]:
     """Run both sides; (result or error of the dialer, of the listener, what each sent)."""
     results: dict[str, Any] = {}
 
     async def side(name: str, pipe: Pipe, *args: Any, dialed: bool) -> None:
         try:
-            results[name] = await admit(pipe, *args, dialed=dialed)
+            results[name] = await admit(pipe, *args, dialed=dialed, versions=versions[not dialed])
         except NotAdmitted as error:
             results[name] = error
         pipe.peer._in.close()
@@ -67,7 +72,7 @@ def meet(
 
 def test_two_members_admit_each_other_and_learn_the_others_life() -> None:
     dialer, listener, *_ = meet(SECRET, SECRET)
-    assert (dialer, listener) == (LIFE_B, LIFE_A)
+    assert (dialer, listener) == (Admitted(LIFE_B, 3, 3), Admitted(LIFE_A, 3, 3))
 
 
 def test_a_dialer_without_the_secret_gets_no_proof() -> None:
@@ -100,21 +105,45 @@ def test_a_changed_nonce_or_life_is_noticed() -> None:
         def change(message: Admission, changes: dict[str, bytes] = changes) -> Admission:
             if not isinstance(message, Hello):
                 return message
-            fields = {"nonce": message.nonce, "life": message.life} | changes
-            return Hello(message.wire_version, **fields)
+            return replace(message, **changes)
 
         _, listener, *_ = meet(SECRET, SECRET, change=change)
         assert isinstance(listener, NotAdmitted)
 
 
-@pytest.mark.parametrize(("version", "who"), [(WIRE_VERSION + 1, "this node"), (WIRE_VERSION - 1, "that node")])
-def test_unequal_versions_say_which_side_to_upgrade(version: int, who: str) -> None:
-    def change(message: Admission) -> Admission:
-        return Hello(version, message.nonce, message.life) if isinstance(message, Hello) else message
+@pytest.mark.parametrize(
+    ("ours", "theirs", "spoken"),
+    [((3, 3), (3, 4), 3), ((3, 4), (3, 3), 3), ((3, 5), (4, 4), 4), ((3, 5), (2, 9), 5)],
+)
+def test_the_highest_common_version_is_spoken(ours: tuple[int, int], theirs: tuple[int, int], spoken: int) -> None:
+    dialer, listener, *_ = meet(SECRET, SECRET, versions=(ours, theirs))
+    assert (dialer.version, dialer.most) == (spoken, theirs[1])
+    assert (listener.version, listener.most) == (spoken, ours[1])
 
-    _, listener, _, two = meet(SECRET, SECRET, change=change)
-    assert f"upgrade {who}" in str(listener)
-    assert [type(message) for message in two.sent] == [Hello]
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "who"),
+    [((3, 3), (4, 4), "4, this node 3; upgrade this node"), ((4, 5), (3, 3), "3, this node 4 to 5; upgrade that node")],
+)
+def test_unequal_versions_say_which_side_to_upgrade(ours: tuple[int, int], theirs: tuple[int, int], who: str) -> None:
+    dialer, listener, one, two = meet(SECRET, SECRET, versions=(ours, theirs))
+    assert who in str(dialer)
+    assert isinstance(listener, NotAdmitted)
+    assert [type(message) for message in (*one.sent, *two.sent)] == [Hello, Hello]
+
+
+def test_a_node_that_names_one_version_speaks_that_alone() -> None:
+    hello = Hello(2, b"n" * 32, b"l" * 32)
+    assert hello.versions == (2, 2)
+
+
+def test_nobody_in_the_middle_can_talk_two_nodes_down() -> None:
+    def change(message: Admission) -> Admission:
+        return replace(message, wire_version=3) if isinstance(message, Hello) else message
+
+    dialer, listener, *_ = meet(SECRET, SECRET, change=change, versions=((3, 4), (3, 4)))
+    assert isinstance(dialer, NotAdmitted)
+    assert isinstance(listener, NotAdmitted)
 
 
 def test_one_who_begins_with_a_proof_is_refused() -> None:

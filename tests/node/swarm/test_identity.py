@@ -11,8 +11,8 @@ import pytest
 from node.errors import BadWireData, ConfigError
 from node.home import Home
 from node.swarm.identity import KEY_FILE, Identity, load_identity, verify
-from node.swarm.secret import SECRET_FILE, settle_secret
-from node.wire.records import Envelope
+from node.swarm.secret import SECRET_FILE, SwarmSecret, settle_secret
+from node.wire.statements import Envelope
 
 MakeHome = Callable[..., Home]
 
@@ -44,23 +44,38 @@ def test_loose_permissions_are_tightened(make_home: MakeHome) -> None:
     assert stat.S_IMODE(os.stat(home.data / KEY_FILE).st_mode) == 0o600
 
 
-def test_a_signature_holds_for_its_owner_kind_and_payload_alone(ada: Identity, bob: Identity) -> None:
-    envelope = ada.sign("record", b"payload")
-    verify(envelope)
+def test_a_signature_holds_for_its_owner_kind_payload_and_swarm_alone(ada: Identity, bob: Identity) -> None:
+    swarm, other = SwarmSecret(b"s" * 32).statement_mark(), SwarmSecret(b"t" * 32).statement_mark()
+    envelope = ada.sign("status", b"payload", swarm)
+    verify(envelope, swarm)
     for forged in (
         Envelope("plan", ada.node_id, b"payload", envelope.signature),
-        Envelope("record", bob.node_id, b"payload", envelope.signature),
-        Envelope("record", ada.node_id, b"payloae", envelope.signature),
-        Envelope("record", ada.node_id, b"payload", bytes(64)),
+        Envelope("status", bob.node_id, b"payload", envelope.signature),
+        Envelope("status", ada.node_id, b"payloae", envelope.signature),
+        Envelope("status", ada.node_id, b"payload", bytes(64)),
     ):
         with pytest.raises(BadWireData):
-            verify(forged)
+            verify(forged, swarm)
+    with pytest.raises(BadWireData):
+        verify(envelope, other)
+
+
+def test_no_two_statements_are_the_same_bytes_to_sign(ada: Identity) -> None:
+    """Neither a longer kind nor a longer mark may take over what belongs to the payload."""
+    one = ada.sign("plan", b"payload", b"mark")
+    for kind, payload, mark in (
+        ("planp", b"ayload", b"mark"),
+        ("plan", b"payload", b"markp"),
+        ("lan", b"payload", b"markp"),
+    ):
+        with pytest.raises(BadWireData):
+            verify(Envelope(kind, ada.node_id, payload, one.signature), mark)
 
 
 @pytest.mark.parametrize("node_id", ["", "x", "12D3KooW", "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "0" * 52])
 def test_an_id_without_a_key_proves_nothing(ada: Identity, node_id: str) -> None:
     with pytest.raises(BadWireData):
-        verify(Envelope("record", node_id, b"payload", ada.sign("record", b"payload").signature))
+        verify(Envelope("status", node_id, b"payload", ada.sign("status", b"payload", b"mark").signature), b"mark")
 
 
 def test_neither_key_nor_secret_is_printed(ada: Identity, make_home: MakeHome) -> None:

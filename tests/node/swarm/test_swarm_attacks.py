@@ -38,7 +38,9 @@ from node.wire.codec import encode
 from node.wire.control import Admission, Hello, Proof, Told
 from node.wire.frames import Progress, Tokens
 from node.wire.ids import NodeId
-from node.wire.records import WIRE_VERSION, Envelope
+from node.wire.parts import Beat
+from node.wire.statements import Envelope
+from node.wire.versions import WIRE_VERSION
 from tests.node.swarm.processes import NodeProcess, node_processes
 
 MULTISTREAM = b"\x13/multistream/1.0.0\n"
@@ -443,10 +445,10 @@ def test_a_bad_frame_costs_its_member_the_connection(target: NodeProcess, served
 
 
 def test_a_bad_control_message_costs_its_member_the_connection(target: NodeProcess, served: Served) -> None:
-    told = Told((Envelope("record", ATTACKER.node_id, b"\xc1", bytes(64)),))
-    stolen = Told((Envelope("record", target.id, b"\x80", bytes(64)),))
+    told = Told((Envelope("status", "", b"\xc1", bytes(64)),))
+    forged = Told((Envelope("beat", "", encode(Beat(2, 1, 1, 1)), bytes(64)),))
     messages = [b"\xff\xff\xff\xff", b"\x04\0\0\0\xc1\xc1\xc1\xc1", b"\x01\0\0\0\x80"]
-    messages += [len(data).to_bytes(4, "little") + data for data in (encode(told), encode(stolen))]
+    messages += [len(data).to_bytes(4, "little") + data for data in (encode(told), encode(forged))]
 
     async def main() -> None:
         for message in messages:

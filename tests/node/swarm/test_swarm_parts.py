@@ -19,7 +19,7 @@ from node.errors import SwarmError, UsageError
 from node.home import Home
 from node.swarm.address_book import BOOK_FILE, PEER_LIMIT, AddressBook
 from node.swarm.addresses import ADDRESS_LIMIT, Address, announced, parse_all
-from node.swarm.control_queue import BATCH_BYTES, ControlQueue
+from node.swarm.control_queue import BATCH_BYTES, QUEUE_LIMIT_BYTES, ControlQueue
 from node.swarm.dialer import LONGEST_WAIT_S, Backoff, Dialer
 from node.swarm.front_door import PendingConnections, open_listeners
 from node.swarm.identity import Identity
@@ -28,8 +28,10 @@ from node.swarm.ports import PORTS_FILE, recall_ports, remember_ports
 from node.swarm.quiet import EVERY_S, PER_MINUTE, Seldom
 from node.swarm.secret import SwarmSecret
 from node.swarm.socket_stream import SocketStream
+from node.wire.control import Ask, Told, Welcome
 from node.wire.ids import NodeId
-from node.wire.records import Envelope
+from node.wire.peer_figures import mark_of
+from node.wire.statements import Envelope
 
 MakeHome = Callable[..., Home]
 OWN, ADA = NodeId("1" * 52), NodeId("2" * 52)
@@ -191,16 +193,37 @@ def test_the_outbox_keeps_only_the_newest_of_each_and_never_overfills_a_message(
         outbox = ControlQueue()
         for number in range(30):
             for node in range(20):
-                outbox.tell(Envelope("record", f"node{node}", bytes([number]) * 30_000, b"s" * 64))
-        outbox.welcome((), 7)
+                outbox.tell(Envelope("trips", f"node{node}", bytes([number]) * 30_000, b"s" * 64))
+        outbox.welcome(Welcome(7, b""))
+        for name in "aba":
+            outbox.ask(Ask(mark_of(name), plan=name == "b"))
         outbox.answer(1, 2.0)
         due = await outbox.take()
         assert due.answers == ((1, 2.0),)
-        assert (due.told[0].welcome, due.told[0].your_seq) == (True, 7)
-        told = [envelope for message in due.told for envelope in message.envelopes]
+        assert due.told[:2] == (Welcome(7, b""), Ask(mark_of("a") + mark_of("b"), plan=True))
+        messages = [message for message in due.told if isinstance(message, Told)]
+        told = [envelope for message in messages for envelope in message.envelopes]
         assert {envelope.payload[0] for envelope in told} == {29}
         assert len(told) == 20
-        assert all(sum(len(e.payload) for e in message.envelopes) <= BATCH_BYTES for message in due.told)
+        assert all(sum(len(e.payload) for e in message.envelopes) <= BATCH_BYTES for message in messages)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_an_outbox_that_nobody_reads_holds_a_bounded_number_of_bytes_and_never_forgets_our_own_words() -> None:
+    async def main() -> None:
+        outbox = ControlQueue(OWN)
+        for kind in ("profile", "plan"):
+            outbox.tell(Envelope(kind, OWN, b"o" * 1000, b"s" * 64))
+        for node in range(2000):
+            outbox.tell(Envelope("trips", f"node{node}", bytes(30_000), b"s" * 64))
+            assert outbox.size_bytes <= QUEUE_LIMIT_BYTES
+        due = await outbox.take()
+        told = [each for message in due.told if isinstance(message, Told) for each in message.envelopes]
+        assert [(each.kind, each.node_id) for each in told[:2]] == [("profile", ""), ("plan", "")]
+        assert told[-1].node_id == "node1999"
+        assert sum(len(each.payload) for each in told) <= QUEUE_LIMIT_BYTES
+        assert outbox.size_bytes == 0
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 

@@ -13,7 +13,7 @@ from node.wire.control import CONTROL_LIMIT_BYTES, Told
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plan_size import PLAN_LIMIT_BYTES, fit
 from node.wire.plans import Assignment, Override, Plan, PlanSettings, Standby
-from node.wire.records import Envelope
+from node.wire.statements import Envelope
 
 IDS = [f"12D3KooW{number:044d}" for number in range(1000)]
 FACTS = ModelFacts(61, 10**9, 10**9, 10**9, 10**5, 7168, 129_280, 163_840)
@@ -58,5 +58,5 @@ def test_a_plan_for_a_thousand_nodes_always_fits_the_wire(standing_by: int, reas
     )
     payload = encode(fit(plan))
     assert len(payload) <= PLAN_LIMIT_BYTES
-    message = Told((Envelope("plan", IDS[0], payload, b"s" * 64),), True, 2**53)
+    message = Told((Envelope("plan", IDS[0], payload, b"s" * 64),))
     assert len(encode(message)) <= CONTROL_LIMIT_BYTES
