@@ -122,6 +122,7 @@ def test_whatever_neighbours_there_are_our_record_is_published(open_neighbourhoo
         with open_neighbourhood(problem="€" * 512) as swarm:
             for number in range(2000):
                 swarm.joined(Wire(NodeId(f"12D3KooW{number:044}"), rtt_s=1e9).real())
+                await trio.lowlevel.checkpoint()
             with trio.move_on_after(1.5):
                 await swarm.publish(lambda: ())
             (news,) = news_of(swarm)
