@@ -9,17 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from node.wire.text import printable
+
 NOISY = ("libp2p", "multiaddr", "httpx", "httpcore", "filelock", "asyncio", "zeroconf", "async_service")
 
-
 REFUSALS_TOLD_EVERY_S = 60.0
-
-
-def printable(text: str) -> str:
-    """One line that can do nothing to a terminal: names and reasons come from other machines."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class JsonLines(logging.Formatter):

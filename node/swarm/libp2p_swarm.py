@@ -33,9 +33,9 @@ from node.swarm.news_queue import NewsQueue
 from node.swarm.quiet import Seldom
 from node.swarm.reach import Reach
 from node.swarm.relay import Relay
-from node.swarm.round_trips import RoundTrips
 from node.swarm.secret import SwarmSecret
 from node.swarm.stream_link import StreamLink, receive_frames
+from node.swarm.told_trips import ToldTrips
 from node.wire.control import Ask, News, Told, Welcome
 from node.wire.ids import NodeId, short_id
 from node.wire.plans import Plan
@@ -104,7 +104,7 @@ class Libp2pSwarm:
         self.news = NewsQueue()
         self._arrivals_in, self.arrivals = trio.open_memory_channel[Arrival](ARRIVALS_BOUND)
         self._gossip = Gossip(identity, record, secret.statement_mark())
-        self._round_trips = RoundTrips()
+        self._told_trips = ToldTrips()
         self._seldom = Seldom()
         self._shunned: dict[NodeId, float] = {}
         """Until when."""
@@ -317,7 +317,7 @@ class Libp2pSwarm:
             members = self._gossip.members()
             changes = self._changes | {"addresses": tuple(str(address) for address in addresses())}
             rates = changes.pop("mbps", self._gossip.record.mbps)
-            changes |= self._round_trips.due(
+            changes |= self._told_trips.due(
                 now,
                 {c.peer: c.clock.rtt_ms for c in self.connections.best_of_each()},
                 rates,  # type: ignore[arg-type]  # as `update` has checked

@@ -93,7 +93,7 @@ def apart(records: Sequence[NodeRecord], index: Mapping[str, int]) -> NDArray[np
 
 def out_of_reach(record: NodeRecord) -> Collection[str]:
     """Members that it says it cannot reach."""
-    return getattr(record, "unreachable", ())
+    return record.unreachable
 
 
 def through_third(

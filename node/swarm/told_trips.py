@@ -26,7 +26,7 @@ LONGEST_MS = 1e8
 Changes = dict[str, object]
 
 
-class RoundTrips:
+class ToldTrips:
     """What was told last, and when. Every `now` is seconds of one monotonic clock."""
 
     def __init__(self) -> None:
