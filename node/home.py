@@ -74,6 +74,10 @@ def write_private(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # writing does not tell where
+        raise
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

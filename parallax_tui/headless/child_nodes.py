@@ -25,6 +25,7 @@ STOP_S = 10.0
 
 START_S = 60.0
 LOG_TAIL_LINES = 15
+LEAST_FREE_BYTES = 64 * 1024
 FAULT = re.compile(r"[A-Za-z_.]*(Error|Exception|Exit|Interrupt)\b(?!.*sub-exception)")
 ERROR_MARK = "parallax: "
 """Starts the sentence with which a node ends on an error."""
@@ -47,6 +48,8 @@ class ChildNode:
         if self.process.poll() is None:
             return None
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        if not lines and shutil.disk_usage(self.log.parent).free < LEAST_FREE_BYTES:  # there was no room for its words
+            return f"{self.home.data}: the disk is full; make room, or set PARALLAX_HOME to another one"
         return last_words(self.process.returncode, lines, self.log)
 
     def wait_until_it_answers(self) -> None:
