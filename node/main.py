@@ -73,7 +73,7 @@ def run_node(settings: Settings, home: Home, given_name: str | None = None) -> i
 def _locked(home: Home) -> Iterator[None]:
     """One node per home."""
     home.make_folders()
-    lock = FileLock(home.lock)
+    lock = FileLock(home.lock, mode=0o600)
     try:
         lock.acquire(timeout=0)
     except LockTimeout as error:

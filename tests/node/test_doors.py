@@ -15,7 +15,7 @@ import pytest
 
 from node import logs
 from node.command_line import add_node_options, settings_from
-from node.errors import NoNode, UsageError, WorkerDied
+from node.errors import AlreadyRunning, NoNode, UsageError, WorkerDied
 from node.given_invitations import invitations
 from node.home import Control, Home, own_folder
 
@@ -178,3 +178,16 @@ def test_the_end_of_a_worker_names_the_signal_and_what_it_may_mean() -> None:
     assert "SIGSEGV" in str(WorkerDied(-11))
     assert str(WorkerDied(1, "no module")) == "the engine worker ended with status 1: no module"
     assert "started again" not in str(WorkerDied(-9)), "who starts it again says so"
+
+
+def test_a_home_is_locked_by_one_file_that_stays(home: Home) -> None:
+    from node.main import _locked
+
+    with _locked(home):
+        first = home.lock.stat()
+        with pytest.raises(AlreadyRunning), _locked(home):
+            pass
+    with _locked(home), home.lock.open() as waiting:
+        assert home.lock.stat().st_ino == first.st_ino
+        assert os.fstat(waiting.fileno()).st_ino == first.st_ino, "who has opened it waits for the same file"
+    assert first.st_mode & 0o077 == 0
