@@ -5,12 +5,13 @@ A widget maps each tone to the theme; a tone never carries a meaning alone, the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from rich.cells import cell_len, set_cell_size
+
+from node.wire.text import printable
 
 Tone = Literal[
     "plain",
@@ -33,10 +34,6 @@ Tone = Literal[
 NODE_TONES: tuple[Tone, ...] = ("node-1", "node-2", "node-3", "node-4")
 """Neighbours on the layer map differ; four are enough for that, and keep the screen calm."""
 
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, which a terminal would obey, marks that turn the reading direction, and lone surrogates, which
-cannot be written at all."""
-
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -56,7 +53,7 @@ Line = tuple[Cell, ...]
 
 def safe(text: str) -> str:
     """One line of foreign text (names, problems, notices come from peers) that a terminal can be given."""
-    return _UNSAFE.sub(" ", text)
+    return printable(text)
 
 
 def width_of(line: Iterable[Cell]) -> int:

@@ -157,6 +157,7 @@ def test_a_huge_open_block_is_plain_until_it_is_done() -> None:
         ("\u202eabc\u2066", "abc"),
         ("\ud800x", "\ufffdx"),
         ("tab\tnew\n", "tab\tnew\n"),
+        ("stu\u200bdio\u2060\ufeff\U000e0041\ufff9x\xad", "studiox"),
         ("👩‍👩‍👧 é", "👩‍👩‍👧 é"),
     ],
 )

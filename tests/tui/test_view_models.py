@@ -252,3 +252,11 @@ def test_a_swarm_that_is_whole_is_ready_though_this_node_holds_nothing() -> None
     assert Live().at(waiting).ready
     assert not without(STUDIO, live=Live().at(waiting)).ready
     assert not Live().ready
+
+
+def test_a_name_with_characters_that_nobody_sees_does_not_look_like_another() -> None:
+    twin = record(STUDIO, name="desk\u200b\U000e0041")
+    live = Live().at(three_nodes(nodes={DESK: NodeView(record(DESK), 0.0), STUDIO: NodeView(twin, 0.0)}))
+    names = [row.name.removesuffix(" (this)") for row in node_rows(live)]
+    assert "desk" in names
+    assert any(name.startswith("desk\ufffd") for name in names)
