@@ -34,7 +34,9 @@ SHARE_OF_FILES = 3
 GIVES_WAY_AFTER_S = 1.0
 """A client that has kept us waiting for less may be as fast as its network allows."""
 
-REFUSALS_AT_ONCE = 50
+AT_THE_DOOR, ROOM_S = 50, 0.5
+"""So many wait so long for room before they are told that there is none; more than these are dropped."""
+
 RETRY_AFTER_S = 2
 
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -75,7 +77,9 @@ class _Port:
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._most = app, most
         self._open: dict[HttpConnection, trio.CancelScope] = {}
-        self._refusing = 0
+        self._at_the_door = 0
+        self._ended = trio.Event()
+        """One of them has ended."""
         self._full_told_s = float("-inf")
 
     async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -94,21 +98,38 @@ class _Port:
     async def _serve(self, stream: trio.SocketStream) -> None:
         connection = HttpConnection(self._app, stream, _client_of(stream))
         try:
-            if len(self._open) < self._most or self._one_gives_way():
-                with trio.CancelScope() as scope:
-                    self._open[connection] = scope
-                    await connection.run()
-            elif self._refusing < REFUSALS_AT_ONCE:
-                self._refusing += 1
+            if self._has_room():
+                await self._run(connection)
+            elif self._at_the_door < AT_THE_DOOR:
+                self._at_the_door += 1
                 try:
-                    await connection.refuse(503, _BUSY, RETRY_AFTER_S)
+                    with trio.move_on_after(ROOM_S):
+                        while not self._has_room():
+                            await self._ended.wait()
+                    if not self._has_room():
+                        await connection.refuse(503, _BUSY, RETRY_AFTER_S)
+                        return
                 finally:
-                    self._refusing -= 1
+                    self._at_the_door -= 1
+                await self._run(connection)
         except Exception as error:  # a door: one connection's error must not end the others
             log.warning("an HTTP connection ended: %r", error)
         finally:
-            self._open.pop(connection, None)
             await trio.aclose_forcefully(stream)
+
+    async def _run(self, connection: HttpConnection) -> None:
+        """Serve it; between asking for room and this nothing else may happen."""
+        try:
+            with trio.CancelScope() as scope:
+                self._open[connection] = scope
+                await connection.run()
+        finally:
+            self._open.pop(connection, None)
+            self._ended.set()
+            self._ended = trio.Event()
+
+    def _has_room(self) -> bool:
+        return len(self._open) < self._most or self._one_gives_way()
 
     def _one_gives_way(self, after_s: float = GIVES_WAY_AFTER_S) -> bool:
         """Whether a client that keeps us waiting was found; its connection ends."""
