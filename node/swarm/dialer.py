@@ -1,34 +1,26 @@
 """Reaches the peers that we are not connected to, for as long as there is reason to.
 
-One task per peer: dial, wait longer after each failure, sleep while connected. All addresses of a peer are tried, a
-quarter of a second apart; the first that proves to be it wins. A peer that is neither a member nor remembered, and that
-nobody suggests any more, is given up.
+One task per peer: dial (`dial_race`), wait longer after each failure, sleep while connected. A peer that is neither a
+member nor remembered, and that nobody suggests any more, is given up.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from node.errors import SwarmError
-from node.swarm.addresses import Address
 from node.swarm.quiet import Seldom
-from node.swarm.socket_stream import SocketStream
-from node.swarm.strict_yamux import StrictYamux
 from node.wire.ids import NodeId, short_id
 
 log = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 15.0
-STAGGER_S = 0.25
-DIAL_S = 5.0
-"""For one address, from the first packet to proven peer ids."""
-
 COURTESY_S = 1.0
 """How long the larger id lets the smaller one dial first, where both have just heard of or lost each other."""
 
@@ -36,7 +28,6 @@ DIALS_AT_ONCE = 16
 PEER_LIMIT = 256
 """Tasks; members beyond are reached when they dial us. One that is wanted takes the place of one that is not."""
 
-FAILURES_TOLD = 4
 HOPELESS_AFTER = 2
 """Failed tries in a row after which other ways to a peer need not wait for this one."""
 
@@ -194,62 +185,3 @@ class Dialer:
         told = failures & (failures - 1) == 0 and self._seldom.now((peer, failures), trio.current_time())
         level = logging.INFO if told else logging.DEBUG
         log.log(level, "%s cannot be reached: %s; tried again in %.1f s", short_id(peer), reason, wait_s)
-
-
-async def first_to_answer(
-    addresses: Sequence[Address],
-    upgrade: Callable[[SocketStream], Awaitable[StrictYamux]],
-) -> tuple[StrictYamux, SocketStream]:
-    """Connect to the first address behind which `upgrade` finds the right peer; the caller owns the socket.
-
-    Raises:
-        SwarmError: none of them; says how each of the last ones failed.
-    """
-    winners: list[tuple[StrictYamux, SocketStream]] = []
-    failures: list[str] = []
-
-    async def attempt(address: Address, failed: trio.Event, race: trio.CancelScope) -> None:
-        try:
-            with trio.fail_after(DIAL_S):
-                stream = await trio.open_tcp_stream(address.host, address.port)
-                socket = SocketStream(stream)
-                try:
-                    muxed = await upgrade(socket)
-                except BaseException:
-                    socket.close_now()
-                    raise
-        except Exception as error:
-            failures.append(f"{address}: {_told(error)}")
-            failed.set()
-        else:
-            if winners:
-                socket.close_now()
-            else:
-                winners.append((muxed, socket))
-            race.cancel()
-
-    try:
-        async with trio.open_nursery() as nursery:
-            for address in addresses:
-                failed = trio.Event()
-                nursery.start_soon(attempt, address, failed, nursery.cancel_scope)
-                with trio.move_on_after(STAGGER_S):
-                    await failed.wait()
-    except BaseException:
-        for _, socket in winners:  # won in the moment in which the caller gave up
-            socket.close_now()
-        raise
-    if not winners:
-        raise SwarmError("; ".join(failures[-FAILURES_TOLD:]) or "no address is known")
-    return winners[0]
-
-
-def _told(error: Exception) -> str:
-    """What went wrong with an address, in a few words."""
-    if isinstance(error, trio.TooSlowError):
-        return f"no answer within {DIAL_S:.0f} s"
-    if isinstance(cause := error.__cause__, BaseExceptionGroup) and cause.exceptions:
-        error = next((each for each in cause.exceptions if isinstance(each, Exception)), error)
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(error) or type(error).__name__

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from node.errors import NotAdmitted, UsageError
+from node.errors import NotAdmitted, SwarmError, UsageError
 from node.home import Home
 from node.swarm.address_book import AddressBook
 from node.swarm.addresses import ADDRESS_LIMIT, Address, parse_all
 from node.swarm.connection import Connection
 from node.swarm.connections import Connections
 from node.swarm.dial_budget import DialBudget
-from node.swarm.dialer import Dialer, first_to_answer
+from node.swarm.dial_race import first_to_answer
+from node.swarm.dialer import Dialer
 from node.swarm.front_door import ADMISSION_S, PendingConnections, answer, open_listeners
 from node.swarm.identity import Identity, load_identity
 from node.swarm.invitation import Invitation, read_invitation
@@ -227,7 +228,10 @@ class _Host:
     async def _dial(self, peer: NodeId, source: NodeId | None) -> None:
         """Connect to a peer and have it admitted. Raises SwarmError where that fails."""
         now = trio.current_time()
-        places = [place for place in self._places(peer) if self._budget.allows(place, source or peer, now)]
+        known = self._places(peer)
+        places = [place for place in known if self._budget.allows(place, source or peer, now)]
+        if known and not places:
+            raise SwarmError("too many connections have been tried in the last minute")
         muxed, socket = await first_to_answer(places, lambda socket: self._upgrader.dialed(socket, peer))
         connection = Connection(self.swarm, muxed, socket, peer, dialed=True)
         outcome = _Outcome(trio.Event())

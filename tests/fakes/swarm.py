@@ -66,7 +66,7 @@ class FakeLink:
 
     async def _deliver(self) -> None:
         async for sent_at, header, body in self._frames:
-            await trio.sleep_until(sent_at + self._network.delay_s)
+            await trio.sleep_until(sent_at + self._network.delay_s * self._network.hops(self._source, self._target))
             if self.closed_because is not None:
                 return
             frame: Frame = decode(header, Frame, where="fake link", limit_bytes=HEADER_LIMIT_BYTES)  # type: ignore[arg-type]
@@ -117,6 +117,8 @@ class FakeSwarm:
         target = self._network._reachable(self, peer)
         if target is None:
             raise LinkClosed(peer, "no live member of this swarm")
+        if not self._network.hops(self, target):
+            raise LinkClosed(peer, "it cannot be reached directly, and no member reaches it")
         link = self._links.get((peer, lane))
         if link is None or link.closed_because is not None:
             link = self._links[peer, lane] = FakeLink(self._network, self, target, lane)
@@ -171,6 +173,7 @@ class FakeNetwork:
         """In the order of joining; the dead stay in it."""
         self._nursery = nursery
         self._cut: set[frozenset[NodeId]] = set()
+        self._severed: set[frozenset[NodeId]] = set()
 
     def add(self, name: str, *, node_id: NodeId | None = None, **record_fields: object) -> FakeSwarm:
         """A new member that everyone sees at once. The id follows from the name, so that tests read well."""
@@ -217,9 +220,28 @@ class FakeNetwork:
         one._lose(other.node_id, "silent")
         other._lose(one.node_id, "silent")
 
+    def sever(self, one: FakeSwarm, other: FakeSwarm) -> None:
+        """The two no longer reach each other directly and stay members: frames between them go through a third."""
+        self._severed.add(frozenset((one.node_id, other.node_id)))
+        if self._connected(one, other):
+            one._lose_link(other.node_id, "the connection broke")
+            other._lose_link(one.node_id, "the connection broke")
+
+    def hops(self, one: FakeSwarm, other: FakeSwarm) -> int:
+        """How many connections a frame between them takes: 1, 2 through a third, 0 where there is no way."""
+        if not self._connected(one, other):
+            return 0
+        if self._adjacent(one, other):
+            return 1
+        return 2 if any(self._adjacent(one, third) and self._adjacent(third, other) for third in self._living()) else 0
+
+    def _adjacent(self, one: FakeSwarm, other: FakeSwarm) -> bool:
+        return self._connected(one, other) and frozenset((one.node_id, other.node_id)) not in self._severed
+
     def heal(self, one: FakeSwarm, other: FakeSwarm) -> None:
-        """Undo `partition`; links have to be asked for again."""
+        """Undo `partition` and `sever`; links have to be asked for again."""
         self._cut.discard(frozenset((one.node_id, other.node_id)))
+        self._severed.discard(frozenset((one.node_id, other.node_id)))
         if one.alive and other.alive:
             one._see(other.record)
             other._see(one.record)

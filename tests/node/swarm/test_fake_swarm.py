@@ -114,3 +114,22 @@ def test_the_fake_is_a_swarm() -> None:
             takes(fake.swarms[0])
 
     run(main)
+
+
+def test_severed_members_stay_members_and_are_heard_through_a_third() -> None:
+    async def main() -> None:
+        async with open_fake_network("ada", "bob", "eve", delay_s=0.01) as network:
+            ada, bob, eve = network.swarms
+            network.sever(ada, bob)
+            assert bob.node_id in ada.members()
+            sent_s = trio.current_time()
+            await (await ada.link(bob.node_id)).send(Progress(SESSION, 0, 1))
+            await bob.arrivals.receive()
+            assert trio.current_time() - sent_s == pytest.approx(0.02)
+            network.sever(bob, eve)
+            with pytest.raises(LinkClosed):
+                await ada.link(bob.node_id)
+            network.heal(ada, bob)
+            await (await ada.link(bob.node_id)).send(Progress(SESSION, 0, 2))
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))

@@ -376,6 +376,20 @@ def test_when_one_of_two_connections_dies_those_are_told_whose_link_it_carried(m
     run(main)
 
 
+def test_a_peer_that_dialed_us_and_drops_is_dialed_by_us(make_home: MakeHome) -> None:
+    async def main() -> None:
+        async with node(make_home("ada"), "ada") as ada, node(make_home("bob"), "bob", ada.swarm.invitation()) as bob:
+            await ada.sees(bob)
+            await bob.sees(ada)
+            bob.swarm._reach.forget(ada.id)
+            (inbound,) = ada.swarm.connections.all()
+            assert not inbound.dialed
+            inbound.end("disconnected", "test")
+            await ada.until(lambda: any(connection.dialed for connection in ada.swarm.connections.all()))
+
+    run(main)
+
+
 def test_a_hundred_connections_that_come_and_go_leave_nothing_behind(make_home: MakeHome) -> None:
     async def main() -> None:
         async with node(make_home("ada"), "ada") as ada:
