@@ -123,9 +123,9 @@ class Dialer:
             pursuit.wake.set()
 
     def is_hopeless(self, peer: NodeId) -> bool:
-        """Whether the last tries to reach it have all failed."""
+        """Whether the last tries to reach it have all failed, and it has not reached us."""
         pursuit = self._pursuits.get(peer)
-        return pursuit is None or pursuit.failures >= HOPELESS_AFTER
+        return pursuit is not None and pursuit.failures >= HOPELESS_AFTER and not self._is_connected(peer)
 
     def _has_room(self) -> bool:
         if len(self._pursuits) < PEER_LIMIT:

@@ -266,10 +266,12 @@ class Gossip:
         """A proven connection stands."""
         self._membership.connected(node_id, now)
 
-    def disconnected(self, node_id: NodeId, why: Literal["silent", "disconnected"], now: float) -> list[SwarmNews]:
-        """The last connection to it is gone."""
+    def disconnected(
+        self, node_id: NodeId, why: Literal["silent", "disconnected"], now: float, *, for_good: bool = False
+    ) -> list[SwarmNews]:
+        """The last connection to it is gone; `for_good`: and so is all that it held."""
         self._plans_of.pop(node_id, None)
-        return list(self._membership.disconnected(node_id, why, now))
+        return list(self._membership.disconnected(node_id, why, now, for_good=for_good))
 
     def pass_time(self, now: float, stall_s: float) -> list[SwarmNews]:
         """Forget what has expired; `stall_s` is how long this process itself stood still."""

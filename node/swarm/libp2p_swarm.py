@@ -179,7 +179,7 @@ class Libp2pSwarm:
             self._neighbour(other.peer).close_links(other, "a newer connection took its place")
         has_restarted = any(other.life != connection.life for other in obsolete)
         if has_restarted:  # all that its former life held for us is gone, before that life's connection is known dead
-            self._tell(self._gossip.disconnected(connection.peer, "disconnected", now))
+            self._tell(self._gossip.disconnected(connection.peer, "disconnected", now, for_good=True))
         if first or has_restarted:
             self._neighbour(connection.peer).clock.reset()
             self._gossip.connected(connection.peer, now)
@@ -296,6 +296,8 @@ class Libp2pSwarm:
         cut = connection.lanes_cut()
         if self.connections.remove(connection):
             self._tell(self._gossip.disconnected(peer, connection.why, trio.current_time()))
+            if self._gossip.is_member(peer):  # others reach it
+                self._tell([LinkLost(peer, connection.reason or "the connection ended")])
             self._stirred.set()
             self._parted.set()
             self._parted = trio.Event()
@@ -481,6 +483,7 @@ class Libp2pSwarm:
     async def _direct(self, peer: NodeId, wait_s: float) -> Connection | None:
         with trio.move_on_after(wait_s):
             while not (connection := self.connections.best(peer)):
+                self._reach.pursue(peer, polite=False)
                 self._reach.hurry(peer)
                 await self._joined.wait()
             return connection

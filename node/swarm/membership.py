@@ -1,7 +1,9 @@
 """Who is a member now: a state machine of parts, goodbyes, connections and time. No I/O, no clock, no signatures.
 
 A member is a node that has said who it is and that it is still here. How long its word lasts depends on how we know it:
-- connected: as long as its profile says (`ttl_s`); the heartbeat notices a dead owner long before, and it goes at once;
+- connected: the heartbeat decides, and the dead go at once; what it says of itself may be late for a while;
+- connected no more, but others still are: it stays while one of them says so and it is heard of, since two members that
+  cannot reach one another are both members;
 - by hearsay: `HEARSAY_LIFE_S`. Owners speak every second while somebody may know them by hearsay alone, so that is two
   misses, and the dead are out of every view in less than 3 s even where nobody of us was connected to them.
 
@@ -27,6 +29,9 @@ from node.wire.statements import Envelope
 HEARSAY_LIFE_S = 2.5
 HOLD_DOWN_S = 1.0
 """After a broken connection: longer than a statement is under way, no longer than its owner takes to speak again."""
+
+CONNECTED_GRACE_S = 10.0
+"""Beyond `ttl_s`, for a member that we are connected to: longer than the heartbeat bears any silence."""
 
 MEMORY_S = 60.0
 """How long the number of a lost member's last statement is remembered; nothing is passed on for nearly as long."""
@@ -63,6 +68,8 @@ class _Known:
     """How many names had come when the peers in `record` were looked up."""
     dies_s: float = 0.0
     held_down_until_s: float = 0.0
+    lost: Literal["silent", "disconnected"] | None = None
+    """How we lost our last connection to it, while others have one still."""
 
     def seq_of(self, kind: str) -> int:
         """Of the newest part of that kind, -1 for none."""
@@ -192,20 +199,35 @@ class Membership:
         """A proven connection to it stands; its parts come over it at once."""
         self._connected.add(node_id)
         if (known := self._known.get(node_id)) and known.record is not None:
-            known.dies_s = now + known.record.ttl_s
+            known.dies_s, known.lost = now + known.record.ttl_s, None
 
-    def disconnected(self, node_id: NodeId, why: Literal["silent", "disconnected"], now: float) -> list[News]:
-        """The last connection to it is gone; it is out of the view until it speaks again."""
+    def disconnected(
+        self, node_id: NodeId, why: Literal["silent", "disconnected"], now: float, *, for_good: bool = False
+    ) -> list[News]:
+        """The last connection to it is gone: it is out of the view until it speaks again, unless others reach it.
+
+        `for_good`: it is known to be gone, whatever others say.
+        """
         self._connected.discard(node_id)
-        if known := self._known.get(node_id):
-            known.held_down_until_s, known.dies_s = now + HOLD_DOWN_S, now
-        return self._drop(node_id, why)
+        known = self._known.get(node_id)
+        if known is None:
+            return []
+        known.held_down_until_s = now + HOLD_DOWN_S
+        if for_good or known.record is None or not self._is_reached(node_id):
+            known.dies_s = now
+            return self._drop(node_id, why)
+        known.lost, known.dies_s = why, now + HOLD_DOWN_S + HEARSAY_LIFE_S
+        return []
 
     def pass_time(self, now: float) -> list[News]:
         """Forget what has expired. To be called a few times a second."""
         news: list[News] = []
         for node_id, known in list(self._known.items()):
-            if known.record is not None and now >= known.dies_s:
+            grace_s = CONNECTED_GRACE_S if node_id in self._connected else 0.0
+            if known.record is not None and known.lost is not None and not self._is_reached(node_id):
+                known.held_down_until_s, known.dies_s = now + HOLD_DOWN_S, now
+                news += self._drop(node_id, known.lost)
+            elif known.record is not None and now >= known.dies_s + grace_s:
                 news += self._drop(node_id, "silent")
             elif known.record is None and now - known.told_s >= MEMORY_S:
                 del self._known[node_id]
@@ -264,6 +286,15 @@ class Membership:
         unreachable = tuple(sorted(names[mark] for mark in unpack_marks(trips.unreachable) if mark in names))
         return rtt_ms, mbps, unreachable
 
+    def _is_reached(self, node_id: NodeId) -> bool:
+        """Whether a member whom we hear directly says that it is connected to this one."""
+        mark = mark_of(node_id)
+        return any(
+            other.trips is not None and mark in other.trips.reach
+            for other_id in self._connected - {node_id}
+            if (other := self._known.get(other_id)) is not None and other.record is not None
+        )
+
     def _life_s(self, node_id: NodeId, known: _Known) -> float:
         ttl_s = known.profile.ttl_s if known.profile is not None else HEARSAY_LIFE_S
         return ttl_s if node_id in self._connected else min(ttl_s, HEARSAY_LIFE_S)
@@ -272,7 +303,7 @@ class Membership:
         known = self._known.get(node_id)
         if known is None or known.record is None:
             return []
-        name, known.record = known.record.name, None
+        name, known.record, known.lost = known.record.name, None, None
         self._living -= 1
         return [MemberGone(node_id, name, why)]
 

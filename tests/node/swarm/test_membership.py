@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from node.swarm.base import MemberGone, MemberSeen
-from node.swarm.membership import HEARSAY_LIFE_S, HOLD_DOWN_S, MEMBER_LIMIT, MEMORY_S, Membership, News
+from node.swarm.membership import (
+    CONNECTED_GRACE_S,
+    HEARSAY_LIFE_S,
+    HOLD_DOWN_S,
+    MEMBER_LIMIT,
+    MEMORY_S,
+    Membership,
+    News,
+)
 from node.wire.ids import NodeId
 from node.wire.parts import Beat, Part
 from node.wire.records import NodeRecord
@@ -143,8 +151,8 @@ def test_hearsay_lives_shorter_than_what_a_connected_member_says() -> None:
     hear(view, record(ADA, 1), 0.0, direct=False)
     hear(view, record(BOB, 1), 0.0, direct=True)
     assert view.pass_time(HEARSAY_LIFE_S) == [MemberGone(ADA, ADA, "silent")]
-    assert view.pass_time(4.9) == []
-    assert view.pass_time(5.0) == [MemberGone(BOB, BOB, "silent")]
+    assert view.pass_time(5.0 + CONNECTED_GRACE_S - 0.1) == [], "the heartbeat would have ended the connection"
+    assert view.pass_time(5.0 + CONNECTED_GRACE_S) == [MemberGone(BOB, BOB, "silent")]
 
 
 def test_a_repeated_record_does_not_prolong_a_life() -> None:
@@ -162,6 +170,47 @@ def test_a_broken_connection_takes_its_member_out_at_once_and_hearsay_does_not_b
     assert hear(view, record(ADA, 2), 1.0 + HOLD_DOWN_S / 2, direct=False) == [], "it was under way when ada died"
     assert hear(view, record(ADA, 2), 1.0 + HOLD_DOWN_S, direct=False) == [], "and it is old now"
     assert hear(view, record(ADA, 3), 1.0 + HOLD_DOWN_S, direct=False) == [MemberSeen(record(ADA, 3))]
+
+
+def reached_by_bob() -> Membership:
+    """Ada and bob are our neighbours, and each other's."""
+    view = Membership(OWN)
+    for node_id, other in ((ADA, BOB), (BOB, ADA)):
+        view.connected(node_id, 0.0)
+        hear(view, record(node_id, 1, rtt_ms={other: 1.0}), 0.0, direct=True)
+    return view
+
+
+def test_a_member_that_another_reaches_stays_when_our_own_way_to_it_breaks() -> None:
+    view, now = reached_by_bob(), 1.0
+    assert view.disconnected(ADA, "silent", now) == []
+    while now < 60:
+        now += 0.5
+        beat(view, BOB, int(now * 10), 1, now, direct=True)
+        beat(view, ADA, int(now * 10), 1, now, direct=False)
+        assert view.pass_time(now) == []
+        assert view.is_member(ADA)
+
+
+def test_it_is_gone_at_once_when_nobody_reaches_it_any_more_and_soon_when_it_is_not_heard_of() -> None:
+    view = reached_by_bob()
+    assert view.disconnected(ADA, "disconnected", 1.0) == []
+    assert hear(view, record(BOB, 20), 1.2, direct=True) != []
+    assert view.pass_time(1.25) == [MemberGone(ADA, ADA, "disconnected")]
+    assert beat(view, ADA, 30, 1, 1.3, direct=False) == [], "it was under way when ada died"
+    assert not view.is_member(ADA)
+    view = reached_by_bob()
+    view.disconnected(ADA, "silent", 1.0)
+    assert view.pass_time(1.0 + HOLD_DOWN_S + HEARSAY_LIFE_S) == [MemberGone(ADA, ADA, "silent")]
+    view = reached_by_bob()
+    assert view.disconnected(ADA, "disconnected", 1.0, for_good=True) == [MemberGone(ADA, ADA, "disconnected")]
+
+
+def test_the_word_of_those_whom_we_do_not_hear_ourselves_keeps_nobody() -> None:
+    view = reached_by_bob()
+    assert view.disconnected(BOB, "silent", 1.0) == []
+    assert view.disconnected(ADA, "silent", 1.0) == [MemberGone(ADA, ADA, "silent")]
+    assert view.pass_time(1.1) == [MemberGone(BOB, BOB, "silent")]
 
 
 def test_a_member_that_connects_again_is_back_at_once() -> None:
