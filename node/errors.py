@@ -25,6 +25,7 @@
     ├── PlanError
     │   ├── DoesNotFit          the pool's memory is too small: says how much is missing
     │   ├── BadLayers           a range set by hand, or a count of layers, that cannot be served
+    │   ├── UnknownObjective    no plan aims at that
     │   ├── BadPool             a figure of a pool, a node or a link that cannot be: names file, key and reason
     │   └── PlanChanged         the plan that a change was made for is no longer in force
     └── RequestError
@@ -44,6 +45,7 @@ from __future__ import annotations
 import errno
 import math
 import signal
+from collections.abc import Sequence
 
 GIB = 1024**3
 MIB = 1024**2
@@ -298,6 +300,14 @@ class BadLayers(PlanError):
     def __init__(self, layers: str, reason: str) -> None:
         self.layers, self.reason = layers, reason
         super().__init__(f"layers {layers}: {reason}")
+
+
+class UnknownObjective(PlanError):
+    """Nothing that a plan can aim at has this name."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.name = name
+        super().__init__(f"objective {name[:40]!r} is unknown; choose one of {', '.join(known)}")
 
 
 class BadPool(PlanError):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from node.plan.outlook.predict import predict as predict
     from node.plan.placement.allocate import allocate as allocate
     from node.plan.placement.allocation import Allocation as Allocation
+    from node.plan.placement.evaluate import evaluate as evaluate
     from node.plan.placement.water_filling import water_fill as water_fill
     from node.plan.routing.disjoint import route_disjoint as route_disjoint
     from node.plan.routing.router import route as route
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Allocation",
     "allocate",
+    "evaluate",
     "predict",
     "read_pool",
     "replan",
@@ -32,6 +34,7 @@ __all__ = [
 _HOMES = {
     "Allocation": "placement.allocation",
     "allocate": "placement.allocate",
+    "evaluate": "placement.evaluate",
     "predict": "outlook.predict",
     "read_pool": "machines.pool_file",
     "replan": "moving.replan",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 
 from node.plan.costs.model import ModelCost, cost_of_config
-from node.plan.machines.pool import PoolNode
+from node.plan.machines.pool import Links, PoolNode
 
 GIB = 1024**3
 KINDS = {"A": (80, 2039, 312.0), "B": (40, 1935, 312.0), "C": (32, 1792, 165.0), "D": (24, 1008, 82.6)}
@@ -61,3 +64,50 @@ def machine(number: int, kind: str, region: str = "") -> PoolNode:
 def machines(kinds: str, regions: Sequence[str] = ("",)) -> list[PoolNode]:
     """`machines("AABD")`: one for each letter."""
     return [machine(i, kind, regions[i % len(regions)]) for i, kind in enumerate(kinds)]
+
+
+def unequal(n: int, seed: int, memory_gib: tuple[float, float] = (4, 96)) -> tuple[list[PoolNode], Links]:
+    """n machines no two of which are alike, as live ones are: measured bandwidths of 1e10 to 2e12 bytes per second,
+    memory of 4 to 96 GiB, and a link of its own between every two, 0.2 to 200 ms."""
+    chance = random.Random(seed)
+    nodes = [
+        PoolNode(
+            f"n{i:03}",
+            int(between(chance, *memory_gib) * GIB),
+            between(chance, 1e10, 2e12),
+            between(chance, 1e12, 3e14),
+            overhead_ms=chance.uniform(0.1, 0.6),
+        )
+        for i in range(n)
+    ]
+    pairs = combinations([node.node_id for node in nodes], 2)
+    rtt_ms = {pair: between(chance, 0.2, 200.0) for pair in pairs}
+    return nodes, Links(rtt_ms, {pair: between(chance, 10.0, 10_000.0) for pair in rtt_ms})
+
+
+def between(chance: random.Random, low: float, high: float) -> float:
+    """Log-uniform: as often between 1 and 10 as between 10 and 100."""
+    return float(low * (high / low) ** chance.random())
+
+
+def jittered(nodes: Sequence[PoolNode], seed: int, part: float = 0.2) -> list[PoolNode]:
+    """The same machines as they would measure themselves: rates and memory differ by up to `part`."""
+    chance = random.Random(seed)
+
+    def about(value: float) -> float:
+        return value * chance.uniform(1 - part, 1 + part)
+
+    return [
+        replace(
+            node,
+            memory_bytes=int(about(node.memory_bytes)),
+            bandwidth_bytes_per_s=about(node.bandwidth),
+            flops_per_s=about(node.flops),
+        )
+        for node in nodes
+    ]
+
+
+def useless(name: str = "useless") -> PoolNode:
+    """A machine with no room for a layer of anything."""
+    return PoolNode(name, 1024 * 1024, 1e11, 1e13)

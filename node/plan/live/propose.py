@@ -12,6 +12,7 @@ from node.plan.live.members import eligible
 from node.plan.machines.pool import Pool, PoolNode
 from node.plan.moving.order import Step, left_out
 from node.plan.moving.replan import Delta, loaded_bytes, replan, steps_between
+from node.plan.objectives import BALANCED, SHARE, goal_named
 from node.plan.placement.allocate import DEFAULT_WORKLOAD, allocate
 from node.plan.placement.allocation import Allocation, Stage, Standby
 from node.plan.placement.around_pins import pin_problem
@@ -85,7 +86,7 @@ def propose(
     serves = current if current is not None and (current.model, current.dtype) == (model, dtype) else None
     held: Allocation | None = None
     if serves is not None:  # shares must know whether shares were in force; the others score what is held as their own
-        if objective == "share":
+        if goal_named(objective).by_memory:
             as_it_was = pool_of_records(records.values(), serves.settings).pool
             held = _allocation_of(serves, cost, as_it_was, serves.objective)
         else:
@@ -96,7 +97,7 @@ def propose(
     else:
         delta = replan(held, pool)
         # The planner's own shares follow ranges set by hand, gaps and all; nobody shall open a gap by a change.
-        if delta.uncovered is not None and (objective != "share" or not (lenient or _has_gap(serves))):
+        if delta.uncovered is not None and (not goal_named(objective).by_memory or not (lenient or _has_gap(serves))):
             start, end = delta.uncovered
             raise NotCovered(f"layers {start}–{end - 1} can be held by no node now: {delta.reason}")
     standby = tuple(ToldStandby(s.node_id, s.reason[:MOST_SENTENCE], s.barred) for s in delta.plan.standby)
@@ -139,8 +140,8 @@ def resolved(settings: PlanSettings, records: Mapping[NodeId, NodeRecord], curre
     if settings.objective != "auto":
         return settings.objective
     machines = {record.machine_id for record in eligible(records).values()}
-    was_balanced = current is not None and (current.settings.objective, current.objective) == ("auto", "balanced")
-    return "balanced" if was_balanced or len(machines) > 1 else "share"
+    was_balanced = current is not None and (current.settings.objective, current.objective) == ("auto", BALANCED.name)
+    return (BALANCED if was_balanced or len(machines) > 1 else SHARE).name
 
 
 def _allocation_of(plan: Plan, cost: ModelCost, pool: Pool, objective: Objective) -> Allocation:

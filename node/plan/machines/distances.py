@@ -87,10 +87,20 @@ def _known(matrix: Floats, regions: Mapping[str, int], figures: Mapping[Pair, fl
 
 def _named(matrix: Floats, index: Mapping[str, Sequence[int]], figures: Mapping[Pair, float]) -> Floats:
     """Node pairs outdo the pairs of their regions; a direction without a figure of its own takes the other's."""
-    known = ((index.get(a, ()), index.get(b, ()), value) for (a, b), value in figures.items())
-    given = [(i, j, value) for ends_a, ends_b, value in known for i in ends_a for j in ends_b]
-    if given:
+    if all(len(places) == 1 for places in index.values()):
+        one = {node: places[0] for node, places in index.items()}
+        size = len(figures)
+        left = np.fromiter([one.get(a, -1) for a, _ in figures], dtype=np.int64, count=size)
+        right = np.fromiter([one.get(b, -1) for _, b in figures], dtype=np.int64, count=size)
+        values = np.fromiter(figures.values(), dtype=np.float64, count=size)
+        known = (left >= 0) & (right >= 0)
+        rows, columns, values = left[known], right[known], values[known]
+    else:
+        pairs = ((index.get(a, ()), index.get(b, ()), value) for (a, b), value in figures.items())
+        given = [(i, j, value) for ends_a, ends_b, value in pairs for i in ends_a for j in ends_b]
+        if not given:
+            return matrix
         rows, columns, values = (np.array(column) for column in zip(*given, strict=True))
-        matrix[columns, rows] = values
-        matrix[rows, columns] = values
+    matrix[columns, rows] = values
+    matrix[rows, columns] = values
     return matrix

@@ -193,7 +193,7 @@ class Workload:
 
     prompt_tokens: int = 512
     output_tokens: int = 256
-    users: int = 1
+    users: int = 16
     """Requests at once."""
 
     def __post_init__(self) -> None:

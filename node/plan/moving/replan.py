@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from node.errors import DoesNotFit
+from node.errors import DoesNotFit, NotCovered
 from node.plan.live.from_records import pool_of_records
 from node.plan.machines.pool import Pool, PoolNode
 from node.plan.moving.fewest_bytes import has_room, patched
 from node.plan.moving.order import Step, ordered_steps
+from node.plan.objectives import goal_named
 from node.plan.placement.allocate import allocate
 from node.plan.placement.allocation import Allocation, Stage, Standby
 from node.plan.placement.by_memory import cache_tokens
 from node.plan.placement.evaluate import judged
-from node.plan.placement.replicas import Spares
+from node.plan.placement.pool_table import PoolTable
+from node.plan.placement.replicas import Replicas
 from node.plan.routing.router import uncovered
 from node.wire.records import NodeRecord
 
@@ -62,14 +64,14 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
         BadPool, BadLayers: the pool or a range set by hand cannot be.
     """
     pool = records if isinstance(records, Pool) else pool_of_records(records).pool
-    if plan.objective == "share":
+    if goal_named(plan.objective).by_memory:
         return _reshare(plan, pool)
     by_id = {node.node_id: node for node in pool.nodes}
     kept = [stage for stage in plan.stages() if _still_stands(plan, stage, by_id.get(stage.node_id))]
     try:
         anew = allocate(plan.model, pool.nodes, pool.links, plan.objective, plan, plan.workload)
-    except DoesNotFit as error:
-        patch = _judge(plan, patched(plan, kept, pool, exact=False), pool)
+    except (DoesNotFit, NotCovered) as error:
+        patch = _judge(plan, patched(plan, kept, pool), pool)
         steps = steps_between(plan, patch, pool)
         gap = uncovered(plan.layers, patch.stages())
         return Delta(patch, steps, loaded_bytes(steps), False, str(error), gap)
@@ -105,7 +107,7 @@ def _score(plan: Allocation) -> float:
 
 def _reshare(plan: Allocation, pool: Pool) -> Delta:
     """Shares follow the members: who comes or goes changes everybody's."""
-    after = allocate(plan.model, pool.nodes, pool.links, "share", plan, plan.workload)
+    after = allocate(plan.model, pool.nodes, pool.links, plan.objective, plan, plan.workload)
     steps = steps_between(plan, after, pool)
     same = set(after.stages()) == set(plan.stages()) and after.standby == plan.standby
     why = "the shares stay as they are" if same else "the layers are divided anew among those who are here"
@@ -131,11 +133,11 @@ def _judge(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> Allocation:
     bare = judged(plan, stages, pool)
     held = {stage.node_id for stage in stages}
     best_ms = min((p.token_ms for p in bare.pipelines), default=0.0)
-    spares = Spares(plan.model, list(stages), pool.nodes, pool.links, plan.workload, best_ms)
+    places = Replicas(PoolTable(plan.model, pool.nodes, pool.links, plan.workload), stages, best_ms)
     replicas, standby = list(bare.replicas), list[Standby]()
     idle = [node for node in pool.nodes if node.node_id not in held]
     for node in sorted(idle, key=lambda n: (-n.memory_bytes, -n.bandwidth, n.node_id)):
-        placed = spares.place(node)
+        placed = places.place(node)
         if isinstance(placed, Stage):
             replicas.append(placed)
         else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from node.plan.costs.model import ModelCost
 from node.plan.machines.pool import Pool, PoolNode, Workload
+from node.plan.objectives import Curve
 from node.wire.plans import Assignment
 from node.wire.plans import Objective as Objective
 
@@ -33,11 +34,13 @@ class Pipeline:
     token_ms: float
     """One user's mean time per generated token, its share of the prompt's time included."""
     tokens_per_s: float
-    """Of all users together, as many as the KV cache has room for."""
+    """Of as many users together as the KV cache has room for, at most as many as there are."""
     sequences: int
     """Sequences of the workload's length that the KV cache has room for: the least of its stages."""
     shared_out: tuple[int, ...] = ()
     """Layers that each stage runs, where ranges overlap."""
+    curve: Curve = ()
+    """(users, tokens per second of them together): what `tokens_per_s` is of fewer users."""
 
     @property
     def ran(self) -> tuple[int, ...]:
@@ -70,10 +73,9 @@ class Allocation:
     """Further copies of layers: left-over nodes, and ranges set by hand."""
     standby: tuple[Standby, ...]
     score: float
-    """Latency: 1000 / best token_ms. Throughput: tokens per second. Else: Z(k), 1000 · k / mean token_ms."""
+    """What its pipelines are worth to the objective, in tokens per second (`node.plan.objectives`)."""
     bound: float
-    """No disjoint pipelines with KV room for as many users, their layers shared out by one rule, score higher; equal
-    to the score where that is proven. Throughput: whatever their KV room."""
+    """No disjoint pipelines on these nodes score higher, whatever their layers and KV room."""
     note: str
     """What a person should know about the choice, in a sentence."""
 
@@ -84,7 +86,7 @@ class Allocation:
 
     @property
     def gap(self) -> float:
-        """How far the score may be from the best possible, as a fraction; 0 is proven optimal."""
+        """How far the score may be from the best possible, as a fraction at most; 0 is proven optimal."""
         return max(0.0, 1 - self.score / self.bound) if self.bound > 0 else 0.0
 
     def node(self, node_id: str) -> PoolNode:

@@ -13,6 +13,7 @@ from node.plan.costs.model import ModelCost
 from node.plan.costs.roofline import capacity_of, layer_capacity
 from node.plan.machines.missing_memory import Capacity, ends_that_fit, missing_bytes
 from node.plan.machines.pool import DRAINS, Links, Pool, PoolNode, Workload
+from node.plan.objectives import SHARE, goal_named
 from node.plan.placement.allocation import Allocation, Objective, Stage, Standby
 from node.plan.placement.around_pins import pin_problem
 from node.plan.placement.evaluate import judged
@@ -29,7 +30,7 @@ KV_TOKENS_PER_STAGE = 2048
 
 def cache_tokens(model: ModelCost, objective: Objective, workload: Workload) -> int:
     """KV cache that every layer must have room for under a plan for `objective`."""
-    wanted = KV_TOKENS_PER_STAGE if objective == "share" else workload.context
+    wanted = KV_TOKENS_PER_STAGE if goal_named(objective).by_memory else workload.context
     return min(wanted, model.context_tokens)
 
 
@@ -52,7 +53,7 @@ def shared(
     previous = sorted(current.stages(), key=_by_place) if current is not None else []
     counted = {stage.node_id for stage in previous}
     counted |= {each.node_id for each in (current.standby if current is not None else ()) if not each.barred}
-    as_shared = current is not None and current.objective == "share" and not _freed(current.pool, able)
+    as_shared = current is not None and goal_named(current.objective).by_memory and not _freed(current.pool, able)
     if not as_shared or counted != {node.node_id for node in able} or not still_right(model, able, previous):
         previous = share_layers(model, able, previous)
     holders = {stage.node_id for stage in previous}
@@ -62,7 +63,7 @@ def shared(
         if node.node_id not in holders
     )
     note = _note(model, pool.nodes, previous)
-    return judged(Allocation(model, pool, workload, "share", (), (), standby, 0.0, 0.0, note), previous, pool)
+    return judged(Allocation(model, pool, workload, SHARE.name, (), (), standby, 0.0, 0.0, note), previous, pool)
 
 
 def _freed(before: Pool, nodes: Sequence[PoolNode]) -> bool:

@@ -1,142 +1,118 @@
-"""A pool as the search sees it: classes of interchangeable nodes, their capacities, speeds and distances.
+"""A pool as the search sees it: a row per node of room, times and distances, in an order that names do not decide.
 
-Nodes are interchangeable when memory, rates, measurements and region are equal and no link names one of them. The
-search then chooses classes, and the choice among equals falls to what each holds now, then to its id.
-
-One user's time per generated token is the sum over stages of n·t(layer) and over hops of their time, where a layer's
-time is its decode step's plus its share of the prompt: t = decode(1) + prefill(P) / O for P prompt and O output tokens.
-A hop likewise carries one token's activations per step and the prompt's once: slow links cost what they really cost.
+Times are those of `node.plan.chain_time`, kept per layer, so that thousands of chains can be timed at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
+from node.plan.chain_time import node_times
 from node.plan.costs.model import ModelCost
-from node.plan.costs.roofline import capacity_of, decode_cost, fitted_efficiency, fitted_head_efficiency, prefill_cost
+from node.plan.costs.roofline import capacity_of
+from node.plan.machines.distances import Described
 from node.plan.machines.missing_memory import Capacity, missing_bytes
 from node.plan.machines.pool import Links, PoolNode, Workload
-from node.plan.placement.allocation import Objective
 
-USERS_PER_NODE = 4
-"""Users whom throughput reckons with where the workload does not name more."""
-LARGE_BATCH = 16
-"""Sequences of the larger of the two steps between which a step's time is interpolated."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeClass:
-    """Nodes that nobody can tell apart."""
-
-    members: tuple[PoolNode, ...]
-    """By id."""
-    capacity: Capacity
-    """Layers that fit beside: nothing, the embedding, the head, both."""
-    room: int
-    """The most of these: the first layers of some models are so small that more fit in spite of the embedding."""
-    layer_ms: float
-    """Per token of one user."""
-    large_layer_ms: float
-    """Per step of LARGE_BATCH users."""
-    head_ms: float
-    """The LM head's, per token of one user."""
-    large_head_ms: float
-    """Per step of LARGE_BATCH users."""
-
-    @property
-    def node(self) -> PoolNode:
-        """One of them."""
-        return self.members[0]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 class PoolTable:
-    """What the search asks about a pool, for `layers` layers with or without the model's ends."""
+    """What the search asks about a pool, for the layers of `span` with or without the model's ends."""
 
     def __init__(
         self,
         model: ModelCost,
         nodes: Sequence[PoolNode],
         links: Links,
-        objective: Objective,
         workload: Workload,
-        span: tuple[int, int],
-        sequences: int = 1,
+        span: tuple[int, int] | None = None,
     ) -> None:
-        """`span` are the layers to place, `sequences` those whose KV cache must fit beside them."""
-        self.model, self.links, self.objective, self.workload = model, links, objective, workload
-        self.layers = span[1] - span[0]
-        self.has_first, self.has_last = span[0] == 0, span[1] == model.layers
-        self.sequences = sequences
+        self.model, self.links, self.workload = model, links, workload
+        self.start, self.end = span if span is not None else (0, model.layers)
+        self.layers = self.end - self.start
+        self.has_first, self.has_last = self.start == 0, self.end == model.layers
         self.context = min(workload.context, model.context_tokens)
-        self._one = decode_cost(model, 1, self.context)
-        self._many = decode_cost(model, LARGE_BATCH, self.context)
-        self._prompt = prefill_cost(model, workload.prompt_tokens)
-        self.classes = tuple(self._class(members) for members in interchangeable(nodes, links))
-        self.room = sum(len(c.members) * c.room for c in self.classes)
-        """Layers that all nodes together could hold."""
-        self.users = max(workload.users, USERS_PER_NODE * len(nodes))
-        """Users whom throughput is made for."""
-        self._hops: dict[tuple[int, int], float] = {}
-        self._returns: dict[tuple[int, int], float] = {}
+        self.dense = max(0, min(model.dense_layers, self.end) - self.start) if model.experts else 0
+        """Of the span's first layers, those without experts."""
+        by_id = sorted(nodes, key=lambda node: node.node_id)
+        distances = Described(links).distances(by_id)
+        rtt_ms, byte_ms = distances.rtt_ms[: len(by_id), : len(by_id)], 8 / (distances.mbps * 1000)
+        order = _order(by_id, rtt_ms, byte_ms)
+        self.nodes = tuple(by_id[i] for i in order)
+        self.row_of = {node.node_id: row for row, node in enumerate(self.nodes)}
+        both = np.ix_(order, order)
+        self.way_ms: Floats = rtt_ms[both] * distances.trips
+        self.byte_ms: Floats = byte_ms[both]
+        if self.nodes:
+            np.fill_diagonal(self.way_ms, 0.0)
+            np.fill_diagonal(self.byte_ms, 0.0)
+        self.memory: Ints = np.array([node.memory_bytes for node in self.nodes], dtype=np.int64)
+        times = [node_times(model, node, workload) for node in self.nodes]
+        self.layer_ms: Floats = np.array([t.layer_ms for t in times])
+        self.chunk_ms: Floats = np.array([t.chunk_layer_ms for t in times])
+        self.head_ms: Floats = np.array([t.head_ms if self.has_last else 0.0 for t in times])
+        self.overhead_ms: Floats = np.array([t.overhead_ms for t in times])
+        self.large_layer_ms: Floats = np.array([t.large_layer_ms for t in times])
+        self.large_head_ms: Floats = np.array([t.large_head_ms if self.has_last else 0.0 for t in times])
+        self._room: dict[int, Ints] = {}
 
-    def _class(self, members: tuple[PoolNode, ...]) -> NodeClass:
-        node, work, one, many, prompt = members[0], self.workload, self._one, self._many, self._prompt
-        efficiency = fitted_efficiency(self.model, node)
-        share = prompt.layer_ms(node, efficiency) / work.output_tokens
-        head_efficiency = fitted_head_efficiency(self.model, node)
-        head_share = prompt.head_ms(node, head_efficiency) / work.output_tokens
-        capacity = self.capacity_of(node.memory_bytes)
-        return NodeClass(
-            members,
-            capacity,
-            max(capacity),
-            one.layer_ms(node, efficiency) + share,
-            many.layer_ms(node, efficiency) + LARGE_BATCH * share,
-            one.head_ms(node, head_efficiency) + head_share,
-            many.head_ms(node, head_efficiency) + LARGE_BATCH * head_share,
-        )
+    def room(self, sequences: int) -> Ints:
+        """(node, 4): layers that fit beside nothing, the embedding, the head, both, with KV cache for so many
+        sequences. A first stage has the dense layers of a mixture; of others the layers are taken as sparse."""
+        found = self._room.get(sequences)
+        if found is None:
+            model, cache = self.model, self.model.kv_layer_bytes(self.context, sequences)
+            found = np.zeros((len(self.nodes), 4), dtype=np.int64)
+            for kind in range(4):
+                first, last = bool(kind & 1), bool(kind & 2)
+                ends = model.ends_bytes(first=first and self.has_first, last=last and self.has_last)
+                left = np.maximum(self.memory - ends, 0)
+                dense = np.zeros(len(self.nodes), dtype=np.int64)
+                if first and self.dense:
+                    one = max(1, model.dense_layer_bytes + cache)
+                    dense = np.minimum(self.dense, left // one)
+                    left = np.where(dense < self.dense, 0, left - dense * one)
+                found[:, kind] = np.minimum(self.layers, dense + left // max(1, model.sparse_layer_bytes + cache))
+            self._room[sequences] = found
+        return found
 
     def capacity_of(self, memory_bytes: int) -> Capacity:
         """Layers that so much memory has room for."""
         ends = {"has_first": self.has_first, "has_last": self.has_last}
-        return capacity_of(self.model, memory_bytes, self.context, self.sequences, most=self.layers, **ends)
+        return capacity_of(self.model, memory_bytes, self.context, most=self.layers, **ends)
 
-    @property
+    @cached_property
     def missing_bytes(self) -> int:
         """Memory of one more node that the layers would fit with; 0 where they fit."""
-        capacities = [kind.capacity for kind in self.classes for _ in kind.members]
-        cache = self.model.kv_layer_bytes(self.context, self.sequences)
+        capacities = [self.capacity_of(node.memory_bytes) for node in self.nodes]
+        cache = self.model.kv_layer_bytes(self.context)
         alone = self.layers * (self.model.layer_bytes + cache) + self.model.ends_bytes(first=True, last=True)
         return missing_bytes(capacities, self.layers, self.capacity_of, alone)
 
-    def hop_ms(self, a: int, b: int) -> float:
-        """Out of a node of class `a`, and to another of class `b`, per token of one user: overhead and activations."""
-        found = self._hops.get((a, b))
-        if found is None:
-            left, right = self._ends_of(a, b)
-            sent = self.model.hop_bytes(1) + self.model.hop_bytes(self.workload.prompt_tokens) / (
-                self.workload.output_tokens
-            )
-            found = left.overhead_ms + self.links.hop_ms(left, right, sent)
-            self._hops[a, b] = found
-        return found
 
-    def return_ms(self, tail: int, first: int) -> float:
-        """The sampled token out of the tail and to the first stage; a node alone has its overhead."""
-        found = self._returns.get((tail, first))
-        if found is None:
-            left, right = self._ends_of(tail, first)
-            found = left.overhead_ms + self.links.hop_ms(left, right, 0.0)
-            self._returns[tail, first] = found
-        return found
+def _order(nodes: Sequence[PoolNode], rtt_ms: Floats, byte_ms: Floats) -> list[int]:
+    """By figures, then by links, and by id only where nothing else tells them apart: a new name changes nothing."""
 
-    def _ends_of(self, a: int, b: int) -> tuple[PoolNode, PoolNode]:
-        return self.classes[a].members[0], self.classes[b].members[-1]
+    def figures(node: PoolNode) -> tuple[object, ...]:
+        head = -1.0 if node.head_ms is None else node.head_ms
+        return (-node.memory_bytes, -node.bandwidth, -node.flops, node.layer_ms, head, node.overhead_ms)
+
+    keys = [figures(node) for node in nodes]
+    if len(set(keys)) == len(keys):
+        return sorted(range(len(nodes)), key=keys.__getitem__)
+    near = [row.tobytes() for row in np.sort(rtt_ms, axis=1).round(9)]
+    rate = [row.tobytes() for row in np.sort(byte_ms, axis=1).round(12)]
+    return sorted(range(len(nodes)), key=lambda i: (keys[i], near[i], rate[i], nodes[i].region, nodes[i].node_id))
 
 
 def interchangeable(nodes: Sequence[PoolNode], links: Links) -> list[tuple[PoolNode, ...]]:
-    """`nodes` in groups of equals, in an order that does not depend on theirs."""
+    """`nodes` in groups that nobody can tell apart: equal figures and region, and no link names one of them."""
     groups: dict[tuple[object, ...], list[PoolNode]] = {}
     for node in sorted(nodes, key=lambda node: node.node_id):
         own = node.node_id if node.node_id in links.named else ""

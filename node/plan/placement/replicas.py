@@ -2,54 +2,50 @@
 
 A layer's service rate is the sum over its hosts of 1 / (layers held · time per layer): how many steps per second the
 hosts could give it. A left-over node takes the window of layers whose rates are lowest in sum, aligned with a stage's
-edge where that costs nothing, so that every further node works against the current bottleneck. It stands by when a
-token through it would take TOO_SLOW times what the best pipeline takes without it: routing would hardly ever choose it.
+edge where that costs nothing, so that every further node works against the current bottleneck. It takes as many layers
+as fit, fewer where a token through so many would take TOO_SLOW times what the best pipeline takes without it, and
+stands by where a token through any window would: routing would hardly ever choose it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.plan.costs.model import ModelCost
-from node.plan.machines.pool import Links, PoolNode, Workload
+from node.plan.machines.missing_memory import Capacity
+from node.plan.machines.pool import PoolNode
+from node.plan.outlook.figures import figure
 from node.plan.placement.allocation import Stage, Standby
 from node.plan.placement.pool_table import PoolTable
 
 GIB = 1024**3
 TOO_SLOW = 12.0
 """A token through a replica may take this many times the best pipeline's: as long as it would wait there under load."""
+FEWER = 0.6
+"""Where so many layers are too slow, so many times them are tried."""
 
 
-class Spares:
+class Replicas:
     """Places left-over nodes one by one beside the stages that are held already."""
 
-    def __init__(
-        self,
-        model: ModelCost,
-        held: Sequence[Stage],
-        nodes: Sequence[PoolNode],
-        links: Links,
-        workload: Workload,
-        step_ms: float,
-    ) -> None:
-        """`held` are all stages so far, `nodes` their nodes and the left-over, `step_ms` the best pipeline's."""
-        self.model, self.links, self.workload, self.step_ms = model, links, workload, step_ms
-        self._nodes = {node.node_id: node for node in nodes}
-        self._tables: dict[tuple[object, ...], PoolTable] = {}
-        self.rates: NDArray[np.float64] = np.zeros(model.layers)
-        self._fastest_ms = np.full(model.layers, np.inf)
-        self._edges = {0, model.layers}
-        self._hosts: dict[tuple[int, int, str, str], PoolNode] = {}
-        """One host of each range and place: all of them are equally far."""
-        alike = Counter((stage.start, stage.end, self._layer_ms(stage)) for stage in held)
-        for (start, end, layer_ms), number in alike.items():
-            self._count(start, end, layer_ms, number)
+    def __init__(self, table: PoolTable, held: Sequence[Stage], step_ms: float) -> None:
+        """`table` has all nodes that hold or may hold something; `held` are all stages so far, `step_ms` the time of
+        the best pipeline."""
+        self.table, self.step_ms = table, step_ms
+        self.rates: NDArray[np.float64] = np.zeros(table.layers)
+        self._fastest_ms = np.full(table.layers, np.inf)
+        self._edges = {0, table.layers}
+        self._room = table.room(1)
+        self._layer_ms = table.layer_ms + table.chunk_ms / table.workload.output_tokens
+        sent = table.model.hop_bytes(1) * (1 + table.workload.prompt_tokens / table.workload.output_tokens)
+        self._hop_ms = table.way_ms + table.byte_ms * sent
+        self._held: list[tuple[int, int, int]] = []
+        """(start, end, row) of who holds what."""
         for stage in held:
-            self._show(stage)
+            if stage.node_id in table.row_of:
+                self._count(stage.start, stage.end, table.row_of[stage.node_id])
 
     def place(self, node: PoolNode, held: Stage | None = None) -> Stage | Standby:
         """A replica of the worst served layers that `node` can hold, or why it stands by.
@@ -58,60 +54,60 @@ class Spares:
         """
         if node.barred:
             return Standby(node.node_id, f"{node.label} is given nothing: {node.barred}", barred=True)
-        kind = self._table(node).classes[0]
-        window = self._kept(kind.capacity, held) or self._window(kind.capacity)
-        if window is None:
-            needed = self.model.layer_bytes + self.model.kv_layer_bytes(self.workload.context)
+        row = self.table.row_of[node.node_id]
+        plain, first, last, both = self._room[row].tolist()
+        capacity = plain, first, last, both
+        kept = self._kept(capacity, held)
+        least_ms = float("inf")
+        for window in (kept,) if kept is not None else self._windows(capacity):
+            start, end = window
+            through_ms = self._through_ms(row, start, end)
+            if not self.step_ms or through_ms <= TOO_SLOW * self.step_ms:
+                self._count(start, end, row)
+                return Stage(node.node_id, start, end)
+            least_ms = min(least_ms, through_ms)
+        if least_ms < float("inf"):
             return Standby(
                 node.node_id,
-                f"{node.label} has {node.memory_bytes / GIB:.2f} GiB for the model, "
-                f"and one layer with its cache takes {needed / GIB:.2f} GiB",
+                f"{node.label} would slow the swarm: a token would take {figure(least_ms)} ms or more through it "
+                f"and takes {figure(self.step_ms)} ms without it",
             )
-        start, end = window
-        through_ms = self._through_ms(node, kind.layer_ms, start, end)
-        if self.step_ms and through_ms > TOO_SLOW * self.step_ms:
-            return Standby(
-                node.node_id,
-                f"{node.label} would slow the swarm: a token would take {through_ms:.3g} ms through it "
-                f"and takes {self.step_ms:.3g} ms without it",
-            )
-        stage = Stage(node.node_id, start, end)
-        self._count(start, end, kind.layer_ms, 1)
-        self._show(stage)
-        return stage
+        needed = self.table.model.layer_bytes + self.table.model.kv_layer_bytes(self.table.context)
+        return Standby(
+            node.node_id,
+            f"{node.label} has {node.memory_bytes / GIB:.2f} GiB for the model, "
+            f"and one layer with its cache takes {needed / GIB:.2f} GiB",
+        )
 
-    def _kept(self, capacity: tuple[int, int, int, int], held: Stage | None) -> tuple[int, int] | None:
-        if held is None or held.end > self.model.layers:
+    def _kept(self, capacity: Capacity, held: Stage | None) -> tuple[int, int] | None:
+        if held is None or held.end > self.table.layers:
             return None
-        room = capacity[(held.start == 0) + 2 * (held.end == self.model.layers)]
+        room = capacity[(held.start == 0) + 2 * (held.end == self.table.layers)]
         return (held.start, held.end) if held.layers <= room else None
 
-    def _table(self, node: PoolNode) -> PoolTable:
-        """Speed and room of one node; equal nodes share it."""
-        key = (node.memory_bytes, node.bandwidth, node.flops, node.layer_ms)
-        if key not in self._tables:
-            whole = (0, self.model.layers)
-            self._tables[key] = PoolTable(self.model, [node], self.links, "latency", self.workload, whole)
-        return self._tables[key]
+    def _windows(self, capacity: Capacity) -> Iterator[tuple[int, int]]:
+        """The worst served layers: as many as fit, then fewer and fewer, one at last."""
+        tried: set[tuple[int, int]] = set()
+        while any(capacity):
+            window = self._window(capacity)
+            if window is not None and window not in tried:
+                tried.add(window)
+                yield window
+            plain, first, last, both = (int(room * FEWER) if room > 1 else 0 for room in capacity)
+            capacity = plain, first, last, both
 
-    def _layer_ms(self, stage: Stage) -> float:
-        return self._table(self._nodes[stage.node_id]).classes[0].layer_ms
-
-    def _count(self, start: int, end: int, layer_ms: float, number: int) -> None:
-        """Adds what `number` hosts give these layers."""
-        self.rates[start:end] += 1000 * number / (layer_ms * (end - start))
+    def _count(self, start: int, end: int, row: int) -> None:
+        """Adds what a host gives these layers."""
+        layer_ms = float(self._layer_ms[row])
+        self.rates[start:end] += 1000 / (layer_ms * (end - start))
         held = self._fastest_ms[start:end]
         np.minimum(held, layer_ms, out=held)
         self._edges.update((start, end))
+        self._held.append((start, end, row))
 
-    def _show(self, stage: Stage) -> None:
-        node = self._nodes[stage.node_id]
-        own = node.node_id if node.node_id in self.links.named else ""
-        self._hosts.setdefault((stage.start, stage.end, node.region, own), node)
-
-    def _window(self, capacity: tuple[int, int, int, int]) -> tuple[int, int] | None:
+    def _window(self, capacity: Capacity) -> tuple[int, int] | None:
         """The worst served layers, as many as fit there; None when not one does."""
-        layers = self.model.layers
+        layers = self.table.layers
         if capacity[3] >= layers:
             return 0, layers
         total = np.concatenate([[0.0], np.cumsum(self.rates)])
@@ -132,13 +128,13 @@ class Spares:
             return None
         return min((round(rate, 9), unaligned, start, end) for rate, unaligned, start, end in choices)[2:]
 
-    def _through_ms(self, node: PoolNode, layer_ms: float, start: int, end: int) -> float:
-        """One user's time per token through `node`, its neighbours being the nearest hosts of the layers around."""
+    def _through_ms(self, row: int, start: int, end: int) -> float:
+        """One user's time per token through a node, its neighbours being the nearest hosts of the layers around."""
         fastest = self._fastest_ms[start:end]
         saved = float(fastest[np.isfinite(fastest)].sum())
-        sent = self.model.hop_bytes(1) + self.model.hop_bytes(self.workload.prompt_tokens) / self.workload.output_tokens
-        before = [host for (s, e, _, _), host in self._hosts.items() if s < start <= e]
-        after = [host for (s, e, _, _), host in self._hosts.items() if s <= end < e]
-        hops = min((self.links.hop_ms(other, node, sent) for other in before), default=0.0)
-        hops += min((self.links.hop_ms(node, other, sent) for other in after), default=0.0)
-        return self.step_ms - saved + layer_ms * (end - start) + hops
+        before = [other for s, e, other in self._held if s < start <= e]
+        after = [other for s, e, other in self._held if s <= end < e]
+        hops = float(self._hop_ms[before, row].min()) if before else 0.0
+        hops += float(self._hop_ms[row, after].min()) if after else 0.0
+        own_ms = float(self._layer_ms[row]) * (end - start) + float(self.table.overhead_ms[row])
+        return self.step_ms - saved + own_ms + hops

@@ -35,7 +35,7 @@ def record(node_id: str, **changes: Any) -> NodeRecord:
         "machine_id": f"machine of {node_id}",
         "addresses": (),
         "software": "test",
-        "hardware": Hardware("cpu", "test", 8 * GIB, 1e9, 1e9, 4),
+        "hardware": Hardware("cpu", "test", 8 * GIB, 1e9, 1e12, 4),
     }
     return NodeRecord(**(fields | changes))
 
@@ -157,8 +157,8 @@ def test_the_same_members_need_no_new_plan_whatever_the_objective() -> None:
 
 
 def test_a_model_too_large_for_one_node_is_split_by_speed_not_by_memory() -> None:
-    fast = Hardware("cpu", "test", GIB // 2, 3e9, 1e12, 4)
-    slow = Hardware("cpu", "test", GIB // 2, 1e9, 1e12, 4)
+    fast = Hardware("cpu", "test", 4 * GIB // 5, 3e9, 1e12, 4)
+    slow = Hardware("cpu", "test", 4 * GIB // 5, 1e9, 1e12, 4)
     plan = decided(A, records(record("a", hardware=fast), record("b", hardware=slow)), None, PlanSettings("balanced"))
     layers = {node: end - start for node, (start, end) in ranges(plan).items()}
     assert sum(layers.values()) == 30

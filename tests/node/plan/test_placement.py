@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
-from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
@@ -14,12 +12,8 @@ from hypothesis import strategies as st
 
 from node.errors import BadLayers, BadPool, DoesNotFit
 from node.plan import allocate
-from node.plan.machines.pool import Links, PoolNode, Workload
+from node.plan.machines.pool import Links, PoolNode
 from node.plan.placement.allocation import Allocation, Objective
-from node.plan.placement.chain import Chain, build_chain
-from node.plan.placement.exact_search import best_partition, score_of
-from node.plan.placement.large_pools import good_partition, upper_bound
-from node.plan.placement.pool_table import PoolTable
 from tests.fakes.pools import GIB, machine, machines, mixture, small_model
 
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "balanced")
@@ -46,43 +40,6 @@ def check(plan: Allocation, nodes: Sequence[PoolNode]) -> None:
     assert 0 < plan.score <= plan.bound * (1 + 1e-9)
 
 
-def every_chain(table: PoolTable) -> dict[int, list[Chain]]:
-    """Chains of all ordered choices of nodes, by the set of them (a bit per node; each class is one node)."""
-    n = len(table.classes)
-    found: dict[int, list[Chain]] = {}
-    for size in range(1, n + 1):
-        for order in permutations(range(n), size):
-            chain = build_chain(table, order)
-            if chain is not None:
-                found.setdefault(sum(1 << i for i in order), []).append(chain)
-    return found
-
-
-def exhaustive_score(table: PoolTable) -> float:
-    """The best score over all disjoint chains."""
-    chains = every_chain(table)
-    if table.objective == "latency":
-        return max((1000 / c.token_ms for cs in chains.values() for c in cs), default=0.0)
-    if table.objective == "throughput":
-        rate = {mask: max(c.tokens_per_s for c in cs) for mask, cs in chains.items()}
-
-        @lru_cache(None)
-        def most(free: int) -> float:
-            return max((rate[m] + most(free & ~m) for m in rate if m & free == m), default=0.0)
-
-        return most((1 << len(table.classes)) - 1)
-    time = {mask: min(c.token_ms for c in cs) for mask, cs in chains.items()}
-
-    def picks(free: int, least: int) -> Iterator[tuple[int, float]]:
-        yield 0, 0.0
-        for m in time:
-            if m & free == m and m >= least:
-                for k, total in picks(free & ~m, m):
-                    yield k + 1, total + time[m]
-
-    return max(1000 * k * k / total if k else 0.0 for k, total in picks((1 << len(table.classes)) - 1, 0))
-
-
 figures = st.tuples(
     st.integers(200, 1400), st.floats(5e9, 2e12), st.floats(1e11, 3e14), st.sampled_from(["eu", "us", "ap"])
 )
@@ -90,36 +47,6 @@ figures = st.tuples(
 
 def pool_of(rows: Sequence[tuple[int, float, float, str]]) -> list[PoolNode]:
     return [PoolNode(f"n{i}", mib * MIB, b, f, region) for i, (mib, b, f, region) in enumerate(rows)]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(figures, min_size=1, max_size=5),
-    st.integers(2, 20),
-    st.sampled_from(OBJECTIVES),
-    st.floats(0, 300),
-    st.floats(0.1, 5000),
-)
-def test_no_choice_of_chains_beats_the_search(
-    rows: list[tuple[int, float, float, str]], layers: int, objective: Objective, rtt: float, mbps: float
-) -> None:
-    links = Links({("eu", "us"): rtt, ("n0", "n1"): rtt / 7}, {("us", "ap"): mbps})
-    model = small_model(layers)
-    # No two nodes are interchangeable here, so that the exhaustive search may name them.
-    nodes = [replace(node, memory_bytes=node.memory_bytes + i) for i, node in enumerate(pool_of(rows))]
-    table = PoolTable(model, nodes, links, objective, Workload(), (0, layers))
-    chains, bound = best_partition(table)
-    best = exhaustive_score(table)
-    score = score_of(chains, objective)
-    assert best <= bound * (1 + 1e-9)
-    assert score == pytest.approx(best, rel=0.02 if objective == "throughput" else 1e-9)
-    assert upper_bound(table) >= best * (1 - 1e-9)
-    large, promise = good_partition(table)
-    assert score_of(large, objective) <= best * (1 + 1e-9)
-    assert promise >= best * (1 - 1e-9)
-    for found in (chains, large):
-        used = [c for chain in found for c in chain.order]
-        assert len(set(used)) == len(used)
 
 
 @settings(max_examples=60, deadline=None)
