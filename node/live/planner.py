@@ -53,8 +53,6 @@ UNSETTLED_S = 120.0
 RETRY_S = 15.0
 """A member that cannot plan, for it cannot get the model's config, lets others do it for so long."""
 
-FEW_NODES = 4
-
 CONFIRM_S, CONFIRM_LOOKS = 0.5, 10
 """A change by hand is done when all members follow it, or after so many looks, if nobody's plan has outranked it."""
 
@@ -357,10 +355,7 @@ class Planner:
 
 
 async def _computed(function: Callable[..., T], author: NodeId, records: dict[NodeId, NodeRecord], *rest: object) -> T:
-    """A plan for many nodes takes up to a second or two and is made in a thread; one for a few takes some ms."""
-    if len(records) <= FEW_NODES:
-        await trio.lowlevel.checkpoint()
-        return function(author, records, *rest)
+    """A plan takes a tenth of a second or two of a processor, and so is made in a thread, however few the nodes are."""
     return await trio.to_thread.run_sync(function, author, records, *rest)
 
 

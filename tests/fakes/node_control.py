@@ -45,7 +45,10 @@ class FakeHere:
         assert plan is not None
         members = {record.id: record for record in self.members}
         author = min(members)
-        return propose(author, members, plan.model, plan.dtype, plan.facts, plan, settings or plan.settings)
+        wanted = settings or plan.settings
+        return await trio.to_thread.run_sync(
+            propose, author, members, plan.model, plan.dtype, plan.facts, plan, wanted
+        )  # as the real one does: a plan takes longer than the loop may be held
 
     async def apply(self, settings: PlanSettings | None = None, epoch: int | None = None) -> Proposal:
         self.before_apply(self)
