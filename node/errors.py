@@ -15,6 +15,7 @@
     │   └── DiskFull            too little room, told before writing
     ├── EngineError
     │   ├── WorkerDied          the engine worker's process ended
+    │   │   └── WorkerHung      it gave no sign of life, and was killed
     │   ├── LoadFailed          the worker could not load its layers
     │   └── OutOfKV             no room for another sequence's keys and values
     ├── SwarmError
@@ -198,12 +199,23 @@ def how_ended(code: int | None) -> str:
 
 
 class WorkerDied(EngineError):
-    """The engine worker's process ended; `code` is its exit status."""
+    """The engine worker's process ended; `code` is its exit status, minus the signal's number where one ended it."""
 
     def __init__(self, code: int | None, last_words: str = "") -> None:
         self.code, self.last_words = code, last_words
-        tail = f": {last_words}" if last_words else ""
+        tail = f"; its last words: {last_words}" if last_words else ""
         super().__init__(f"the engine worker {how_ended(code)}{tail}")
+
+
+class WorkerHung(WorkerDied):
+    """The worker gave no sign of life for too long and was killed; `running` is what it was at."""
+
+    def __init__(self, code: int | None, running: str, waited_s: float, last_words: str = "") -> None:
+        self.code, self.last_words, self.running, self.waited_s = code, last_words, running, waited_s
+        tail = f"; its last words: {last_words}" if last_words else ""
+        EngineError.__init__(
+            self, f"the engine worker hung and was killed: {running}, and no sign of life for {waited_s:.1f} s{tail}"
+        )
 
 
 class LoadFailed(EngineError):

@@ -4,6 +4,30 @@ The node's side is `base` (the narrow edge) and `process` (the worker as a child
 The worker's side starts at `worker` and reaches torch through `backend` alone.
 """
 
-from node.engine.base import Buffer, Engine, Stage, StageInfo, StageSpec, Step, StepResult
+from node.engine.base import (
+    BackendInfo,
+    Batch,
+    BatchResult,
+    Buffer,
+    Engine,
+    Slot,
+    SlotResult,
+    Stage,
+    StageInfo,
+    StageSpec,
+    Want,
+)
 
-__all__ = ["Buffer", "Engine", "Stage", "StageInfo", "StageSpec", "Step", "StepResult"]
+__all__ = [
+    "BackendInfo",
+    "Batch",
+    "BatchResult",
+    "Buffer",
+    "Engine",
+    "Slot",
+    "SlotResult",
+    "Stage",
+    "StageInfo",
+    "StageSpec",
+    "Want",
+]

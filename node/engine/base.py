@@ -1,12 +1,16 @@
 """The narrow edge to whatever runs layers. Knows tokens and tensors, nothing of peers or people.
 
-A tensor crosses this edge as raw little-endian bytes with its shape and dtype in the step: no torch on the node's side.
+A tensor crosses this edge as raw little-endian bytes with its dtype beside it: no torch on the node's side.
+
+A *stage* is a range of layers in a worker's memory. A *sequence* is opened on it for all of its layers or for some of
+them, and is told its sampling then. A *batch* is the next rows of several sequences in one buffer; each slot of it
+wants no token, one, or one per row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from node.wire.frames import Sampling
 from node.wire.models import Dtype
@@ -14,12 +18,36 @@ from node.wire.records import Hardware
 
 Buffer = bytes | bytearray | memoryview
 
+Want = Literal["nothing", "token", "each"]
+"""No token, one after the slot's last row, or one after each of its rows, as where a draft is verified."""
+
+BATCHES_IN_FLIGHT = 2
+"""Between node and worker: one that runs, and one that lies ready when it ends."""
+
 PROBE_BUDGET_S = 0.3
 """For the steps by which a stage is timed, when it is loaded and while it is idle; one is always run."""
 PROBE_MOST_STEPS = 8
 """Enough to see past others' disturbance; a small model needs no more."""
 PROBE_SLOW_STEP_S = 1.0
 """A first step this slow spends its time on layers, not on warming up: it is the measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What runs the layers, and what it can do at all."""
+
+    name: str
+    """`torch`"""
+    version: str
+    """Of the libraries that compute: `torch 2.13.0, transformers 5.23.0`."""
+    dtypes: tuple[Dtype, ...]
+    """That a range can be loaded in."""
+    max_batch_rows: int
+    """Rows of all slots of one batch together."""
+    max_sequences: int
+    """Open on one stage at a time; as many slots may a batch have."""
+    loads_beside: bool = True
+    """Whether it serves one stage while it loads another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +72,7 @@ class StageInfo:
     kv_bytes_per_token: int
     """For all of its layers."""
     kv_tokens: int
-    """Tokens that `kv_bytes` has room for."""
+    """Tokens over all of its layers that `kv_bytes` has room for."""
     load_s: float
     hidden_size: int
     """Width of the rows that the stage takes and gives."""
@@ -53,65 +81,119 @@ class StageInfo:
     layer_ms: float | None = None
     """One layer's part of a decode step, the LM head left out, timed when the stage was loaded."""
     head_ms: float | None = None
-    """LM head and sampling of a decode step; None where the stage is not the last."""
+    """LM head and sampling of a decode step; None where the stage does not hold the model's last layer."""
+    max_batch_rows: int = 8192
+    """Rows of all slots of one batch together."""
+    max_sequences: int = 256
+    """Open at a time; as many slots may a batch have."""
+    block_tokens: int = 1
+    """KV room is given out in multiples of this."""
+    can_rewind: bool = True
+    """Whether `rewind` is served. Not where a layer keeps a state or a window instead of all its keys and values."""
+    can_narrow: bool = True
+    """Whether a sequence may be opened on some of the layers only."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One sequence's next tokens through the stage: a prefill chunk or one decode step."""
+class Slot:
+    """One sequence's part of a batch: a prefill chunk, a decode step, or a draft to verify."""
 
-    session: str
+    sequence: str
     position: int
-    """Index of the first of them in the sequence; equals the number of tokens already in the KV cache."""
+    """Index of its first row in the sequence; equals the number of tokens in the sequence's KV."""
     count: int
+    """Rows; at least 1."""
+    want: Want = "nothing"
+    """Tokens only from a sequence that ends with the model's last layer and was opened with a sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The next rows of several sequences, all opened for the same [start, end)."""
+
+    slots: tuple[Slot, ...]
+    """Each sequence once."""
     data: Buffer
-    """First stage: int32 token ids (count,). Others: hidden states (count, hidden_size) in `dtype`."""
+    """The rows of all slots in their order. Sequences that begin with the model's first layer: int32 token ids (rows,).
+    Others: hidden states (rows, hidden_size) in `dtype`."""
     dtype: Dtype | None
     """None: `data` holds token ids."""
-    sampling: Sampling | None
-    """Set where this stage is the last and the step's last row shall become a token."""
+
+    @property
+    def rows(self) -> int:
+        """Of all slots."""
+        return sum(slot.count for slot in self.slots)
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step gave."""
+class SlotResult:
+    """What a slot gave beside its rows."""
+
+    tokens: tuple[int, ...] = ()
+    """As many as the slot wanted."""
+    problem: str = ""
+    """Why its sequence cannot go on. It ends that sequence, which is to be closed, and not its neighbours."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What a batch gave."""
 
     data: Buffer
-    """Hidden states (count, hidden_size) in the stage's dtype; empty from a last stage."""
-    token: int | None
-    """The sampled token, where sampling was asked for."""
+    """Hidden states (rows, hidden_size) in the stage's dtype, in the order of the slots; zeros for slots with a problem.
+    Empty where the sequences end with the model's last layer."""
+    slots: tuple[SlotResult, ...]
+    """One for each slot, in order."""
     compute_ms: float
     """Inside the backend."""
     head_ms: float = 0.0
     """Of that, LM head and sampling."""
+    free_kv_tokens: int = 0
+    """That a sequence over all of the stage's layers could still reserve."""
 
 
 class Stage(Protocol):
-    """A loaded range. One step runs at a time; the caller queues."""
+    """A loaded range. Up to `BATCHES_IN_FLIGHT` calls of `run` are under way; batches run in the order of the calls."""
 
     info: StageInfo
 
-    async def reserve(self, session: str, tokens: int) -> None:
-        """Set KV room for `tokens` aside for a new sequence.
+    async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
+        """Begin a sequence on layers [start, end) of the stage and set KV room for `kv_tokens` tokens aside.
+
+        Cancelled while it waits, it leaves no sequence behind.
 
         Raises:
             OutOfKV: there is not that much room.
+            EngineError: layers outside the stage, a name that is open, too many sequences.
             WorkerDied: the worker is gone.
         """
 
-    async def run(self, step: Step) -> StepResult:
-        """Run one step.
+    async def run(self, batch: Batch) -> BatchResult:
+        """Run a batch. Where one sequence is at fault, its slot's `problem` says so and the others go on.
+
+        Cancelled while it waits, it leaves the batch done or not: close its sequences.
 
         Raises:
-            EngineError: the step contradicts the sequence's state, or the backend failed; the sequence is unusable.
+            EngineError: the batch as a whole cannot be run; no sequence has moved.
             WorkerDied: the worker is gone, and with it every sequence.
+            WorkerHung: the same, since it gave no answer for too long and was killed.
         """
 
-    async def free(self, session: str) -> None:
-        """Forget a sequence. Harmless when it is unknown."""
+    async def rewind(self, sequence: str, position: int) -> None:
+        """Forget a sequence's keys and values at `position` and after it: the next slot begins there.
 
-    async def close(self) -> None:
-        """Drop the weights and every sequence."""
+        A sequence that had a problem in a step can be taken up again from before it.
+
+        Raises:
+            EngineError: an unknown sequence, a position beyond its end, or a stage that cannot (`info.can_rewind`).
+            WorkerDied: the worker is gone.
+        """
+
+    async def close(self, sequence: str) -> None:
+        """Forget a sequence. Harmless when it is unknown or the worker is gone; never raises."""
+
+    async def drop(self) -> None:
+        """Drop the weights and every sequence. Harmless when repeated or the worker is gone; never raises."""
 
 
 class Engine(Protocol):
@@ -119,6 +201,7 @@ class Engine(Protocol):
 
     hardware: Hardware
     """Measured when the worker started."""
+    backend: BackendInfo
 
     async def load(self, spec: StageSpec) -> Stage:
         """Load a range. Tensors that another stage of this worker already holds are shared, not read again.
@@ -126,7 +209,8 @@ class Engine(Protocol):
         Raises:
             LoadFailed: files missing or damaged, or too little memory.
             WorkerDied: the worker ended while loading.
+            WorkerHung: it made no progress for too long and was killed.
         """
 
     async def set_threads(self, threads: int) -> None:
-        """Use that many processor threads from the next step on."""
+        """Use that many processor threads from the next batch on."""
