@@ -140,7 +140,7 @@ class BatchResult:
     """What a batch gave."""
 
     data: Buffer
-    """Hidden states (rows, hidden_size) in the stage's dtype, in the order of the slots; zeros for slots with a problem.
+    """Hidden states (rows, hidden_size) in the stage's dtype, slot by slot; zeros for those with a problem.
     Empty where the sequences end with the model's last layer."""
     slots: tuple[SlotResult, ...]
     """One for each slot, in order."""

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from node.engine.memory import WorkerMemory
 from node.errors import EngineError, OutOfKV
+from node.wire.frames import Sampling
 
 CacheT = TypeVar("CacheT")
 
@@ -17,8 +18,13 @@ class Sequence(Generic[CacheT]):
     """One sequence's keys and values in this stage."""
 
     cache: CacheT
+    start: int
+    end: int
+    """It runs through layers [start, end)."""
+    sampling: Sampling | None
     reserved: int
     """Tokens it may grow to."""
+    reserved_bytes: int
     cached: int = 0
     """Tokens it holds."""
     broken: str = ""
@@ -26,73 +32,106 @@ class Sequence(Generic[CacheT]):
 
 
 class Sequences(Generic[CacheT]):
-    """All sequences of one stage, each of whose tokens takes `bytes_per_token` of the worker's memory."""
+    """All sequences of one stage, whose layers [start, …) take `layer_bytes` each for one token's keys and values."""
 
-    def __init__(
-        self,
-        capacity_tokens: int,
-        new_cache: Callable[[], CacheT],
-        memory: WorkerMemory | None = None,
-        bytes_per_token: int = 0,
-    ) -> None:
-        self.capacity_tokens = capacity_tokens
-        self._new_cache = new_cache
-        self._memory, self._bytes_per_token = memory, bytes_per_token
+    def __init__(self, start: int, layer_bytes: tuple[int, ...], capacity_tokens: int, most: int) -> None:
+        self._start, self._layer_bytes, self._most = start, layer_bytes, most
+        self.bytes_per_token = max(1, sum(layer_bytes))
+        """Of a sequence over all layers."""
+        self._capacity_bytes = capacity_tokens * self.bytes_per_token
+        self._memory: WorkerMemory | None = None
         self._sequences: dict[str, Sequence[CacheT]] = {}
+
+    def share(self, memory: WorkerMemory) -> None:
+        """Take room from what all stages of the worker have together."""
+        self._memory = memory
+
+    @property
+    def free_bytes(self) -> int:
+        """That nobody has reserved, here or on other stages of the worker."""
+        own = self._capacity_bytes - sum(sequence.reserved_bytes for sequence in self._sequences.values())
+        return own if self._memory is None else min(own, self._memory.free_bytes)
 
     @property
     def free_tokens(self) -> int:
-        """Tokens that nobody has reserved, here or on other stages of the worker."""
-        own = self.capacity_tokens - sum(sequence.reserved for sequence in self._sequences.values())
-        if self._memory is None or not self._bytes_per_token:
-            return own
-        return min(own, self._memory.free_bytes // self._bytes_per_token)
+        """That a sequence over all layers could reserve."""
+        return max(0, self.free_bytes // self.bytes_per_token)
 
-    def reserve(self, session: str, tokens: int) -> None:
-        """Set room aside for a new sequence.
+    def ranges(self) -> set[tuple[int, int]]:
+        """The layers that sequences run through."""
+        return {(sequence.start, sequence.end) for sequence in self._sequences.values()}
+
+    def open(
+        self,
+        name: str,
+        start: int,
+        end: int,
+        sampling: Sampling | None,
+        tokens: int,
+        new_cache: Callable[[], CacheT],
+    ) -> None:
+        """Begin a sequence on layers [start, end) and set its room aside.
 
         Raises:
             OutOfKV: there is not that much room.
-            EngineError: the sequence has its room already.
+            EngineError: layers that are not here, a name that is open, or as many sequences as there may be.
         """
-        if session in self._sequences:
-            raise EngineError(f"session {session} has its room in the KV cache already")
-        if tokens > self.free_tokens:
-            raise OutOfKV(tokens, self.free_tokens)
-        self._sequences[session] = Sequence(self._new_cache(), tokens)
-        self._count(tokens)
+        if not self._start <= start < end <= self._start + len(self._layer_bytes):
+            held = f"[{self._start}, {self._start + len(self._layer_bytes)})"
+            raise EngineError(f"sequence {name} on layers [{start}, {end}), but the stage holds {held}")
+        if name in self._sequences:
+            raise EngineError(f"sequence {name} has its room in the KV cache already")
+        if len(self._sequences) >= self._most:
+            raise EngineError(f"{self._most} sequences are open already, which is the most; close some first")
+        per_token = sum(self._layer_bytes[start - self._start : end - self._start])
+        if tokens * per_token > (free := max(0, self.free_bytes)):
+            raise OutOfKV(tokens, free // per_token)
+        self._sequences[name] = Sequence(new_cache(), start, end, sampling, tokens, tokens * per_token)
+        self._count(tokens * per_token)
 
-    def at(self, session: str, position: int, count: int) -> Sequence[CacheT]:
-        """The sequence that a step of `count` tokens at `position` continues.
+    def find(self, name: str) -> Sequence[CacheT] | None:
+        """The sequence of this name, if there is one."""
+        return self._sequences.get(name)
+
+    def get(self, name: str) -> Sequence[CacheT]:
+        """The sequence of this name.
+
+        Raises:
+            EngineError: there is none.
+        """
+        if (sequence := self._sequences.get(name)) is None:
+            raise EngineError(f"sequence {name} has no room in the KV cache; open it first")
+        return sequence
+
+    def at(self, name: str, position: int, count: int) -> Sequence[CacheT]:
+        """The sequence that `count` rows at `position` continue.
 
         Raises:
             EngineError: no such sequence, it is elsewhere, it is full, or an earlier step of it failed.
         """
-        sequence = self._sequences.get(session)
-        if sequence is None:
-            raise EngineError(f"session {session} has no room in the KV cache; reserve it first")
+        sequence = self.get(name)
         if sequence.broken:
-            raise EngineError(f"session {session} cannot go on: {sequence.broken}")
+            raise EngineError(f"sequence {name} cannot go on: {sequence.broken}")
         if position != sequence.cached:
             raise EngineError(
-                f"session {session}: a step at position {position}, but the KV cache holds {sequence.cached} tokens"
+                f"sequence {name}: a step at position {position}, but the KV cache holds {sequence.cached} tokens"
             )
-        if count < 1 or position + count > sequence.reserved:
+        if position + count > sequence.reserved:
             raise EngineError(
-                f"session {session}: {count} tokens at position {position}, but {sequence.reserved} are reserved"
+                f"sequence {name}: {count} tokens at position {position}, but {sequence.reserved} are reserved"
             )
         return sequence
 
-    def free(self, session: str) -> None:
+    def close(self, name: str) -> None:
         """Forget a sequence. Harmless when it is unknown."""
-        if sequence := self._sequences.pop(session, None):
-            self._count(-sequence.reserved)
+        if sequence := self._sequences.pop(name, None):
+            self._count(-sequence.reserved_bytes)
 
     def clear(self) -> None:
         """Forget all."""
-        for session in list(self._sequences):
-            self.free(session)
+        for name in list(self._sequences):
+            self.close(name)
 
-    def _count(self, tokens: int) -> None:
+    def _count(self, taken_bytes: int) -> None:
         if self._memory is not None:
-            self._memory.reserved_bytes += tokens * self._bytes_per_token
+            self._memory.reserved_bytes += taken_bytes

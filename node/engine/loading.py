@@ -13,13 +13,17 @@ from weakref import WeakValueDictionary
 
 from node.engine.base import StageInfo, StageSpec
 from node.engine.checkpoint import Checkpoint
+from node.engine.copying import copied
 from node.engine.memory import WorkerMemory
 from node.engine.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage, layers_text
+from node.engine.tables import longest_with_one_table
 from node.errors import EngineError, LoadFailed, ModelError
+from node.wire.models import Dtype
 
 if TYPE_CHECKING:
     import torch
 
+    from node.engine.torch_slice import TorchSlice
     from node.engine.torch_stage import TorchStage
 
 UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
@@ -27,6 +31,11 @@ UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 
 NAMES_SHOWN = 3
 """Of the tensors that an error is about."""
+
+MAX_BATCH_ROWS = 8192
+"""Of all slots together. Their hidden states are 64 MiB at most where 2,048 rows are 8,192 wide in float32."""
+
+MAX_SEQUENCES = 256
 
 
 class SharedTensors:
@@ -46,7 +55,7 @@ class SharedTensors:
     def load(
         self, checkpoint: Checkpoint, blanks: dict[str, torch.Tensor], device: torch.device
     ) -> Generator[None, None, dict[str, torch.Tensor]]:
-        """The tensors of these checkpoint names in the blanks' dtypes; yields after each one that is read."""
+        """The tensors of these checkpoint names in the blanks' dtypes; yields after each piece that is read."""
         keys = {name: _key(checkpoint.file_of(name), name, blank.dtype, device) for name, blank in blanks.items()}
         tensors = {name: tensor for name, key in keys.items() if (tensor := self._tensors.get(key)) is not None}
         missing = blanks.keys() - tensors.keys()
@@ -55,7 +64,8 @@ class SharedTensors:
         try:
             for name, stored in checkpoint.read(missing):
                 # A copy, even where the dtype is the same already: the original is a view of the file.
-                tensors[name] = self._tensors[keys[name]] = stored.to(device, blanks[name].dtype, copy=True)
+                tensor = yield from copied(stored, blanks[name].dtype, device)
+                tensors[name] = self._tensors[keys[name]] = tensor
                 self.memory.coming_bytes -= coming.pop(name)
                 self.read_count += 1
                 yield
@@ -74,7 +84,7 @@ def _key(file: Path, name: str, dtype: torch.dtype, device: torch.device) -> tup
 
 
 def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Generator[None, None, TorchStage]:
-    """Load the range of `spec`, one tensor between two yields.
+    """Load the range of `spec`, one tensor, or one piece of a large one, between two yields.
 
     Raises:
         LoadFailed: says what is wrong with which file or tensor, or that memory is short.
@@ -95,8 +105,6 @@ def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> 
 
 
 def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Generator[None, None, TorchStage]:
-    import torch
-
     from node.engine.probe import probe
     from node.engine.torch_stage import TorchStage
 
@@ -104,48 +112,89 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
     asked = layers_text(spec.start, spec.end)
     config = read_config(Path(spec.model_folder), asked)
     checkpoint = Checkpoint(Path(spec.model_folder))
-    model = empty_stage(config, spec.start, spec.end, getattr(torch, spec.dtype))
+    plan = Assembly(config, checkpoint.names(), spec.dtype, device)
+    model = plan.empty(spec.start, spec.end)
+    sources = plan.sources(model, spec.start)
+    last = model.lm_head is not None
+    ours = {name for name in checkpoint.names() if is_of_stage(name, spec.start, spec.end, last=last)}
+    _refuse_mismatch(asked, set(sources.values()) - checkpoint.names(), ours - set(sources.values()))
 
     blanks: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    tied, names = bool(getattr(config, "tie_word_embeddings", False)), checkpoint.names()
-    sources = {local: checkpoint_name(local, spec.start, names, tied=tied) for local in blanks}
-    last = model.lm_head is not None
-    ours = {name for name in names if is_of_stage(name, spec.start, spec.end, last=last)}
-    _refuse_mismatch(asked, set(sources.values()) - names, ours - set(sources.values()))
-
     tensors = yield from shared.load(checkpoint, {sources[local]: blank for local, blank in blanks.items()}, device)
-    for local, blank in blanks.items():
-        tensor = tensors[sources[local]]
-        if tensor.shape != blank.shape:
-            expected, found = list(blank.shape), list(tensor.shape)
-            raise LoadFailed(asked, f"tensor {sources[local]} has the shape {found}, {expected} expected")
-        _assign(model, local, tensor)
-    fill_buffers(model, config, device)
-    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
-    if left:
-        raise LoadFailed(asked, f"no values for {_some(left)}")
-
-    stage = TorchStage(model, spec, device, held=list(tensors.values()))
+    whole = plan.filled(model, spec.start, spec.end, tensors)
+    stage = TorchStage(
+        whole,
+        held=list(tensors.values()),
+        cut=lambda start, end: plan.filled(plan.empty(start, end), start, end, tensors),
+        most_tokens=longest_with_one_table(config),
+    )
     try:
-        probed = yield from probe(stage)
+        probed = yield from probe(whole)
     except EngineError:
         raise
     except Exception as error:  # whatever the library raises: better now than in the first request
         raise LoadFailed(asked, f"its first step failed: {type(error).__name__}: {error}") from error
-    stage.open(
+    per_token = max(1, sum(probed.layer_kv_bytes))
+    stage.serve(
         StageInfo(
             weight_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-            kv_bytes_per_token=probed.kv_bytes_per_token,
-            kv_tokens=spec.kv_bytes // probed.kv_bytes_per_token,
+            kv_bytes_per_token=per_token,
+            kv_tokens=spec.kv_bytes // per_token,
             load_s=time.perf_counter() - started,
-            hidden_size=int(model.config.hidden_size),
+            hidden_size=whole.width,
             dtype=spec.dtype,
             layer_ms=probed.layer_ms,
             head_ms=probed.head_ms,
+            max_batch_rows=MAX_BATCH_ROWS,
+            max_sequences=MAX_SEQUENCES,
+            can_rewind=probed.can_rewind,
         ),
+        probed.layer_kv_bytes,
         shared.memory,
     )
     return stage
+
+
+class Assembly:
+    """How slices of one model are put together from tensors that are in memory."""
+
+    def __init__(self, config: Any, names: frozenset[str], dtype: Dtype, device: torch.device) -> None:
+        import torch
+
+        self._config, self._names, self._device = config, names, device
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._tied = bool(getattr(config, "tie_word_embeddings", False))
+
+    def empty(self, start: int, end: int) -> Any:
+        """The model of layers [start, end) without its tensors. Raises LoadFailed."""
+        return empty_stage(self._config, start, end, self._dtype)
+
+    def sources(self, model: Any, start: int) -> dict[str, str]:
+        """The checkpoint's name for each tensor of such a model."""
+        return {local: checkpoint_name(local, start, self._names, tied=self._tied) for local in model.state_dict()}
+
+    def filled(self, model: Any, start: int, end: int, tensors: dict[str, torch.Tensor]) -> TorchSlice:
+        """Such a model with its tensors, which are given by the checkpoint's names and are not copied.
+
+        Raises:
+            LoadFailed: a tensor of another shape, or none for a parameter.
+        """
+        from node.engine.torch_slice import TorchSlice
+
+        asked = layers_text(start, end)
+        sources = self.sources(model, start)
+        blanks: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+        for local, blank in blanks.items():
+            tensor = tensors[sources[local]]
+            if tensor.shape != blank.shape:
+                expected, found = list(blank.shape), list(tensor.shape)
+                raise LoadFailed(asked, f"tensor {sources[local]} has the shape {found}, {expected} expected")
+            _assign(model, local, tensor)
+        fill_buffers(model, self._config, self._device)
+        left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+        if left:
+            raise LoadFailed(asked, f"no values for {_some(left)}")
+        return TorchSlice(model, start, end, self._device, self._dtype)
 
 
 def read_config(folder: Path, asked: str) -> Any:

@@ -8,19 +8,20 @@ that nobody expects, never one that another caller takes for its own.
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 import msgspec
 from msgspec import Meta, Struct
 
-from node.engine.base import Buffer, StageInfo, StageSpec
+from node.engine.backend import BackendName, DeviceChoice
+from node.engine.base import BackendInfo, Buffer, Slot, SlotResult, StageInfo, StageSpec
 from node.errors import BadWireData, EngineError
 from node.wire.frames import BODY_LIMIT_BYTES, Sampling
 from node.wire.models import Count, Dtype
 from node.wire.records import Hardware
 
-HEADER_LIMIT_BYTES = 64 * 1024
-"""The longest header is an error with its text, a few KiB."""
+HEADER_LIMIT_BYTES = 256 * 1024
+"""256 slots, each with a name of up to 256 bytes and some figures, or 8,192 tokens with a few bytes each."""
 
 TEXT_LIMIT = 4000
 """Characters of an error's text."""
@@ -28,7 +29,6 @@ TEXT_LIMIT = 4000
 PREFIX = struct.Struct("<II")
 """Header length, body length."""
 
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 Number = Annotated[int, Meta(ge=0)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -37,8 +37,11 @@ class Start(Struct, frozen=True, tag="hello"):
     """The first request: open the backend and measure the hardware."""
 
     number: Number
+    backend: BackendName
     device: DeviceChoice
     threads: Annotated[int, Meta(ge=1)]
+    hardware: Hardware | None = None
+    """As an earlier worker of this node measured it: it need not be measured again."""
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -49,47 +52,62 @@ class Load(Struct, frozen=True, tag="load"):
     spec: StageSpec
 
 
-class CloseStage(Struct, frozen=True, tag="close"):
+class DropStage(Struct, frozen=True, tag="drop"):
     """Drop a stage, or give up loading it. Harmless when it is unknown."""
 
     number: Number
     stage: Number
 
 
-class Reserve(Struct, frozen=True, tag="reserve"):
-    """Set KV room aside for a new sequence."""
+class Open(Struct, frozen=True, tag="open"):
+    """Begin a sequence on layers [start, end) of a stage, with KV room for so many tokens."""
 
     number: Number
     stage: Number
-    session: Name
-    tokens: Count
+    sequence: Name
+    start: Count
+    end: Count
+    sampling: Sampling | None
+    kv_tokens: Count
 
 
 class Run(Struct, frozen=True, tag="run"):
-    """One step; its tensor is the body."""
+    """One batch; its rows are the body."""
 
     number: Number
     stage: Number
-    session: Name
-    position: Count
-    count: Count
+    slots: tuple[Slot, ...]
     dtype: Dtype | None
-    sampling: Sampling | None
 
 
-class Free(Struct, frozen=True, tag="free"):
+class Rewind(Struct, frozen=True, tag="rewind"):
+    """Forget a sequence's keys and values at a position and after it."""
+
+    number: Number
+    stage: Number
+    sequence: Name
+    position: Count
+
+
+class Close(Struct, frozen=True, tag="close"):
     """Forget a sequence. Harmless when it is unknown."""
 
     number: Number
     stage: Number
-    session: Name
+    sequence: Name
 
 
 class SetThreads(Struct, frozen=True, tag="threads"):
-    """Use that many processor threads from the next step on."""
+    """Use that many processor threads from the next batch on."""
 
     number: Number
     threads: Annotated[int, Meta(ge=1)]
+
+
+class Ping(Struct, frozen=True, tag="ping"):
+    """Are you there? The thread that reads answers, whatever the one that computes is at."""
+
+    number: Number
 
 
 class Ready(Struct, frozen=True, tag="ready"):
@@ -97,6 +115,13 @@ class Ready(Struct, frozen=True, tag="ready"):
 
     number: Number
     hardware: Hardware
+    backend: BackendInfo
+
+
+class LoadGoesOn(Struct, frozen=True, tag="loading"):
+    """Told while a load is under way, some times a second at most. The reply to the load is still to come."""
+
+    number: Number
 
 
 class Loaded(Struct, frozen=True, tag="loaded"):
@@ -110,15 +135,26 @@ class Ran(Struct, frozen=True, tag="ran"):
     """Reply to `Run`; the stage's output is the body."""
 
     number: Number
-    token: int | None
+    slots: tuple[SlotResult, ...]
     compute_ms: float
     head_ms: float
+    free_kv_tokens: int
 
 
 class Done(Struct, frozen=True, tag="done"):
     """Reply to requests that ask for nothing back."""
 
     number: Number
+
+
+class Pong(Struct, frozen=True, tag="pong"):
+    """Reply to `Ping`."""
+
+    number: Number
+    running: str
+    """What the thread that computes is at; empty where it waits for requests."""
+    since_s: float
+    """How long."""
 
 
 class Refused(Struct, frozen=True, tag="refused"):
@@ -135,8 +171,35 @@ class Refused(Struct, frozen=True, tag="refused"):
     """For `kv`."""
 
 
-Request = Start | Load | CloseStage | Reserve | Run | Free | SetThreads
-Reply = Ready | Loaded | Ran | Done | Refused
+Request = Start | Load | DropStage | Open | Run | Rewind | Close | SetThreads | Ping
+Reply = Ready | LoadGoesOn | Loaded | Ran | Done | Pong | Refused
+
+
+def text_of(request: Request) -> str:
+    """What a request has done, for people: `a batch of 3 rows of 2 sequences`."""
+    match request:
+        case Start():
+            return "opening the backend and measuring the machine"
+        case Load(spec=spec):
+            return f"loading layers [{spec.start}, {spec.end})"
+        case Run(slots=slots):
+            rows = sum(slot.count for slot in slots)
+            return f"a batch of {rows} row{'s'[: rows != 1]} of {len(slots)} sequence{'s'[: len(slots) != 1]}"
+        case Open():
+            return "opening a sequence"
+        case Rewind():
+            return "rewinding a sequence"
+        case Close():
+            return "closing a sequence"
+        case DropStage():
+            return "dropping a stage"
+        case SetThreads():
+            return "changing the number of threads"
+        case Ping():
+            return "answering a ping"
+        case _:
+            assert_never(request)
+
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

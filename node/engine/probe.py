@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S
-from node.engine.torch_stage import TorchStage
+from node.engine.torch_slice import TorchSlice, can_forget
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Probed:
     """What the steps told."""
 
-    kv_bytes_per_token: int
-    """For all layers of the stage."""
+    layer_kv_bytes: tuple[int, ...]
+    """Of one token's keys and values, layer by layer."""
+    can_rewind: bool
     layer_ms: float
     """One layer's part of a decode step, the LM head left out."""
     head_ms: float | None
@@ -35,14 +36,14 @@ class _Timed:
     head_s: float
 
 
-def probe(stage: TorchStage) -> Generator[None, None, Probed]:
+def probe(stage: TorchSlice) -> Generator[None, None, Probed]:
     """Run a few tokens through `stage`; yields after each, so that another stage of the worker can serve in between.
 
     The first step warms up and is not counted. Of the others the median counts: steps in service are no faster.
     """
     cache = stage.new_cache()
     first = _step(stage, cache, 0)
-    kv_bytes = _bytes_of(cache)
+    kv_bytes, can_rewind = _bytes_of(cache), can_forget(cache)
     yield
     timed: list[_Timed] = []
     until_s = time.perf_counter() + PROBE_BUDGET_S
@@ -53,29 +54,30 @@ def probe(stage: TorchStage) -> Generator[None, None, Probed]:
         yield
     layers_s = median([step.layers_s for step in timed])
     head_s = median([step.head_s for step in timed])
-    return Probed(kv_bytes, 1e3 * layers_s / stage.layers, 1e3 * head_s if stage.last else None)
+    return Probed(kv_bytes, can_rewind, 1e3 * layers_s / stage.layers, 1e3 * head_s if stage.last else None)
 
 
 @torch.inference_mode()
-def _step(stage: TorchStage, cache: DynamicCache, position: int) -> _Timed:
+def _step(stage: TorchSlice, cache: DynamicCache, position: int) -> _Timed:
     started_s = time.perf_counter()
-    out = stage.forward(stage.blank_row(), cache, position, want_logits=stage.last)
+    out = stage.forward(stage.blank_row(), cache, position, logits=int(stage.last))
     if not stage.last:
         stage.synchronise()
         return _Timed(time.perf_counter() - started_s, 0.0)
-    out.argmax().item()
+    out[-1].argmax().item()
     return _Timed(stage.head_begun_s - started_s, time.perf_counter() - stage.head_begun_s)
 
 
-def _bytes_of(cache: DynamicCache) -> int:
-    """Of one token's keys and values: true for every kind of attention.
+def _bytes_of(cache: DynamicCache) -> tuple[int, ...]:
+    """Of one token's keys and values, layer by layer: true for every kind of attention.
 
     Layers whose cache does not grow (sliding windows) count as if it did: a safe, simple bound.
     """
-    taken = sum(
-        value.nbytes
+    return tuple(
+        sum(
+            value.nbytes
+            for value in vars(layer).values()
+            if isinstance(value, torch.Tensor) and value.numel() > 1  # scalars are counters
+        )
         for layer in cache.layers
-        for value in vars(layer).values()
-        if isinstance(value, torch.Tensor) and value.numel() > 1  # scalars are counters
     )
-    return max(taken, 1)

@@ -5,47 +5,52 @@ worker for sure: its input is closed, which makes it exit, and it is killed if t
 that is killed itself closes the same pipe, so that the worker never outlives it.
 
 Error handling: the worker's death is an event, not an accident: every call that waits, and every later one, raises
-`WorkerDied` with the worker's last words, and `died` is set. The context stays open, for its owner to leave.
+`WorkerDied` with the worker's last words, and `died` is set. A worker that hangs is killed and has died, too
+(`WorkerHung`): see `watch`. The context stays open, for its owner to leave.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
-from typing import Any
 
 import trio
 
-from node.engine.base import Buffer, StageInfo, StageSpec, Step, StepResult
+from node.engine.backend import BackendName, DeviceChoice
+from node.engine.base import BATCHES_IN_FLIGHT, BackendInfo, Batch, BatchResult, Buffer, StageInfo, StageSpec
+from node.engine.last_words import LastWords, LineBudget, lines_of
 from node.engine.messages import (
-    PREFIX,
-    CloseStage,
-    DeviceChoice,
-    Free,
+    Close,
+    DropStage,
     Load,
     Loaded,
+    LoadGoesOn,
+    Open,
+    Ping,
+    Pong,
     Ran,
     Ready,
     Refused,
     Reply,
     Request,
-    Reserve,
+    Rewind,
     Run,
     SetThreads,
     Start,
     pack_head,
-    unpack_prefix,
-    unpack_reply,
+    text_of,
 )
-from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, WorkerDied
+from node.engine.patience import CALL_S, START_S, StepTimes
+from node.engine.replies import ReplyReader
+from node.engine.spawning import WorkerProcess, spawn_worker
+from node.engine.watch import Watch
+from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, WorkerDied, WorkerHung
+from node.wire.frames import Sampling
 from node.wire.records import Hardware
 
 logger = logging.getLogger(__name__)
@@ -53,26 +58,17 @@ logger = logging.getLogger(__name__)
 GRACE_S = 2.0
 """Between closing the worker's input and killing it."""
 
-LAST_WORDS_BYTES = 8192
-"""Of the worker's stderr, kept to say why it died."""
+KILL_S = 5.0
+"""For a killed process to be gone. One that waits for a broken disk inside the system may stay longer; we go on."""
 
 JOIN_BYTES = 64 * 1024
 """Bodies up to a pipe's usual capacity are written together with their header, in one system call."""
 
-SPIN = {
-    # How long idle GNU OpenMP threads spin before they sleep. Decode of a 135 M model on 2 cores, ms per token:
-    # the default: 32 in bf16 alone, 220 in fp32 with two workers of 2 threads each; never spinning
-    # (OMP_WAIT_POLICY=PASSIVE): 54 and 83; this: 33 and 73. A value from outside wins.
-    "GOMP_SPINCOUNT": "10000",
-}
+SECOND_LOOK_S = 0.5
+"""Between finding that the worker hangs and believing it."""
 
-ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",  # the models room fetches; a worker only reads files
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "PYTHONUNBUFFERED": "1",
-}
+LOGGED_LINES, LOGGED_PER_S = 40, 10.0
+"""Of the worker's stderr."""
 
 
 @dataclass(slots=True)
@@ -87,55 +83,76 @@ class Waiting:
 class ProcessStage:
     """A `base.Stage` in the worker process."""
 
-    def __init__(self, engine: EngineProcess, number: int, info: StageInfo) -> None:
+    def __init__(self, engine: EngineProcess, number: int, info: StageInfo, layers: int) -> None:
         self.info = info
         self._engine = engine
         self._number = number
+        self._times = StepTimes(info, layers)
 
-    async def reserve(self, session: str, tokens: int) -> None:
-        """See `base.Stage.reserve`. Cancelled while it waits, it takes the reservation back."""
+    async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
+        """See `base.Stage.open`."""
+        stage = self._number
         try:
-            await self._engine._call(lambda number: Reserve(number, self._number, session, tokens))
+            await self._engine._call(lambda number: Open(number, stage, sequence, start, end, sampling, kv_tokens))
         except trio.Cancelled:
-            self._engine._post(Free(self._engine._next_number(), self._number, session))
+            self._engine._post(Close(self._engine._next_number(), stage, sequence))
             raise
 
-    async def run(self, step: Step) -> StepResult:
-        """See `base.Stage.run`. Cancelled while it waits, it leaves the step done or not: free the sequence."""
+    async def run(self, batch: Batch) -> BatchResult:
+        """See `base.Stage.run`."""
+        data = memoryview(batch.data).cast("B")
+        rows = batch.rows
+        reply, body = await self._engine._call(
+            lambda number: Run(number, self._number, batch.slots, batch.dtype),
+            data,
+            allowance_s=self._times.allowance_s(rows),
+            in_turn=True,
+        )
+        if not isinstance(reply, Ran) or len(reply.slots) != len(batch.slots):
+            raise EngineError(f"the worker answered a batch of {len(batch.slots)} slots with {reply}")
+        if not any(slot.problem for slot in reply.slots):
+            self._times.note(rows, reply.compute_ms)
+        return BatchResult(body, reply.slots, reply.compute_ms, reply.head_ms, reply.free_kv_tokens)
 
-        def request(number: int) -> Run:
-            return Run(number, self._number, step.session, step.position, step.count, step.dtype, step.sampling)
+    async def rewind(self, sequence: str, position: int) -> None:
+        """See `base.Stage.rewind`."""
+        await self._engine._call(lambda number: Rewind(number, self._number, sequence, position))
 
-        reply, body = await self._engine._call(request, memoryview(step.data).cast("B"))
-        if not isinstance(reply, Ran):
-            raise EngineError(f"the worker answered a step with {reply}")
-        return StepResult(body, reply.token, reply.compute_ms, reply.head_ms)
-
-    async def free(self, session: str) -> None:
-        """See `base.Stage.free`. Takes effect even where the caller is being cancelled."""
-        await self._engine._farewell(lambda number: Free(number, self._number, session))
-
-    async def close(self) -> None:
+    async def close(self, sequence: str) -> None:
         """See `base.Stage.close`. Takes effect even where the caller is being cancelled."""
-        await self._engine._farewell(lambda number: CloseStage(number, self._number))
+        await self._engine._farewell(lambda number: Close(number, self._number, sequence))
+
+    async def drop(self) -> None:
+        """See `base.Stage.drop`. Takes effect even where the caller is being cancelled."""
+        await self._engine._farewell(lambda number: DropStage(number, self._number))
 
 
 class EngineProcess:
     """A `base.Engine` in a child process. Made by `open_engine`."""
 
     hardware: Hardware
+    backend: BackendInfo
 
-    def __init__(self, process: trio.Process) -> None:
+    def __init__(self, process: WorkerProcess) -> None:
         self.died = trio.Event()
         """Set once the process has ended, wanted or not."""
+        self.leaving = False
+        """Its end is wanted."""
         self._process = process
         self._death: WorkerDied | None = None
-        self._last_words = bytearray()
+        self._last_words = LastWords()
         self._stderr_ended = trio.Event()
         self._numbers = count(1)
         self._waiting: dict[int, Waiting] = {}
-        # Unbounded, so that posting never waits and a cancelled caller can still say `Free`; in fact as long as there
-        # are callers, since each of them waits for its reply.
+        self._watch = Watch(trio.current_time)
+        self._hang: tuple[str, float] | None = None
+        """What it was at, and for how many seconds nothing was heard, where we killed it for that."""
+        self._places = trio.Semaphore(BATCHES_IN_FLIGHT)
+        """For batches. Given back by a batch's reply, not by its caller, who may have given up before."""
+        self._batches: set[int] = set()
+        """The numbers of those that have a place."""
+        # Unbounded, so that posting never waits and a cancelled caller can still say `Close`; in fact as long as there
+        # are callers, since each of them waits for its reply, and of bodies there are two.
         self._outbox, self._to_write = trio.open_memory_channel[tuple[bytes, Buffer]](math.inf)
 
     @property
@@ -143,17 +160,29 @@ class EngineProcess:
         """The worker's process id."""
         return self._process.pid
 
+    @property
+    def death(self) -> WorkerDied | None:
+        """Why it ended, once it has: a new instance each time, for an exception that is raised in two tasks mixes
+        their tracebacks."""
+        match self._death:
+            case None:
+                return None
+            case WorkerHung(code=code, running=running, waited_s=waited_s, last_words=words):
+                return WorkerHung(code, running, waited_s, words)
+            case WorkerDied(code=code, last_words=words):
+                return WorkerDied(code, words)
+
     async def load(self, spec: StageSpec) -> ProcessStage:
         """See `base.Engine.load`. Cancelled while it waits, it gives the load up."""
         stage = self._next_number()
         try:
             reply, _ = await self._call(lambda number: Load(number, stage, spec))
         except trio.Cancelled:
-            self._post(CloseStage(self._next_number(), stage))
+            self._post(DropStage(self._next_number(), stage))
             raise
         if not isinstance(reply, Loaded):
             raise EngineError(f"the worker answered a load with {reply}")
-        return ProcessStage(self, stage, reply.info)
+        return ProcessStage(self, stage, reply.info, spec.end - spec.start)
 
     async def set_threads(self, threads: int) -> None:
         """See `base.Engine.set_threads`."""
@@ -164,56 +193,77 @@ class EngineProcess:
     def _next_number(self) -> int:
         return next(self._numbers)
 
-    def _post(self, request: Request, data: Buffer = b"") -> None:
-        """Queue a request; nothing happens when the worker is dead."""
-        if self._death is None:
-            self._outbox.send_nowait((pack_head(request, len(data)), data))
+    def _post(self, request: Request, data: Buffer = b"", allowance_s: float = CALL_S) -> None:
+        """Queue a request; nothing happens when the worker is dead.
 
-    async def _call(self, make: Callable[[int], Request], data: Buffer = b"") -> tuple[Reply, Buffer]:
-        """Post a request and wait for its reply.
+        Raises:
+            EngineError: it is too large for the pipe.
+        """
+        if self._death is None:
+            head = pack_head(request, len(data))
+            if isinstance(request, Load):
+                self._watch.load_posted(request.number, text_of(request))
+            elif not isinstance(request, Ping):
+                self._watch.posted(request.number, text_of(request), allowance_s)
+            if isinstance(request, Run):
+                self._batches.add(request.number)
+            self._outbox.send_nowait((head, data))
+
+    async def _call(
+        self,
+        make: Callable[[int], Request],
+        data: Buffer = b"",
+        *,
+        allowance_s: float = CALL_S,
+        in_turn: bool = False,
+    ) -> tuple[Reply, Buffer]:
+        """Post a request and wait for its reply; one that goes `in_turn` waits for its place before.
 
         Raises:
             WorkerDied: the worker is gone, or goes before it replies.
             EngineError: the worker refused; its kind as the worker said.
         """
-        number = self._next_number()
+        if in_turn:
+            await self._places.acquire()
+        number, posted = self._next_number(), False
         waiting = self._waiting[number] = Waiting()
         try:
             if self._death is None:
-                self._post(make(number), data)
+                self._post(make(number), data, allowance_s)
+                posted = True
                 await waiting.event.wait()
         finally:
             del self._waiting[number]
+            if in_turn and not posted:
+                self._places.release()
         if waiting.reply is None:
-            raise self._obituary()
+            raise self.death or WorkerDied(None)
         if isinstance(waiting.reply, Refused):
             raise _error_of(waiting.reply)
         return waiting.reply, waiting.body
 
     async def _farewell(self, make: Callable[[int], Request]) -> None:
-        """Post a request at once and wait for it to be done; a dead worker has done it already."""
+        """Post a request at once and wait for it to be done; a dead worker has done it already, and one that cannot do
+        it is no reason for the node to end."""
         try:
             await self._call(make)
         except WorkerDied:
             await trio.lowlevel.checkpoint()
-
-    def _obituary(self) -> WorkerDied:
-        """A new instance each time: an exception that is raised in two tasks mixes their tracebacks."""
-        death = self._death
-        return WorkerDied(death.code, death.last_words) if death else WorkerDied(None)
+        except EngineError as error:
+            logger.error("%s", error)
 
     # --- tasks of `open_engine` -------------------------------------------------------------------------------------
 
-    async def _greet(self, device: DeviceChoice, threads: int) -> None:
-        reply, _ = await self._call(lambda number: Start(number, device, threads))
+    async def _greet(self, backend: BackendName, device: DeviceChoice, threads: int, known: Hardware | None) -> None:
+        reply, _ = await self._call(lambda number: Start(number, backend, device, threads, known), allowance_s=START_S)
         if not isinstance(reply, Ready):
             raise EngineError(f"the worker answered its greeting with {reply}")
-        self.hardware = reply.hardware
+        self.hardware, self.backend = reply.hardware, reply.backend
+        self._watch.started = True
 
     async def _write_requests(self) -> None:
         """The one writer, so that a cancelled caller never leaves half a message in the pipe."""
         pipe = self._process.stdin
-        assert pipe is not None
         try:
             async for head, data in self._to_write:
                 if len(data) <= JOIN_BYTES:
@@ -225,16 +275,10 @@ class EngineProcess:
             pass  # the worker is gone: the reader sees it too, and tells
 
     async def _read_replies(self) -> None:
-        pipe = self._process.stdout
-        assert pipe is not None
+        replies = ReplyReader(self._process.stdout)
         try:
             while True:
-                header_bytes, body_bytes = unpack_prefix(await _receive_exactly(pipe, PREFIX.size))
-                reply = unpack_reply(await _receive_exactly(pipe, header_bytes))
-                body = await _receive_exactly(pipe, body_bytes)
-                if waiting := self._waiting.get(reply.number):
-                    waiting.reply, waiting.body = reply, body
-                    waiting.event.set()
+                self._take(*await replies.next())
         except (EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except BadWireData as error:
@@ -242,13 +286,45 @@ class EngineProcess:
         finally:  # also where the node leaves: a caller who waits in a shielded scope would wait for ever
             await self._end()
 
+    def _take(self, reply: Reply, body: Buffer) -> None:
+        match reply:
+            case Pong(number, running, since_s):
+                self._watch.ponged(number, running, since_s)
+            case LoadGoesOn(number):
+                self._watch.goes_on(number)
+            case _:
+                self._watch.replied(reply.number)
+                if reply.number in self._batches:
+                    self._batches.remove(reply.number)
+                    self._places.release()
+                if waiting := self._waiting.get(reply.number):
+                    waiting.reply, waiting.body = reply, body
+                    waiting.event.set()
+
+    async def _keep_watch(self) -> None:
+        """Ask whether the worker is there, and end it where it hangs."""
+        while not self.died.is_set():
+            if self._watch.ping_is_due():
+                number = self._next_number()
+                self._watch.pinged(number)
+                self._post(Ping(number))
+            await trio.sleep_until(self._watch.next_look_s())
+            if self._watch.hangs() is not None:
+                # Perhaps it was us who stood still: what the worker has said meanwhile lies in the pipe.
+                await trio.sleep(SECOND_LOOK_S)
+            if (hang := self._watch.hangs()) is not None and self._death is None:
+                self._hang = hang
+                self._process.kill()
+                await self._end()
+
     async def _read_stderr(self) -> None:
         pipe = self._process.stderr
-        assert pipe is not None
+        budget = LineBudget(LOGGED_LINES, LOGGED_PER_S)
         try:
-            while words := await pipe.receive_some(LAST_WORDS_BYTES):
-                logger.debug("engine worker: %s", words.decode(errors="replace").rstrip())
-                self._last_words = (self._last_words + words)[-LAST_WORDS_BYTES:]
+            while words := await pipe.receive_some(8192):
+                self._last_words.add(words)
+                for line in budget.take(lines_of(words), trio.current_time()):
+                    logger.warning("engine worker: %s", line)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
@@ -257,53 +333,66 @@ class EngineProcess:
     async def _end(self) -> None:
         """Have the process ended and every caller told. Bounded in time; harmless when repeated."""
         with trio.CancelScope(shield=True):
-            assert self._process.stdin is not None
             await self._process.stdin.aclose()
-            with trio.move_on_after(GRACE_S):
-                await self._process.wait()
+            if self._hang is None:
+                with trio.move_on_after(GRACE_S):
+                    await self._process.wait()
             if self._process.returncode is None:
                 self._process.kill()
-                await self._process.wait()
+                with trio.move_on_after(KILL_S) as patience:
+                    await self._process.wait()
+                if patience.cancelled_caught:
+                    logger.error("the engine worker (process %d) cannot be ended; it holds its memory", self.pid)
             with trio.move_on_after(GRACE_S):  # what it said last may still be in the pipe
                 await self._stderr_ended.wait()
-            if self._death is None:
-                self._death = WorkerDied(self._process.returncode, last_sentence(bytes(self._last_words)))
+            if self._death is not None:
+                return
+            code, words = self._process.returncode, self._last_words.sentence
+            self._death = WorkerDied(code, words) if self._hang is None else WorkerHung(code, *self._hang, words)
+            if not self.leaving:
+                logger.error("%s", self._death)
             for waiting in self._waiting.values():
                 waiting.event.set()
+            while self._batches:  # whoever waits for a place shall learn of it too
+                self._batches.pop()
+                self._places.release()
             self.died.set()
+
+
+Spawn = Callable[[], Awaitable[WorkerProcess]]
 
 
 @asynccontextmanager
 async def open_engine(
-    *, threads: int, device: DeviceChoice = "auto", python: str = sys.executable
+    *,
+    threads: int,
+    backend: BackendName = "torch",
+    device: DeviceChoice = "auto",
+    python: str = sys.executable,
+    spawn: Spawn | None = None,
+    known: Hardware | None = None,
 ) -> AsyncIterator[EngineProcess]:
-    """Start a worker under the interpreter `python` and end it with the context.
+    """Start a worker under the interpreter `python`, or as `spawn` does it, and end it with the context.
 
     The interpreter's environment needs msgspec, numpy, psutil, torch, transformers and safetensors; nothing of ours.
+    `known` is what an earlier worker measured, which then is not measured again.
 
     Raises:
         WorkerDied: it ended before it was ready, for instance because its interpreter lacks a package.
         EngineError: the device is not there.
         OSError: there is no such interpreter.
     """
-    process = await trio.lowlevel.open_process(
-        [python, "-P", str(Path(__file__).with_name("bootstrap.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**SPIN, **os.environ, **ENVIRONMENT},
-        **_own_session(),
-    )
+    process = await (spawn_worker(python) if spawn is None else spawn())
     engine = EngineProcess(process)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(engine._read_stderr)
-            nursery.start_soon(engine._read_replies)
-            nursery.start_soon(engine._write_requests)
+            for task in (engine._read_stderr, engine._read_replies, engine._write_requests, engine._keep_watch):
+                nursery.start_soon(task)
             try:
-                await engine._greet(device, threads)
+                await engine._greet(backend, device, threads, known)
                 yield engine
             finally:
+                engine.leaving = True
                 await engine._end()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -314,34 +403,7 @@ async def open_engine(
     finally:
         with trio.CancelScope(shield=True):
             for pipe in (process.stdout, process.stderr):
-                if pipe is not None:
-                    await pipe.aclose()
-
-
-def last_sentence(stderr: bytes) -> str:
-    """The last line that says something: of a traceback, its error."""
-    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:500] if lines else ""
-
-
-def _own_session() -> dict[str, Any]:
-    """Keeps a terminal's Ctrl-C and hang-up from the worker: the node says goodbye first, then ends it."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
-
-
-async def _receive_exactly(pipe: trio.abc.ReceiveStream, wanted: int) -> bytearray:
-    """`wanted` bytes. Raises EOFError when the pipe ends before."""
-    data = bytearray(wanted)
-    filled = 0
-    while filled < wanted:
-        part = await pipe.receive_some(min(wanted - filled, 1 << 20))
-        if not part:
-            raise EOFError
-        data[filled : filled + len(part)] = part
-        filled += len(part)
-    return data
+                await pipe.aclose()
 
 
 def _error_of(refused: Refused) -> EngineError:

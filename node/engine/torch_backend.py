@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from importlib.metadata import version
 
 import torch
 
-from node.engine.base import StageSpec
-from node.engine.loading import SharedTensors, load_stage
+from node.engine.backend import DeviceChoice
+from node.engine.base import BackendInfo, StageSpec
+from node.engine.loading import MAX_BATCH_ROWS, MAX_SEQUENCES, SharedTensors, load_stage
 from node.engine.measure import measure
-from node.engine.messages import DeviceChoice
 from node.engine.torch_stage import TorchStage
 from node.errors import EngineError
 from node.wire.records import Hardware
@@ -21,6 +22,13 @@ class TorchBackend:
     def __init__(self, choice: DeviceChoice) -> None:
         self.device = choose_device(choice)
         self.shared = SharedTensors()
+        self.info = BackendInfo(
+            name="torch",
+            version=f"torch {torch.__version__}, transformers {version('transformers')}",
+            dtypes=("float32", "bfloat16", "float16"),
+            max_batch_rows=MAX_BATCH_ROWS,
+            max_sequences=MAX_SEQUENCES,
+        )
 
     def measure(self) -> Hardware:
         """See `backend.Backend.measure`."""
@@ -45,5 +53,5 @@ def choose_device(choice: DeviceChoice) -> torch.device:
     if choice == "auto":
         return torch.device(next(name for name, is_there in there.items() if is_there))
     if not there[choice]:
-        raise EngineError(f"there is no {choice} device here that torch can use; use --device auto or cpu")
+        raise EngineError(f"there is no {choice} device here that torch can use")
     return torch.device(choice)

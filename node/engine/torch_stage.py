@@ -1,149 +1,220 @@
-"""Layers [start, end) on transformers' own modelling code: one step in, hidden states or a token out."""
+"""A stage on transformers' own modelling code: a batch in, hidden states or tokens out.
+
+Slots run one after another, each through the library's own kernels with its own shape. Matrix products of 1, 2 to 3
+and more rows end in different last bits (measured with MKL in float32), so rows that shared a product would make a
+sequence's tokens depend on its neighbours. A backend with kernels that do not care may join them.
+"""
 
 from __future__ import annotations
 
 import gc
 import time
-from typing import TYPE_CHECKING, Any
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from node.engine.base import Buffer, StageInfo, StageSpec, Step, StepResult
-from node.engine.kv_cache import Sequences
+from node.engine.base import Batch, BatchResult, Buffer, Slot, SlotResult, StageInfo
+from node.engine.batches import check_batch
+from node.engine.kv_cache import Sequence, Sequences
 from node.engine.memory import WorkerMemory
 from node.engine.sampler import sample
+from node.engine.torch_slice import TorchSlice, forget
 from node.errors import EngineError
+from node.wire.frames import Sampling
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
+EACH_MOST_ROWS = 128
+"""Of one slot that wants a token per row: logits of 128 rows and a vocabulary of 150,000 are 77 MB."""
+
+SLICES_KEPT = 8
+"""Unused ranges within the stage that are kept for the next sequence. They hold no weights of their own."""
+
 
 class TorchStage:
-    """A `backend.LoadedStage`. Usable once `open` has told it how much its KV cache may hold."""
+    """A `backend.LoadedStage`. Usable once `serve` has told it how much its KV cache may hold."""
 
     info: StageInfo
 
-    def __init__(self, model: Any, spec: StageSpec, device: torch.device, held: list[torch.Tensor]) -> None:
-        self.model = model
-        self.first = model.model.embed_tokens is not None
-        self.last = model.lm_head is not None
-        self.layers = spec.end - spec.start
+    def __init__(
+        self,
+        whole: TorchSlice,
+        held: list[torch.Tensor],
+        cut: Callable[[int, int], TorchSlice],
+        most_tokens: int | None = None,
+    ) -> None:
+        self.whole = whole
         self._held = held
         """Keeps the tensors alive that other stages may share by name; parameters are other objects over them."""
-        self._device = device
-        self._dtype: torch.dtype = getattr(torch, spec.dtype)
-        self._width = int(model.config.hidden_size)
-        self._sequences: Sequences[DynamicCache] = Sequences(0, self.new_cache)
+        self._cut: Callable[[int, int], TorchSlice] | None = cut
+        """Makes a slice of our tensors for layers [start, end)."""
+        self._slices: dict[tuple[int, int], TorchSlice] = {(whole.start, whole.end): whole}
+        """Whoever was used last comes last."""
+        self._most_tokens = most_tokens
+        """Of one sequence, where the model's rotary table is another beyond them."""
+        self._sequences: Sequences[DynamicCache] = Sequences(whole.start, (1,) * whole.layers, 0, 0)
         self._memory: WorkerMemory | None = None
-        self.head_begun_s = 0.0
-        """When the LM head's last run began, by `time.perf_counter`."""
-        if self.last:
-            model.lm_head.register_forward_pre_hook(self._begin_head)
 
-    def open(self, info: StageInfo, memory: WorkerMemory) -> None:
+    def serve(self, info: StageInfo, layer_kv_bytes: tuple[int, ...], memory: WorkerMemory) -> None:
         """Begin to serve."""
         self.info, self._memory = info, memory
-        self._sequences = Sequences(info.kv_tokens, self.new_cache, memory, info.kv_bytes_per_token)
+        self._sequences = Sequences(self.whole.start, layer_kv_bytes, info.kv_tokens, info.max_sequences)
+        self._sequences.share(memory)
         memory.enter(self, info.weight_bytes + info.kv_tokens * info.kv_bytes_per_token)
 
-    def new_cache(self) -> DynamicCache:
-        """Empty keys and values for this stage's layers, sliding ones with their window."""
-        from transformers import DynamicCache
+    # --- sequences --------------------------------------------------------------------------------------------------
 
-        return DynamicCache(config=self.model.config)
+    def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
+        """See `base.Stage.open`."""
+        if self._most_tokens is not None and kv_tokens > self._most_tokens:
+            raise EngineError(
+                f"sequence {sequence} of up to {kv_tokens} tokens: this model's rotary table depends on the length of "
+                f"the whole text beyond {self._most_tokens} tokens, which a chain cannot know; use at most that many"
+            )
+        self._sequences.open(sequence, start, end, sampling, kv_tokens, lambda: self._slice(start, end).new_cache())
 
-    def blank_row(self) -> torch.Tensor:
-        """One position's input: id 0 or a hidden state of zeros."""
-        if self.first:
-            return torch.zeros(1, dtype=torch.int64, device=self._device)
-        return torch.zeros(1, self._width, dtype=self._dtype, device=self._device)
+    def rewind(self, sequence: str, position: int) -> None:
+        """See `base.Stage.rewind`."""
+        held = self._sequences.get(sequence)
+        if not 0 <= position <= held.cached:
+            raise EngineError(f"sequence {sequence} back to {position}, but the KV cache holds {held.cached} tokens")
+        if position == held.cached and not held.broken:
+            return
+        if position == 0:
+            held.cache = self._slice(held.start, held.end).new_cache()
+        elif not self.info.can_rewind:
+            raise EngineError(
+                f"sequence {sequence} back to {position}: {type(self.whole.model).__name__} has layers that keep a "
+                "window or a state, not all their keys and values; such a sequence begins anew"
+            )
+        else:
+            forget(held.cache, position)
+        held.cached, held.broken = position, ""
 
-    @torch.inference_mode()
-    def forward(self, rows: torch.Tensor, cache: DynamicCache, position: int, *, want_logits: bool) -> torch.Tensor:
-        """Ids (T,) or hidden states (T, hidden_size) to hidden states (T, hidden_size), or logits (vocab_size,)."""
-        count = rows.shape[0]
-        inputs: dict[str, Any] = {
-            "input_ids" if self.first else "inputs_embeds": rows[None],
-            "position_ids": torch.arange(position, position + count, device=self._device)[None],
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        if want_logits:
-            logits: torch.Tensor = self.model(**inputs, logits_to_keep=1).logits
-            return logits[0, -1]
-        states: torch.Tensor = self.model.model(**inputs).last_hidden_state
-        return states[0]
-
-    def synchronise(self) -> None:
-        """Wait for the device, so that a time is that of the work, not of queueing it."""
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize()
-
-    def _begin_head(self, *_: object) -> None:
-        self.synchronise()
-        self.head_begun_s = time.perf_counter()
-
-    def reserve(self, session: str, tokens: int) -> None:
-        """See `base.Stage.reserve`."""
-        self._sequences.reserve(session, tokens)
-
-    def free(self, session: str) -> None:
-        """See `base.Stage.free`."""
-        self._sequences.free(session)
-
-    def close(self) -> None:
+    def close(self, sequence: str) -> None:
         """See `base.Stage.close`."""
+        self._sequences.close(sequence)
+
+    def drop(self) -> None:
+        """See `base.Stage.drop`."""
         self._sequences.clear()
         self._held.clear()
-        self.model = None
+        self._slices.clear()
+        self._cut = None
+        self.whole.model = None
         gc.collect()  # modules are full of cycles
         if self._memory is not None:
             self._memory.leave(self)
-        if self._device.type == "cuda":
+        if self.whole.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @torch.inference_mode()
-    def run(self, step: Step) -> StepResult:
+    def _slice(self, start: int, end: int) -> TorchSlice:
+        """Layers [start, end) of the stage, made where they are asked for the first time."""
+        if (found := self._slices.pop((start, end), None)) is None:
+            if self._cut is None:
+                raise EngineError("the stage is dropped")
+            found = self._cut(start, end)
+        self._slices[start, end] = found
+        idle = [key for key in self._slices if key not in self._sequences.ranges() | {(start, end)}]
+        for key in [key for key in idle if self._slices[key] is not self.whole][:-SLICES_KEPT]:
+            del self._slices[key]
+        return found
+
+    # --- batches ----------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch) -> BatchResult:
         """See `base.Stage.run`."""
         started = time.perf_counter()
-        sequence = self._sequences.at(step.session, step.position, step.count)
-        if step.sampling is not None and not self.last:
-            raise EngineError("a token was asked of a stage that does not hold the model's last layer")
-        rows = self._rows(step)
-        try:
-            out = self.forward(rows, sequence.cache, step.position, want_logits=step.sampling is not None)
-            token, data = None, b""  # type: tuple[int | None, Buffer]
-            if step.sampling is not None:
-                token = sample(_array(out), step.sampling, step.position + step.count)
-            elif not self.last:
-                data = _bytes(out)
+        check_batch(batch, self.info)
+        ranges = {
+            (sequence.start, sequence.end)
+            for slot in batch.slots
+            if (sequence := self._sequences.find(slot.sequence)) is not None
+        }
+        if len(ranges) > 1:
+            raise EngineError(f"one batch over several ranges of layers {sorted(ranges)}; make a batch of each")
+        part = self._slice(*ranges.pop()) if ranges else self.whole
+        rows = self._rows(batch, part)
+        out = None if part.last else torch.zeros(batch.rows, part.width, dtype=part.dtype, device=part.device)
+        results: list[SlotResult] = []
+        head_s, begin = 0.0, 0
+        for slot in batch.slots:
+            within = slice(begin, begin + slot.count)
+            begin += slot.count
+            try:
+                sequence = self._sequences.at(slot.sequence, slot.position, slot.count)
+                tokens, head_slot_s = self._run_slot(part, sequence, slot, rows[within], out, within)
+            except EngineError as error:
+                results.append(SlotResult(problem=str(error)))
+            except Exception as error:  # whatever the library raises is this sequence's end, not its neighbours'
+                traceback.print_exception(error)
+                results.append(SlotResult(problem=f"the backend failed: {type(error).__name__}: {error}"))
             else:
-                self.synchronise()
-        except Exception as error:
-            sequence.broken = f"its step at position {step.position} failed: {error}"
-            raise
-        sequence.cached += step.count
+                results.append(SlotResult(tokens))
+                head_s += head_slot_s
+        data = b"" if out is None else _bytes(out)
         ended = time.perf_counter()
-        head_ms = 0.0 if step.sampling is None else 1e3 * (ended - self.head_begun_s)
-        return StepResult(data, token, 1e3 * (ended - started), head_ms)
+        return BatchResult(
+            data, tuple(results), 1e3 * (ended - started), 1e3 * head_s, free_kv_tokens=self._sequences.free_tokens
+        )
 
-    def _rows(self, step: Step) -> torch.Tensor:
-        """The step's tensor on our device: int64 ids (T,) or hidden states (T, hidden_size) in our dtype."""
-        if (step.dtype is None) != self.first:
-            given = "token ids" if step.dtype is None else "hidden states"
-            raise EngineError(f"{given} for a stage that {'is' if self.first else 'is not'} the first")
-        dtype = torch.int32 if step.dtype is None else getattr(torch, step.dtype)
-        expected = step.count * (1 if self.first else self._width) * dtype.itemsize
-        if memoryview(step.data).nbytes != expected:
-            raise EngineError(f"{memoryview(step.data).nbytes} bytes for {step.count} positions, {expected} expected")
-        rows = torch.frombuffer(_writable(step.data), dtype=dtype)
-        if not self.first:
-            return rows.view(step.count, self._width).to(self._device, self._dtype)
-        vocabulary = self.model.model.embed_tokens.weight.shape[0]
-        if int(rows.min()) < 0 or int(rows.max()) >= vocabulary:
-            raise EngineError(f"token ids from {int(rows.min())} to {int(rows.max())}; the vocabulary has {vocabulary}")
-        return rows.to(self._device, torch.int64)
+    def _run_slot(
+        self,
+        part: TorchSlice,
+        sequence: Sequence[DynamicCache],
+        slot: Slot,
+        rows: torch.Tensor,
+        out: torch.Tensor | None,
+        within: slice,
+    ) -> tuple[tuple[int, ...], float]:
+        """The slot's tokens and the seconds that they took; its rows go to their place in `out`."""
+        wanted = {"nothing": 0, "token": 1, "each": slot.count}[slot.want]
+        sampling = sequence.sampling
+        if wanted and (out is not None or sampling is None):
+            what = "opened without a sampling" if out is None else "that does not reach the model's last layer"
+            raise EngineError(f"a token of sequence {slot.sequence}, {what}")
+        if wanted > EACH_MOST_ROWS:
+            raise EngineError(f"a token for each of {wanted} rows; at most {EACH_MOST_ROWS} at a time")
+        if part.first and (wrong := _foreign_ids(rows, part.vocabulary)):
+            raise EngineError(f"token ids {wrong}; the vocabulary has {part.vocabulary}")
+        try:
+            given = part.forward(rows, sequence.cache, slot.position, logits=wanted)
+            if out is not None:
+                out[within] = given
+            tokens: tuple[int, ...] = ()
+            head_s = 0.0
+            if wanted and sampling is not None:
+                first = slot.position + slot.count - wanted + 1
+                logits = given.float().cpu().numpy()
+                tokens = tuple(sample(row, sampling, first + index) for index, row in enumerate(logits))
+                head_s = time.perf_counter() - part.head_begun_s
+            else:
+                part.synchronise()
+        except Exception as error:
+            sequence.broken = f"its step at position {slot.position} failed: {error}"
+            raise
+        sequence.cached += slot.count
+        return tokens, head_s
+
+    def _rows(self, batch: Batch, part: TorchSlice) -> torch.Tensor:
+        """The batch's tensor on our device: int64 ids (T,) or hidden states (T, hidden_size) in our dtype."""
+        if (batch.dtype is None) != part.first:
+            given = "token ids" if batch.dtype is None else "hidden states"
+            raise EngineError(f"{given} for layers that {'do' if part.first else 'do not'} begin the model")
+        dtype = torch.int32 if batch.dtype is None else getattr(torch, batch.dtype)
+        rows = torch.frombuffer(_writable(batch.data), dtype=dtype)
+        if part.first:
+            return rows.to(part.device, torch.int64)
+        return rows.view(batch.rows, part.width).to(part.device, part.dtype)
+
+
+def _foreign_ids(ids: torch.Tensor, vocabulary: int) -> str:
+    """Which of the ids the embedding does not know, in words; empty where it knows all."""
+    lowest, highest = int(ids.min()), int(ids.max())
+    return f"from {lowest} to {highest}" if lowest < 0 or highest >= vocabulary else ""
 
 
 def _writable(data: Buffer) -> Buffer:
@@ -154,7 +225,3 @@ def _writable(data: Buffer) -> Buffer:
 def _bytes(states: torch.Tensor) -> Buffer:
     """A tensor's memory; numpy knows no bfloat16, so it is seen as bytes."""
     return states.contiguous().cpu().view(torch.uint8).numpy().data.cast("B")
-
-
-def _array(logits: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return logits.float().cpu().numpy()

@@ -16,32 +16,39 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
-from io import FileIO
+from io import BufferedReader, FileIO
+from typing import assert_never
 
 from node.engine.backend import Backend, LoadedStage, open_backend
-from node.engine.base import Buffer, Step
+from node.engine.base import Batch, Buffer
 from node.engine.messages import (
     PREFIX,
     TEXT_LIMIT,
-    CloseStage,
+    Close,
     Done,
-    Free,
+    DropStage,
     Load,
     Loaded,
+    LoadGoesOn,
+    Open,
+    Ping,
+    Pong,
     Ran,
     Ready,
     Refused,
     Reply,
     Request,
-    Reserve,
+    Rewind,
     Run,
     SetThreads,
     Start,
     pack_head,
+    text_of,
     unpack_prefix,
     unpack_request,
 )
@@ -51,61 +58,126 @@ EXIT_BAD_DATA = 3
 """The process's status after bytes on its pipe that are no request."""
 
 
+Inbox = queue.SimpleQueue[tuple[Request, Buffer]]
+
+TELL_EVERY_S = 0.5
+"""How often at most a load says that it goes on."""
+
+LOAD_LEAST_EVERY_S = 0.1
+"""A load is got on with so often, however many batches wait: two may lie ready all the time."""
+
+READ_AHEAD_BYTES = 64 * 1024
+"""A pipe's usual capacity: a request with its rows comes in one read, where it fits."""
+
+
+class Replies:
+    """The pipe to the node, which both threads write to; a message goes out whole."""
+
+    def __init__(self, out: FileIO) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+
+    def send(self, reply: Reply, data: Buffer = b"") -> None:
+        """Write a reply. Waits for the node to read, as it does all the time."""
+        head = pack_head(reply, len(data))
+        with self._lock:
+            if len(data) <= READ_AHEAD_BYTES:  # in one system call
+                write_all(self._out, head + bytes(data) if data else head)
+            else:
+                write_all(self._out, head)
+                write_all(self._out, data)
+
+
+class Activity:
+    """What the thread that computes is at, for the one that reads to tell."""
+
+    def __init__(self) -> None:
+        self._now: tuple[str, float] = ("", time.monotonic())
+
+    def begin(self, what: str) -> None:
+        """Say what is being done from now on; nothing where `what` is empty."""
+        self._now = (what, time.monotonic())
+
+    def told(self) -> tuple[str, float]:
+        """What, and for how many seconds."""
+        what, since_s = self._now
+        return what, time.monotonic() - since_s
+
+
 @dataclass(slots=True)
 class Loading:
     """A load that is under way."""
 
     request: Load
     progress: Generator[None, None, LoadedStage]
+    told_s: float = 0.0
+    """When the node was told last that it goes on."""
 
 
 class Worker:
     """Serves requests until the process ends."""
 
-    def __init__(self, inbox: queue.SimpleQueue[tuple[Request, Buffer]], out: FileIO) -> None:
-        self._inbox = inbox
-        self._out = out
-        self._backend: Backend | None = None
+    def __init__(self, inbox: Inbox, replies: Replies, activity: Activity, backend: Backend | None = None) -> None:
+        self._inbox, self._replies, self._activity = inbox, replies, activity
+        self._backend = backend
         self._stages: dict[int, LoadedStage] = {}
         self._loading: deque[Loading] = deque()
+        self._loaded_s = time.monotonic()
+        """When a load was got on with last."""
 
     def serve(self) -> None:
         """Never returns: the reading thread ends the process when the node is gone."""
         while True:
-            try:
-                request, body = self._inbox.get(block=not self._loading)
-            except queue.Empty:
-                self._load_some()
-                continue
-            try:
-                reply, data = self._answer(request, body)
-                if reply is not None:
-                    self._send(reply, data)
-            except Exception as error:  # the worker's door: whatever went wrong is the caller's to know
-                self._send(refusal(request.number, error))
+            self.serve_one()
+
+    def serve_one(self) -> None:
+        """Answer the next request, or get on with a load; waits where there is neither."""
+        if self._loading and time.monotonic() - self._loaded_s > LOAD_LEAST_EVERY_S:
+            self._load_some()
+            return
+        try:
+            request, body = self._inbox.get(block=not self._loading)
+        except queue.Empty:
+            self._load_some()
+            return
+        self._activity.begin(text_of(request))
+        try:
+            reply, data = self._answer(request, body)
+            if reply is not None:
+                self._replies.send(reply, data)
+        except Exception as error:  # the worker's door: whatever went wrong is the caller's to know
+            self._replies.send(refusal(request.number, error))
+        self._activity.begin("")
 
     def _answer(self, request: Request, body: Buffer) -> tuple[Reply | None, Buffer]:
         """The reply, or None where it comes later."""
         match request:
-            case Start(number, device, threads):
-                self._backend = open_backend(device)
+            case Start(number, backend, device, threads, hardware):
+                self._backend = open_backend(backend, device)
                 self._backend.set_threads(threads)
-                return Ready(number, self._backend.measure()), b""
+                return Ready(number, hardware or self._backend.measure(), self._backend.info), b""
             case Load(spec=spec):
                 self._loading.append(Loading(request, self._opened().load(spec)))
                 return None, b""
-            case Run(number, stage, session, position, count, dtype, sampling):
-                result = self._stage(stage).run(Step(session, position, count, body, dtype, sampling))
-                return Ran(number, result.token, result.compute_ms, result.head_ms), result.data
-            case Reserve(number, stage, session, tokens):
-                self._stage(stage).reserve(session, tokens)
-            case Free(number, stage, session):
+            case Run(number, stage, slots, dtype):
+                result = self._stage(stage).run(Batch(slots, body, dtype))
+                ran = Ran(number, result.slots, result.compute_ms, result.head_ms, result.free_kv_tokens)
+                return ran, result.data
+            case Open(number, stage, sequence, start, end, sampling, kv_tokens):
+                self._stage(stage).open(sequence, start, end, sampling, kv_tokens)
+            case Rewind(number, stage, sequence, position):
+                self._stage(stage).rewind(sequence, position)
+            case Close(number, stage, sequence):
                 if held := self._stages.get(stage):
-                    held.free(session)
-            case CloseStage(number, stage):
-                self._close(stage)
+                    held.close(sequence)
+            case DropStage(number, stage):
+                self._drop(stage)
             case SetThreads(number, threads):
                 self._opened().set_threads(threads)
+            case Ping():
+                raise EngineError("a ping is for the thread that reads")
+            case _:
+                assert_never(request)
         return Done(request.number), b""
 
     def _opened(self) -> Backend:
@@ -119,38 +191,40 @@ class Worker:
         except KeyError:
             raise EngineError(f"stage {number} is closed or still loading") from None
 
-    def _close(self, number: int) -> None:
+    def _drop(self, number: int) -> None:
         for loading in [loading for loading in self._loading if loading.request.stage == number]:
             self._loading.remove(loading)
             loading.progress.close()
             gc.collect()  # modules are full of cycles, and hold their weights
-            self._send(refusal(loading.request.number, EngineError("the load was given up")))
+            self._replies.send(refusal(loading.request.number, EngineError("the load was given up")))
         if held := self._stages.pop(number, None):
-            held.close()
+            held.drop()
 
     def _load_some(self) -> None:
-        """One tensor's worth of a load; they take turns, so that a part of what is held is there soon."""
+        """One piece of a load; they take turns, so that a part of what is held is there soon."""
         failed = False
-        request, progress = self._loading[0].request, self._loading[0].progress
+        loading = self._loading[0]
+        request = loading.request
+        self._activity.begin(text_of(request))
         try:
-            next(progress)
+            next(loading.progress)
             self._loading.rotate(-1)
+            if (now_s := time.monotonic()) - loading.told_s > TELL_EVERY_S:
+                loading.told_s = now_s
+                self._replies.send(LoadGoesOn(request.number))
         except StopIteration as finished:
             self._loading.popleft()
             held: LoadedStage = finished.value
             self._stages[request.stage] = held
-            self._send(Loaded(request.number, held.info))
+            self._replies.send(Loaded(request.number, held.info))
         except Exception as error:  # the worker's door
             self._loading.popleft()
-            self._send(refusal(request.number, error))
+            self._replies.send(refusal(request.number, error))
             failed = True
         if failed:  # not above: the error holds what was loaded
             gc.collect()
-
-    def _send(self, reply: Reply, data: Buffer = b"") -> None:
-        write_all(self._out, pack_head(reply, len(data)))
-        if len(data):
-            write_all(self._out, data)
+        self._loaded_s = time.monotonic()
+        self._activity.begin("")
 
 
 def refusal(number: int, error: Exception) -> Refused:
@@ -175,7 +249,7 @@ def write_all(out: FileIO, data: Buffer) -> None:
         view = view[out.write(view) :]
 
 
-def read_exactly(source: FileIO, count: int) -> bytearray | None:
+def read_exactly(source: BufferedReader[FileIO], count: int) -> bytearray | None:
     """`count` bytes, or None when the pipe ends before."""
     data = bytearray(count)
     view = memoryview(data)
@@ -187,8 +261,9 @@ def read_exactly(source: FileIO, count: int) -> bytearray | None:
     return data
 
 
-def read_requests(source: FileIO, inbox: queue.SimpleQueue[tuple[Request, Buffer]]) -> None:
-    """The reading thread. Ends the process with the pipe: with status 0 at its end, otherwise at garbage."""
+def read_requests(source: BufferedReader[FileIO], inbox: Inbox, replies: Replies, activity: Activity) -> None:
+    """The reading thread. Answers pings by itself, whatever the other thread is at. Ends the process with the pipe:
+    with status 0 at its end, otherwise at garbage."""
     status = 0
     try:
         while (prefix := read_exactly(source, PREFIX.size)) is not None:
@@ -196,18 +271,24 @@ def read_requests(source: FileIO, inbox: queue.SimpleQueue[tuple[Request, Buffer
             header, body = read_exactly(source, header_bytes), read_exactly(source, body_bytes)
             if header is None or body is None:
                 break
-            inbox.put((unpack_request(header), body))
+            request = unpack_request(header)
+            if isinstance(request, Ping):
+                replies.send(Pong(request.number, *activity.told()))
+            else:
+                inbox.put((request, body))
     except BadWireData as error:
         print(f"engine worker: {error}; the worker ends", file=sys.stderr)
         status = EXIT_BAD_DATA
+    except OSError:
+        status = 0  # the node is gone, and with it the pipe that the answer was for
     finally:
         sys.stderr.flush()
         os._exit(status)  # not sys.exit: the main thread may be deep in a load or a product
 
 
-def take_pipes() -> tuple[FileIO, FileIO]:
+def take_pipes() -> tuple[BufferedReader[FileIO], FileIO]:
     """Our pipes' own descriptors; 0 reads nothing and 1 leads to 2 from now on, whatever a library prints."""
-    source, out = FileIO(os.dup(0), "r"), FileIO(os.dup(1), "w")
+    source, out = BufferedReader(FileIO(os.dup(0), "r"), READ_AHEAD_BYTES), FileIO(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -215,13 +296,21 @@ def take_pipes() -> tuple[FileIO, FileIO]:
     return source, out
 
 
-def main() -> None:
-    """Entry of the child process."""
-    # Signals that a terminal or a service manager sends to all of us: the node says goodbye first, then ends us.
+def ignore_signals() -> None:
+    """Those that a terminal or a service manager sends to all of us: the node says goodbye first, then ends us."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def main() -> None:
+    """Entry of the child process."""
+    ignore_signals()
     source, out = take_pipes()
-    inbox: queue.SimpleQueue[tuple[Request, Buffer]] = queue.SimpleQueue()  # bounded by the node: one reply per request
-    threading.Thread(target=read_requests, args=(source, inbox), name="requests", daemon=True).start()
-    Worker(inbox, out).serve()
+    # Bounded by the node: two batches, and one small request from each caller, who waits for the reply.
+    inbox: Inbox = queue.SimpleQueue()
+    replies, activity = Replies(out), Activity()
+    threading.Thread(
+        target=read_requests, args=(source, inbox, replies, activity), name="requests", daemon=True
+    ).start()
+    Worker(inbox, replies, activity).serve()

@@ -1,0 +1,100 @@
+"""How a worker's process comes to be: started anew, or forked from one that has imported everything. No messages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+SPIN = {
+    # How long idle GNU OpenMP threads spin before they sleep. Decode of a 135 M model on 2 cores, ms per token:
+    # the default: 32 in bf16 alone, 220 in fp32 with two workers of 2 threads each; never spinning
+    # (OMP_WAIT_POLICY=PASSIVE): 54 and 83; this: 33 and 73. A value from outside wins.
+    "GOMP_SPINCOUNT": "10000",
+}
+
+ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",  # the models room fetches; a worker only reads files
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class WorkerProcess(Protocol):
+    """A worker's process, with pipes to its descriptors 0, 1 and 2."""
+
+    pid: int
+    stdin: trio.abc.SendStream
+    stdout: trio.abc.ReceiveStream
+    stderr: trio.abc.ReceiveStream
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, minus the signal's number where one ended it; None while it lives or where nobody knows."""
+
+    async def wait(self) -> object:
+        """Until it has ended."""
+
+    def kill(self) -> None:
+        """End it for sure, stopped or not. Harmless when it has ended."""
+
+
+class SpawnedWorker:
+    """A `WorkerProcess` that is a child of ours."""
+
+    def __init__(self, process: trio.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._process = process
+        self.pid, self.stdin, self.stdout, self.stderr = process.pid, process.stdin, process.stdout, process.stderr
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def wait(self) -> object:
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+async def spawn_worker(python: str) -> WorkerProcess:
+    """Start a worker under the interpreter `python`.
+
+    Raises:
+        OSError: there is no such interpreter.
+    """
+    process = await trio.lowlevel.open_process(
+        command(python),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        **own_session(),
+    )
+    return SpawnedWorker(process)
+
+
+def command(python: str, *arguments: str) -> list[str]:
+    """What starts a worker, or with arguments what `bootstrap` knows besides."""
+    return [python, "-P", str(Path(__file__).with_name("bootstrap.py")), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Of a worker."""
+    return {**SPIN, **os.environ, **ENVIRONMENT}
+
+
+def own_session() -> dict[str, Any]:
+    """Keeps a terminal's Ctrl-C and hang-up from the worker: the node says goodbye first, then ends it."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
