@@ -18,9 +18,9 @@ from node.journal.log import Journal
 from node.models import ChatModel
 from node.pipeline.answer import AnswerTiming, Piece, read_answer
 from node.pipeline.dispatch import Dispatcher
-from node.pipeline.head import Generation, TokenStream
+from node.pipeline.generation import Generation, TokenStep
 from node.plan.live.propose import Proposal
-from node.wire.events import RequestFailed, RequestFinished, RequestProgress, RequestStarted
+from node.wire.events import RequestFailed, RequestFinished, RequestProgress, RequestStarted, RequestWaiting
 from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
 from node.wire.plans import Plan, PlanSettings
@@ -112,8 +112,13 @@ class Service:
             self.journal.append(RequestStarted(request_id, len(prompt), chain))
             self._running.add(request_id)
 
+        def waits(reason: str) -> None:
+            self.journal.append(RequestWaiting(request_id, len(prompt), reason[:500]))
+            self._running.add(request_id)
+
+        since_s = trio.current_time() - (perf_counter() - arrived_s)
         try:
-            async with self._dispatcher.generate(generation, request_id, started) as tokens:
+            async with self._dispatcher.generate(generation, request_id, started, waits, since_s) as tokens:
                 pieces = self._pieces(request_id, tokens, chat_model, request, timing)
                 async with aclosing(pieces):
                     yield Answer(request_id, plan.model.name, len(prompt), timing, pieces)
@@ -139,7 +144,7 @@ class Service:
     async def _pieces(
         self,
         request_id: RequestId,
-        tokens: TokenStream,
+        tokens: AsyncIterator[TokenStep],
         chat_model: ChatModel,
         request: ChatRequest,
         timing: AnswerTiming,

@@ -6,9 +6,19 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from node.journal.state import KEPT_NOTICES, KEPT_REQUESTS, ModelStatus, NodeView, RequestView, State
+from node.journal.state import (
+    KEPT_AVOIDED,
+    KEPT_NOTICES,
+    KEPT_REQUESTS,
+    AvoidedNode,
+    ModelStatus,
+    NodeView,
+    RequestView,
+    State,
+)
 from node.wire.events import (
     ModelProgress,
+    NodeAvoided,
     NodeGone,
     NodeSeen,
     Notice,
@@ -19,6 +29,7 @@ from node.wire.events import (
     RequestFinished,
     RequestProgress,
     RequestStarted,
+    RequestWaiting,
 )
 from node.wire.ids import RequestId
 
@@ -42,9 +53,18 @@ def _apply(state: State, numbered: Numbered) -> State:
             return replace(state, plan_problem=reason)
         case ModelProgress() as progress:
             return replace(state, model=ModelStatus.of(progress))
+        case NodeAvoided() as event:
+            avoided = AvoidedNode(event.node_id, event.name, event.reason, numbered.at_s + event.for_s)
+            others = (a for a in state.avoided if a.node_id != event.node_id and a.until_s > numbered.at_s)
+            return replace(state, avoided=(*others, avoided)[-KEPT_AVOIDED:])
+        case RequestWaiting() as event:
+            if any(known.request_id == event.request_id for known in state.requests):
+                return _request(state, event.request_id, waits_for=event.reason)
+            waiting = RequestView(event.request_id, numbered.at_s, event.prompt_tokens, (), waits_for=event.reason)
+            return replace(state, requests=(*state.requests, waiting)[-KEPT_REQUESTS:])
         case RequestStarted() as event:
             if any(known.request_id == event.request_id for known in state.requests):
-                return _request(state, event.request_id, chain=event.chain)
+                return _request(state, event.request_id, chain=event.chain, waits_for="")
             view = RequestView(event.request_id, numbered.at_s, event.prompt_tokens, event.chain)
             return replace(state, requests=(*state.requests, view)[-KEPT_REQUESTS:])
         case RequestProgress() as event:
@@ -57,11 +77,12 @@ def _apply(state: State, numbered: Numbered) -> State:
                 hops=event.hops,
                 return_ms=event.return_ms,
                 status=event.reason,
+                waits_for="",
                 ttft_ms=event.ttft_ms,
                 tpot_ms=event.tpot_ms,
             )
         case RequestFailed() as event:
-            return _request(state, event.request_id, status="failed", error=event.error)
+            return _request(state, event.request_id, status="failed", error=event.error, waits_for="")
         case Notice() as notice:
             dated = replace(notice, at_s=numbered.at_s)
             return replace(state, notices=(*state.notices, dated)[-KEPT_NOTICES:])

@@ -17,6 +17,8 @@ KEPT_REQUESTS = 50
 
 KEPT_NOTICES = 50
 
+KEPT_AVOIDED = 50
+
 
 class NodeView(Struct, frozen=True):
     """A live member."""
@@ -40,6 +42,18 @@ class RequestView(Struct, frozen=True):
     ttft_ms: float = 0.0
     tpot_ms: float = 0.0
     error: str = ""
+    waits_for: str = ""
+    """What a request that has no chain waits for; empty while it has one."""
+
+
+class AvoidedNode(Struct, frozen=True):
+    """A node that this one keeps away from, as a head."""
+
+    node_id: NodeId
+    name: str
+    reason: str
+    until_s: float
+    """Unix time."""
 
 
 class ModelStatus(Struct, frozen=True):
@@ -65,6 +79,8 @@ class State(Struct, frozen=True):
     plan: Plan | None = None
     plan_problem: str = ""
     model: ModelStatus = ModelStatus("")
+    avoided: tuple[AvoidedNode, ...] = ()
+    """The newest last; of each node the newest only. Those whose time has passed leave with the next one."""
     requests: tuple[RequestView, ...] = ()
     """Oldest first."""
     notices: tuple[Notice, ...] = ()

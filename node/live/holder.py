@@ -1,4 +1,4 @@
-"""Holds the layers that the plan gives this node: keeps an engine worker alive, and joins its ranges to the pipeline.
+"""Holds the layers that the plan gives this node: keeps an engine worker alive, and its ranges as the plan has them.
 
 A crash of the worker is an event that the node survives: sequences on it end, another one is started, the range is
 loaded again.
@@ -13,14 +13,13 @@ from typing import Protocol
 
 import trio
 
-from node.engine.base import Engine, Stage, StageInfo
+from node.engine.base import Engine
 from node.errors import EngineError, WorkerDied
 from node.live.model_store import ModelStore
 from node.live.mover import Mover
-from node.live.parts import Parts
 from node.live.remeasuring import Remeasuring
 from node.live.served_ranges import ServedRange, ServedRanges
-from node.pipeline.pipeline import Pipeline
+from node.pipeline.stage import StageRunner
 from node.plan.live.members import siblings_of
 from node.swarm.base import Swarm
 from node.wire.events import Event, Notice
@@ -43,24 +42,24 @@ OpenEngine = Callable[[int], AbstractAsyncContextManager[MortalEngine]]
 
 
 class Holder:
-    """This node's engine and the ranges it holds."""
+    """This node's engine, and what it loads into `ranges`, where the pipeline finds it."""
 
     def __init__(
         self,
         swarm: Swarm,
         desk: ModelStore,
+        ranges: ServedRanges,
+        runner: StageRunner,
         open_engine: OpenEngine,
         emit: Callable[[Event], object],
         cores: int,
         most_threads: int | None = None,
     ) -> None:
         self._swarm, self._open_engine, self._emit = swarm, open_engine, emit
+        self._ranges, self._runner = ranges, runner
         self._cores, self._most_threads = cores, most_threads
-        self._ranges = ServedRanges()
-        self._mover = Mover(swarm, desk, emit, self._ranges, self._in_use, self._close, self._note_times)
-        self._parts = Parts(self._ranges, self._mover.spec_of_part, self._in_use, self._close)
+        self._mover = Mover(swarm, desk, emit, ranges, runner.uses, self._close, runner.times.loaded)
         self._engine: MortalEngine | None = None
-        self.pipeline: Pipeline | None = None
 
     @property
     def kv_tokens(self) -> int:
@@ -72,24 +71,15 @@ class Holder:
     def kv_tokens_used(self) -> int:
         """Of that room: what sequences on any range have set aside, and what other layers take that come or go."""
         serving = self._ranges.serving()
-        if serving is None or self.pipeline is None:
+        if serving is None:
             return 0
-        taken_bytes = self.pipeline.stage.reserved_bytes + self._mover.bytes_beside(serving)
+        taken_bytes = self._runner.reserved_bytes + self._mover.bytes_beside(serving)
         info = serving.stage.info
         return min(info.kv_tokens, -(-taken_bytes // info.kv_bytes_per_token))
 
     def follow(self, plan: Plan) -> None:
         """A new plan is in force."""
         self._mover.follow(plan)
-
-    async def lookup(self, start: int, end: int, weights: str) -> Stage | None:
-        """The stage for exactly [start, end): a held one, or a part of it that shares its tensors.
-
-        Raises:
-            EngineError: such a part cannot be loaded.
-            Overloaded: as many parts as there may be are in use.
-        """
-        return await self._parts.lookup(self._engine, start, end, weights)
 
     async def use_threads(self) -> None:
         """Divide the machine's cores among its nodes."""
@@ -141,33 +131,21 @@ class Holder:
 
     async def _serve(self, engine: MortalEngine) -> None:
         """Follow plans on one worker until it dies."""
-        await self._swarm.update(hardware=engine.hardware)
+        await self._swarm.update(hardware=engine.hardware, backend=engine.backend.name)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._mover.run, engine)
-            if self.pipeline is not None:
-                nursery.start_soon(Remeasuring(self._swarm, self._ranges, self.pipeline.stage).run)
+            nursery.start_soon(Remeasuring(self._swarm, self._ranges, self._runner).run)
             await engine.died.wait()
             self._mover.engine_died()
             nursery.cancel_scope.cancel()
 
     # --- what the pipeline does with ranges -------------------------------------------------------------------------
 
-    def _in_use(self, stage: Stage) -> bool:
-        return self.pipeline is not None and self.pipeline.stage.uses(stage)
-
-    def _note_times(self, info: StageInfo, weights: str) -> None:
-        if self.pipeline is not None:
-            self.pipeline.stage.times.loaded(info, weights)
-
     def _end_sequences(self, held: ServedRange, reason: str) -> None:
-        if self.pipeline is not None:
-            self.pipeline.stage.drop_all_on(held.stage, reason)
+        self._runner.drop_all_on(held.stage, reason)
 
     async def _close(self, held: ServedRange, reason: str) -> None:
         """End the sequences on a range that is no longer listed, and free its weights."""
         self._end_sequences(held, reason)
         with trio.CancelScope(shield=True):  # waits for the engine's present step at most
-            try:
-                await held.stage.close()
-            except EngineError as error:  # it is gone for us; the node goes on with the others
-                log.error("layers [%d, %d) could not be closed: %s", held.start, held.end, error)
+            await held.stage.drop()

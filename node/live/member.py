@@ -18,6 +18,7 @@ from node.live.holder import Holder
 from node.live.model_store import ModelStore
 from node.live.planner import Planner
 from node.live.remembered import Remembered
+from node.live.served_ranges import ServedRanges
 from node.machine import cores
 from node.models import ChatModel
 from node.pipeline.dispatch import Dispatcher
@@ -42,11 +43,18 @@ class Member:
         self._settings, self._home, self._swarm, self._remembered = settings, home, swarm, remembered
         self.journal = Journal(swarm.node_id)
         self.desk = ModelStore(home.models, self.emit)
+        ranges = ServedRanges()
+        self.pipeline = Pipeline(swarm, ranges, lambda error: log.error("%s", error))
         self.holder = Holder(
-            swarm, self.desk, lambda threads: open_engine(threads=threads), self.emit, cores(), settings.threads
+            swarm,
+            self.desk,
+            ranges,
+            self.pipeline.stage,
+            lambda threads: open_engine(threads=threads),
+            self.emit,
+            cores(),
+            settings.threads,
         )
-        self.pipeline = Pipeline(swarm, self.holder.lookup, lambda error: log.error("%s", error))
-        self.holder.pipeline = self.pipeline
         self.planner = Planner(
             swarm,
             self.desk.metadata,
@@ -58,7 +66,7 @@ class Member:
             last_epoch=remembered.epoch,
             settings=_first_settings(settings, remembered),
         )
-        self.dispatcher = Dispatcher(swarm.node_id, self.pipeline.head, self.plan, swarm.members)
+        self.dispatcher = Dispatcher(swarm.node_id, self.pipeline.head, self.plan, swarm.members, self.emit)
         self.service = Service(self, self.dispatcher, self.journal)
         self._wanted: ModelRef | None = None
         self._learning: ModelRef | None = None
@@ -144,10 +152,11 @@ class Member:
                 case MemberGone() as gone:
                     log.info("%s is gone: %s", gone.name, gone.why)
                     self.emit(NodeGone(gone.node_id, gone.name, gone.why))
-                    self.pipeline.lost(gone.node_id, gone.why)
+                    self.pipeline.member_gone(gone.node_id, gone.why)
+                    self.dispatcher.changed()
                     self.planner.member_gone(gone)
                 case LinkLost(node_id=peer, reason=reason):
-                    self.pipeline.lost(peer, f"the link broke: {reason}")
+                    self.pipeline.link_lost(peer, f"the link broke: {reason}")
                 case Misbehaved(what=what):
                     self.emit(Notice.of("warning", what))
                 case PlanHeard(plan=plan):
@@ -168,6 +177,7 @@ class Member:
             log.warning(text)
             self.emit(Notice.of("warning", text))
         self.holder.follow(plan)
+        self.dispatcher.changed()
         if self._nursery is not None and self._learning != plan.model:
             self._learning = plan.model
             self._nursery.start_soon(self._learn, plan.model)

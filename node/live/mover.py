@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from node.engine.base import Engine, Stage, StageInfo, StageSpec
 from node.errors import LoadFailed, ParallaxError, WorkerDied
 from node.live.model_store import ModelStore
-from node.live.parts import load_part
 from node.live.retiring import Retiring
 from node.live.served_ranges import MOST_TOLD, ServedRange, ServedRanges
 from node.live.turn import Patience, View, next_turn
@@ -209,17 +208,19 @@ class Mover:
         rest = [await self._part(engine, wider, min(run), max(run) + 1) for run in runs(wider.layers - without)]
         # All at once, with no await between: beside `wider` each of them is needless, without them it is not.
         for part in rest:
-            if part is not None:
-                part.come_back()
-                part.state = wider.state
+            if part not in self._ranges:
+                self._ranges.add(part)
+            part.come_back()
+            part.state = wider.state
         wider.leave(trio.current_time(), FINISH_S)
 
-    async def _part(self, engine: Engine, wider: ServedRange, start: int, end: int) -> ServedRange | None:
+    async def _part(self, engine: Engine, wider: ServedRange, start: int, end: int) -> ServedRange:
+        assert self.plan is not None
         part = self._ranges.exact(start, end, wider.weights)
-        if part is not None:
-            part.last_used_s = trio.current_time()
-        elif (spec := self.spec_of_part(wider, start, end)) is not None:
-            part = await load_part(engine, self._ranges, wider, spec)
+        if part is None:
+            spec = self._spec(self.plan, wider.folder, start, end)
+            stage = await self._loaded_by(engine, spec)
+            part = ServedRange(stage, wider.folder, start, end, wider.weights, spec.kv_bytes, wider.epoch, wider.state)
         return part
 
     async def _let_what_leaves_go(self, plan: Plan, coming: frozenset[int]) -> None:
@@ -277,7 +278,7 @@ class Mover:
             return held
         stage = await self._loaded_by(engine, spec)
         resized = ServedRange(stage, held.folder, held.start, held.end, held.weights, spec.kv_bytes, plan.epoch)
-        for old in self._ranges:  # parts of it too: they were made for the same memory
+        for old in self._ranges:  # what lies in it too: it was made for the same memory
             if held.covers(old.start, old.end):
                 old.leave(trio.current_time())
         self._ranges.add(resized)
@@ -290,12 +291,6 @@ class Mover:
         same = (held.layers for held in self._ranges if held.weights == serving.weights)
         cost = cost_of_plan(self.plan)
         return weights_of(cost, serving.layers.union(self._reading, *same)) - weights_of(cost, serving.layers)
-
-    def spec_of_part(self, wider: ServedRange, start: int, end: int) -> StageSpec | None:
-        """What to load for a part of a held range; None where the plan is for another model by now."""
-        if self.plan is None or self.plan.weights != wider.weights:
-            return None
-        return self._spec(self.plan, wider.folder, start, end)
 
     def _spec(self, plan: Plan, folder: str, start: int, end: int) -> StageSpec:
         """What to load, with all the KV cache that the node's memory has room for beside these layers."""

@@ -63,7 +63,7 @@ class Retiring:
         for held in self._ranges:
             if held.stays and self._is_needless(held):
                 held.leave(trio.current_time())
-                told_less |= not held.part
+                told_less = True
         return told_less
 
     async def _close_what_left(self) -> None:
@@ -71,16 +71,14 @@ class Retiring:
             if held not in self._ranges or held.left_s is None:
                 continue
             now_s = trio.current_time()
-            unused = not held.openings and not self._uses(held.stage)
+            unused = not self._uses(held.stage)
             if (unused and now_s >= held.left_s + LINGER_S) or now_s >= held.close_by_s:
                 self._ranges.remove(held)
                 await self._close(held, "its layers are needed here no longer")
 
     def _is_needless(self, held: ServedRange) -> bool:
-        """Whether what `held` serves is served without it; a part goes with the range that it is a part of."""
+        """Whether what `held` serves is served without it."""
         others = [other for other in self._ranges.whole() if other is not held and other.weights == held.weights]
-        if held.part:
-            return not any(other.covers(held.start, held.end) for other in others)
         plan = self._plan()
         if plan is None or held.state != "draining":
             return False

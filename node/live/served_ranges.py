@@ -30,12 +30,6 @@ class ServedRange:
     epoch: int
     """The plan that asked for it."""
     state: Literal["ready", "draining"] = "ready"
-    part: bool = False
-    """Made for a route that uses only a part of a wider range; shares its tensors, and goes when that goes."""
-    openings: int = 0
-    """Routes that wait for a part of it."""
-    last_used_s: float = 0.0
-    """By trio's clock; of parts, the one that was not asked for longest makes room for another."""
     left_s: float | None = None
     """On its way out since then: told to nobody, but there for those who have not heard yet."""
     close_by_s: float = math.inf
@@ -61,8 +55,8 @@ class ServedRange:
         self.close_by_s = min(self.close_by_s, now_s + within_s)
 
     def come_back(self) -> None:
-        """Wanted again before it was closed, and in its own right."""
-        self.left_s, self.close_by_s, self.part = None, math.inf, False
+        """Wanted again before it was closed."""
+        self.left_s, self.close_by_s = None, math.inf
 
 
 class ServedRanges:
@@ -88,12 +82,8 @@ class ServedRanges:
         self._all.clear()
 
     def whole(self) -> list[ServedRange]:
-        """Ranges in their own right that stay."""
-        return [held for held in self._all if held.stays and not held.part]
-
-    def parts(self) -> list[ServedRange]:
-        """Parts of wider ranges."""
-        return [held for held in self._all if held.part]
+        """Ranges that stay."""
+        return [held for held in self._all if held.stays]
 
     def serving(self) -> ServedRange | None:
         """The range that routes are made over."""
@@ -104,11 +94,13 @@ class ServedRanges:
         found = (held for held in self._all if (held.start, held.end, held.weights) == (start, end, weights))
         return min(found, key=lambda held: not held.stays, default=None)
 
-    def wider(self, start: int, end: int, weights: str) -> ServedRange | None:
-        """A range that stays and has [start, end) in it."""
-        return next((held for held in self.whole() if held.covers(start, end) and held.weights == weights), None)
+    def find(self, start: int, end: int, weights: str) -> ServedRange | None:
+        """A range that has [start, end) in it, the smallest of those that stay; where none does, one on its way out: a
+        route may have been chosen a moment ago."""
+        found = [held for held in self._all if held.covers(start, end) and held.weights == weights]
+        return min(found, key=lambda held: (not held.stays, held.end - held.start), default=None)
 
     def told(self) -> list[HeldRange]:
-        """What the record says; parts of a wider range are nobody else's business."""
+        """What the record says."""
         ranges = sorted(self.whole(), key=lambda held: held.state != "ready")
         return [HeldRange(held.start, held.end, held.state, held.epoch, held.weights) for held in ranges[:MOST_TOLD]]

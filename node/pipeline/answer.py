@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal, Protocol
 
-from node.pipeline.head import TokenStep, TokenStream
+from node.pipeline.generation import TokenStep
 from node.wire.events import HopLatency
+from node.wire.frames import Hop
 from node.wire.ids import NodeId
 
 FinishReason = Literal["stop", "length"]
@@ -61,6 +62,7 @@ class AnswerTiming:
 
     chain_names: dict[NodeId, str]
     started_s: float = field(default_factory=perf_counter)
+    """When the request arrived, by `perf_counter`: reading it, its template and its waiting for room count."""
     first_s: float | None = None
     last_s: float = 0.0
     tokens: int = 0
@@ -97,24 +99,23 @@ class AnswerTiming:
         return sum(step.return_ms for step in self._steps) / max(1, len(self._steps))
 
     def hops(self) -> tuple[HopLatency, ...]:
-        """Mean times per hop over the last decode steps; over the prompt's last chunk while there are none."""
-        count = max(1, len(self._steps))
-        means: list[HopLatency] = []
-        for index, hop in enumerate(self._steps[-1].hops if self._steps else ()):
-            same = [step.hops[index] for step in self._steps if index < len(step.hops)]
-            means.append(
-                HopLatency(
-                    hop.node_id,
-                    self.chain_names.get(NodeId(hop.node_id), hop.node_id[-8:]),
-                    hop.start,
-                    hop.end,
-                    sum(each.wire_ms for each in same) / count,
-                    sum(each.queue_ms for each in same) / count,
-                    sum(each.compute_ms for each in same) / count,
-                    sum(each.serialise_ms for each in same) / count,
-                )
-            )
-        return tuple(means)
+        """Mean times per hop of the present route over the last decode steps; over the prompt's last chunk while there
+        are none. Steps that went another way tell of a hop where it held the same layers."""
+        return tuple(self._mean(hop) for hop in self._steps[-1].chain) if self._steps else ()
+
+    def _mean(self, hop: Hop) -> HopLatency:
+        same = [times for step in self._steps for at, times in zip(step.chain, step.hops, strict=True) if at == hop]
+        count = len(same)
+        return HopLatency(
+            hop.node_id,
+            self.chain_names.get(NodeId(hop.node_id), hop.node_id[-8:]),
+            hop.start,
+            hop.end,
+            sum(each.wire_ms for each in same) / count,
+            sum(each.queue_ms for each in same) / count,
+            sum(each.compute_ms for each in same) / count,
+            sum(each.serialise_ms for each in same) / count,
+        )
 
 
 _KEPT_STEPS = 256
@@ -129,7 +130,7 @@ class Piece:
 
 
 async def read_answer(
-    tokens: TokenStream,
+    tokens: AsyncIterator[TokenStep],
     detokeniser: Detokeniser,
     stops: Sequence[str],
     stop_tokens: Sequence[int],

@@ -1,46 +1,62 @@
-"""Where a request goes: this head's choice of a chain over live records, its waiting for room, its second tries.
+"""Where requests go: this head's choice of chains over live records, and its line of those that wait for one.
 
-Knows token counts, not text.
+Knows token counts, not text. What a request does with a chain that fails is its own course (`course.py`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from zlib import crc32
 
 import trio
 
-from node.errors import NoRoute, Overloaded, RequestError
-from node.pipeline.head import Generation, Head, TokenStream
+from node.errors import BadRequest, NoRoute
+from node.pipeline.chunk_size import chunk_tokens
+from node.pipeline.course import Course, Detours, Way
+from node.pipeline.generation import Generation, NodeFailure
+from node.pipeline.head import Head
 from node.pipeline.ledger import Entry, Ledger
 from node.pipeline.live_router import LiveRouter
-from node.pipeline.room_queue import RoomQueue
+from node.pipeline.room_queue import Place, RoomQueue
+from node.pipeline.suspects import Suspects
 from node.plan.routing.hosts import USUAL_OUTPUT_TOKENS, Request
+from node.wire.events import NodeAvoided
 from node.wire.frames import Hop
 from node.wire.ids import NodeId
+from node.wire.models import DTYPE_BYTES
 from node.wire.plans import Plan
 from node.wire.records import NodeRecord
 
 log = logging.getLogger(__name__)
 
 WAIT_LIMIT_S = 60.0
-"""A request that finds no room for this long is given up: clients' own patience ends about then."""
+"""A request that finds no way for this long is given up: clients' own patience ends about then."""
 LOOK_AGAIN_S = 0.25
-"""While a request waits; records come about once a second, and a request of this head that ends wakes it at once."""
+"""Between two looks at records that have changed: each costs as much as there are members, and they all tell something
+about once a second. Room that a request of this head gives back is looked at at once."""
+LOOK_ANYWAY_S = 5.0
+"""What is guessed beyond the records is forgotten after so long, without any news (`ledger.FORGET_S`)."""
 PATIENCE_S = 10.0
 """A request waits no longer than this for a much faster chain where a slower one has room."""
-MOST_TRIES = 3
-"""Chains on which one request may fail. A swarm in which three fail before a word has other troubles. Nodes that have
-no room after all are not counted."""
-PAUSE_S = 1.0
-"""Before a node that failed is tried again where no other has room: its next record tells whether it serves."""
 
 Started = Callable[[tuple[Hop, ...]], None]
-"""Told the chain, each time that one is opened."""
+"""Told the chain, each time that a request takes one."""
+Waits = Callable[[str], None]
+"""Told what a request waits for, each time that this changes."""
+
+
+@dataclass(slots=True)
+class _Look:
+    """What one look at the records gave."""
+
+    way: Way | None
+    why_not: str
+    avoid: frozenset[str]
 
 
 class Dispatcher:
@@ -52,113 +68,178 @@ class Dispatcher:
         head: Head,
         plan: Callable[[], Plan | None],
         records: Callable[[], Mapping[NodeId, NodeRecord]],
+        emit: Callable[[NodeAvoided], object] = lambda event: None,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._self_id, self._head, self._plan, self._records, self._clock = self_id, head, plan, records, clock
+        self._emit = emit
         self._ledger = Ledger(clock)
         self._router = LiveRouter(self_id, self._ledger, clock)
         self._line = RoomQueue()
+        self._suspects = Suspects(clock)
+        self._looked_s = -inf
+        self._freed = False
 
     def heard(self, record: NodeRecord) -> None:
         """A node has told how it is."""
         self._ledger.heard(record)
+        self._line.look_again()
+
+    def changed(self) -> None:
+        """Another plan is in force, or a member is gone."""
+        self._line.look_again()
 
     @asynccontextmanager
-    async def generate(self, generation: Generation, request_id: str, started: Started) -> AsyncIterator[TokenStream]:
-        """Run a request on the best chain; on another one where a node of the first fails before the first token.
+    async def generate(
+        self,
+        generation: Generation,
+        request_id: str,
+        started: Started = lambda chain: None,
+        waits: Waits = lambda reason: None,
+        arrived_s: float | None = None,
+    ) -> AsyncIterator[Course]:
+        """Run a request on the best chain, and on another one where a node of the first fails; the block begins with
+        its first token. Leaving it, however it is left, frees the request on every hop.
 
-        Leaving the block, however it is left, frees it on every hop.
+        `arrived_s` is when it came, by the dispatcher's clock; now, where it is not told.
 
         Raises:
             BadRequest: it is too large for the nodes even if they had nothing else to do.
-            NoRoute: some layers are served by nobody.
+            NoRoute: some layers were served by nobody for too long, or the swarm serves another model.
             Overloaded: no room came free in time.
-            RequestError: a node failed, and no other chain is there.
+            RequestError: a node failed, and no other way was found in time.
+        """
+        give_up_at_s = (self._clock() if arrived_s is None else arrived_s) + WAIT_LIMIT_S
+        async with self._head.sequence(generation) as live:
+            course = Course(live, self, request_id, started, waits, give_up_at_s)
+            await course.begin()
+            yield course
+
+    # --- what a course asks -----------------------------------------------------------------------------------------
+
+    async def way(
+        self,
+        generation: Generation,
+        request_id: str,
+        detours: Detours,
+        waits: Waits,
+        give_up_at_s: float,
+    ) -> Way | str:
+        """The best chain with room, as soon as there is one; else, when time is up, what was waited for.
+
+        Raises:
+            BadRequest, NoRoute: waiting would not help.
         """
         wanted = Request(
-            kv_tokens=len(generation.prompt) + generation.max_new_tokens,
+            kv_tokens=generation.kv_tokens,
             spread=crc32(request_id.encode()),
             prompt_tokens=len(generation.prompt),
             output_tokens=min(generation.max_new_tokens, USUAL_OUTPUT_TOKENS),
         )
-        failed: set[str] = set()
-        tries = 1
-        cause: RequestError | None = None
-        give_up_at_s = trio.current_time() + WAIT_LIMIT_S
-        while True:
-            try:
-                epoch, chain, entry = await self._in_turn(generation.weights, wanted, give_up_at_s)
-            except NoRoute:
-                if cause is not None:  # who was lost says more than which layers are missing since
-                    raise cause from None
+        impatient_at_s = self._clock() + PATIENCE_S
+        again_at_s, why, told = -inf, "a chain with room", ""
+        with self._line.place(wanted.kv_tokens, detours.now()) as place:
+            while again_at_s < give_up_at_s:
+                with trio.move_on_at(give_up_at_s):
+                    await self._turn(place, again_at_s)
+                look = self._look(generation.weights, wanted, detours, patient=self._clock() < impatient_at_s)
+                place.avoid = look.avoid
+                if look.way is not None:
+                    self._line.goes(place)
+                    return look.way
+                why = look.why_not
+                ahead = self._line.ahead(place)
+                text = f"{why}; {ahead} before it" if ahead else why
+                if text != told:
+                    told = text
+                    waits(text)
+                changes = (self._suspects.next_change_s(), detours.next_change_s(), impatient_at_s)
+                now_s = self._clock()
+                if now_s >= give_up_at_s:
+                    break
+                again_at_s = min(give_up_at_s, now_s + LOOK_ANYWAY_S, *(at for at in changes if at > now_s))
+        return why
+
+    def failed(self, failure: NodeFailure, kv_tokens: int) -> None:
+        """A node has ended a route."""
+        name = self._head.name_of(failure.node_id)
+        for_s: float | None = None
+        if failure.kind == "full":  # another head was faster, or the node had not told its room
+            self._ledger.refused(failure.node_id, kv_tokens)
+            for_s = self._suspects.refused(failure.node_id)
+        elif failure.kind in ("silent", "wrong"):
+            for_s = self._suspects.blame(failure.node_id, str(failure.error))
+        if for_s is not None:
+            reason = self._suspects.reason(failure.node_id)
+            log.warning("node %s is avoided for %.0f s: %s", name, for_s, reason)
+            self._emit(NodeAvoided(failure.node_id, name, reason[:500], for_s))
+
+    def answered(self, chain: tuple[Hop, ...]) -> None:
+        """A token came along `chain`: all of it works."""
+        for hop in chain:
+            self._suspects.clear(hop.node_id)
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    async def _turn(self, place: Place, again_at_s: float) -> None:
+        """Until this request may look, and there is something that it has not seen."""
+        if again_at_s == -inf:
+            await self._line.turn(place, again_at_s)
+            return
+        await self._line.turn(place, again_at_s)
+        if self._line.ahead(place) == 0 and not self._freed:
+            await trio.sleep_until(self._looked_s + LOOK_AGAIN_S)
+
+    def _look(self, weights: str, wanted: Request, detours: Detours, *, patient: bool) -> _Look:
+        """Read plan and records anew.
+
+        Raises:
+            NoRoute: the plan in force is for other weights.
+        """
+        self._looked_s, self._freed = self._clock(), False
+        plan = self._plan()
+        if plan is None:
+            return _Look(None, "a plan", frozenset())
+        if plan.weights != weights:
+            raise NoRoute("the swarm serves another model now; ask again")
+        self._router.look(plan, self._records())
+        looks: list[_Look] = []
+        for avoid in self._to_avoid(detours):
+            looks.append(self._route(plan, replace(wanted, avoid=avoid), patient=patient))
+            if looks[-1].way is not None:
+                return looks[-1]
+        if not looks:
+            name = self._head.name_of(NodeId(detours.last))
+            return _Look(None, f"another chance of node {name}, which failed a moment ago", frozenset())
+        return looks[0]
+
+    def _route(self, plan: Plan, wanted: Request, *, patient: bool) -> _Look:
+        try:
+            route = self._router.route(wanted, patient=patient)
+        except NoRoute as error:
+            return _Look(None, str(error), wanted.avoid)
+        except BadRequest:
+            if not wanted.avoid:  # else those that are avoided may have the room
                 raise
-            started(chain)
-            async with self._head.generate(generation, chain, epoch, partial(self._free, entry)) as tokens:
-                failure = await tokens.first_failure()
-                full = failure is not None and isinstance(failure.error, Overloaded)
-                if failure is None or (trio.current_time() >= give_up_at_s if full else tries == MOST_TRIES):
-                    yield tokens
-                    return
-            log.log(logging.INFO if full else logging.WARNING, "%s; trying another way", failure.error)
-            if full:  # another head was faster, or the node had not told its room: the wait for room goes on
-                self._ledger.refused(failure.node_id, wanted.kv_tokens)
-            else:
-                tries, cause = tries + 1, failure.error
-                failed.add(failure.node_id)
-                wanted = replace(wanted, avoid=await self._to_avoid(generation.weights, failed))
-                give_up_at_s = trio.current_time() + WAIT_LIMIT_S
+            route = None
+        if route is None:
+            return _Look(None, f"KV room for {wanted.kv_tokens} tokens", wanted.avoid)
+        chain = tuple(Hop(stage.node_id, stage.start, stage.end) for stage in route.stages)
+        entry = self._ledger.opened([NodeId(n) for n in route.nodes], wanted.kv_tokens)
+        row_bytes = plan.facts.hidden_size * DTYPE_BYTES[plan.dtype]
+        size = chunk_tokens(chain, self._records(), row_bytes)
+        return _Look(Way(chain, size, route.cost_ms / 1e3, partial(self._free, entry)), "", wanted.avoid)
+
+    def _to_avoid(self, detours: Detours) -> Iterator[frozenset[str]]:
+        """Whom to keep away from, in turn, where the others cover the model: all who have failed this request or are
+        suspected; those who failed it; those who failed it a moment ago."""
+        told: set[frozenset[str]] = set()
+        for avoid in (detours.all | self._suspects.now(), detours.all, detours.now()):
+            if avoid not in told and (not avoid or self._router.covers(avoid)):
+                told.add(avoid)
+                yield avoid
 
     def _free(self, entry: Entry) -> None:
         self._ledger.closed(entry)
+        self._freed = True
         self._line.look_again()
-
-    async def _in_turn(self, weights: str, wanted: Request, give_up_at_s: float) -> tuple[int, tuple[Hop, ...], Entry]:
-        impatient_at_s, forgive_at_s = trio.current_time() + PATIENCE_S, trio.current_time() + PAUSE_S
-        with trio.move_on_at(give_up_at_s), self._line.place(wanted.kv_tokens, wanted.avoid) as place:
-            while True:
-                await self._line.turn(place, LOOK_AGAIN_S)
-                epoch = self._look(weights)
-                if trio.current_time() >= forgive_at_s:
-                    place.avoid = frozenset()
-                    wanted = replace(wanted, avoid=place.avoid)
-                route = self._router.route(wanted, patient=trio.current_time() < impatient_at_s)
-                if route is not None:
-                    self._line.goes(place)
-                    chain = tuple(Hop(stage.node_id, stage.start, stage.end) for stage in route.stages)
-                    return epoch, chain, self._ledger.opened([NodeId(n) for n in route.nodes], wanted.kv_tokens)
-        raise Overloaded(
-            f"no KV room for {wanted.kv_tokens} more tokens came free within {WAIT_LIMIT_S:.0f} s; "
-            "try again when other requests have ended, or ask for fewer tokens"
-        )
-
-    def _look(self, weights: str) -> int:
-        """Read plan and records anew; the plan's epoch.
-
-        Raises:
-            NoRoute: there is no plan for these weights any more.
-        """
-        plan = self._plan()
-        if plan is None or plan.weights != weights:
-            raise NoRoute("the swarm serves another model now; ask again")
-        self._router.look(plan, self._records())
-        return plan.epoch
-
-    async def _to_avoid(self, weights: str, failed: Set[str]) -> frozenset[str]:
-        """The nodes that failed, where the others cover the model.
-
-        Where they do not: none, once those that failed have told how they are, or have had a moment for it.
-        """
-        before = {node: self._seq_of(node) for node in failed}
-        with trio.move_on_after(PAUSE_S):
-            while True:
-                self._look(weights)
-                if self._router.covers(failed):
-                    return frozenset(failed)
-                if all(self._seq_of(node) != seq for node, seq in before.items()):
-                    break
-                await trio.sleep(LOOK_AGAIN_S)
-        return frozenset()
-
-    def _seq_of(self, node_id: str) -> int | None:
-        record = self._records().get(NodeId(node_id))
-        return record.seq if record is not None else None

@@ -1,97 +1,152 @@
-"""The head's side of a request: opens the chain, feeds the prompt in chunks, hands the tokens on as they come.
+"""The head's side of requests: gives each sequence a route, feeds it, hands the tokens on as they come.
 
-Knows token ids, not text. A hop that dies ends the request with `HopLost`, and every hop is told to free it.
+Knows token ids, not text, and chooses no chains: a route that fails is told to whoever chose it (`course.py`), who may
+give the sequence another one.
 """
 
 from __future__ import annotations
 
-import secrets
-import struct
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
 import trio
 
 from node.errors import HopLost, NoRoute, Overloaded, RequestError
+from node.pipeline.credit import CHUNK_TOKENS
+from node.pipeline.generation import FailureKind, Generation, NodeFailure, TokenStep
+from node.pipeline.head_sequence import HeadSequence
 from node.pipeline.outbox import Outbox
-from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Arrival
-from node.wire.frames import Close, Failed, Hop, HopTiming, Open, Progress, Sampled, Sampling, Tokens
+from node.wire.frames import (
+    Accepted,
+    Close,
+    Failed,
+    Hop,
+    Probe,
+    Progress,
+    Route,
+    Sampled,
+    SampledPart,
+    Standing,
+    Step,
+)
 from node.wire.ids import NodeId
 
+log = logging.getLogger(__name__)
+
 ANSWER_LIMIT_S = 120.0
-"""Silence from the whole chain for this long ends the request: far beyond a chunk on the slowest machine we know."""
+"""A chain that says it works, and gives nothing for so long, is given up: far beyond a chunk on the slowest machine."""
+
+LEAST_PATIENCE_S, EXPECTED_TIMES = 5.0, 30.0
+"""A chain that is silent for longer than this, and for longer than so many times what was expected, is asked how far it
+is. What is slow answers that, what is dead does not."""
+
+QUESTION_S = 2.0
+"""For the hops to answer: they do so at once, on the lane where nothing waits for prompts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What to generate."""
+class LiveSequence:
+    """A sequence of this head, whatever route it is on."""
 
-    prompt: tuple[int, ...]
-    """Token ids; at least one."""
-    max_new_tokens: int
-    stop_tokens: tuple[int, ...]
-    sampling: Sampling
-    weights: str = ""
-    """Digest and dtype of the model's weights, as in the plan."""
+    def __init__(self, head: Head, sequence: HeadSequence, clock: Callable[[], float]) -> None:
+        self.state = sequence
+        self._head, self._clock = head, clock
+        self._ended: Callable[[], None] = lambda: None
+        # Room for the whole answer: a reader that lags never makes `handle` wait, and max_new_tokens bounds it.
+        self._send, self._receive = trio.open_memory_channel[TokenStep | NodeFailure](
+            sequence.generation.max_new_tokens + 2
+        )
+        self.names: dict[str, str] = {}
+        """Of the chain's nodes: a node that is gone can no longer be asked."""
+        self.heard_s = self._answered_s = clock()
+        """When the chain last gave a sign of life; the same, answers to questions left out."""
+        self.broken = True
+        """Whether it has no route, or one that has failed."""
+        self.kept = False
+        """Whether the hops of the failed one still have its keys and values."""
+        self._patience_s = LEAST_PATIENCE_S
+        self._stood = trio.Event()
 
+    def take(
+        self,
+        chain: tuple[Hop, ...],
+        chunk_tokens: int = CHUNK_TOKENS,
+        expected_s: float = 0.0,
+        *,
+        keep: bool = False,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Go along `chain` from now on. `expected_s` is the longest silence that a sound chain keeps, `ended` is called
+        once, when it is left."""
+        if not self.broken or (self.kept and not keep):
+            self._head.leave(self, "another way")
+        self._ended = ended
+        self.names |= {hop.node_id: self._head.name_of(NodeId(hop.node_id)) for hop in chain}
+        self._patience_s = max(LEAST_PATIENCE_S, EXPECTED_TIMES * expected_s)
+        self.heard_s = self._answered_s = self._clock()
+        self._head.route(self, self.state.take(chain, chunk_tokens, keep=keep))
 
-@dataclass(frozen=True, slots=True)
-class TokenStep:
-    """One token, and where its time went."""
+    async def next(self) -> TokenStep | NodeFailure:
+        """What comes next; a failure ends the route, not the sequence."""
+        while True:
+            if self._receive.statistics().current_buffer_used or self.broken or self.state.is_complete:
+                return await self._receive.receive()  # a slow reader's tokens outlast a chain that is done
+            with trio.move_on_at(self.heard_s + self._patience_s):
+                return await self._receive.receive()
+            if self._clock() >= self.heard_s + self._patience_s:
+                await self._question()
 
-    token: int
-    position: int
-    finish: Literal["stop", "length"] | None
-    hops: tuple[HopTiming, ...]
-    return_ms: float
-    """From tail to head."""
+    async def _question(self) -> None:
+        """Ask all hops how far they are. One that does not answer ends the route; while all do, it is waited for."""
+        state = self.state
+        state.ask()
+        self._stood = trio.Event()
+        asked_s = self._clock()
+        self._head.ask(self)
+        with trio.move_on_after(QUESTION_S):
+            await self._stood.wait()
+        if self.broken or state.is_complete or self.heard_s > asked_s:
+            return
+        silent = state.silent_hop()
+        waited_s = self._clock() - self._answered_s
+        if silent is not None:
+            self._head.fail(self, silent, "silent", f"it has given no sign of life for {waited_s:.0f} s")
+        elif waited_s >= ANSWER_LIMIT_S:
+            self._head.fail(self, state.stuck_hop(), "silent", f"not a step in {waited_s:.0f} s")
+        else:
+            self.heard_s = self._clock()
 
+    def stands(self, standing: Standing) -> None:
+        """A hop has answered a question."""
+        self.state.stands(standing)
+        if self.state.all_stand:
+            self._stood.set()
 
-@dataclass(frozen=True, slots=True)
-class NodeFailure:
-    """A node that ended a request, by its own word or by going away."""
+    def alive(self) -> None:
+        """The chain has given a sign of life."""
+        self.heard_s = self._answered_s = self._clock()
 
-    node_id: NodeId
-    error: RequestError
+    def push(self, event: TokenStep | NodeFailure) -> None:
+        self._send.send_nowait(event)
 
+    def left(self) -> None:
+        """The route is over: its nodes have been told."""
+        ended, self._ended = self._ended, lambda: None
+        ended()
 
-@dataclass(slots=True)
-class _Open:
-    """A request under way."""
-
-    opened: Open
-    generation: Generation
-    events: trio.MemorySendChannel[TokenStep | RequestError]
-    names: dict[str, str]
-    """Of the chain's nodes: a node that is gone can no longer be asked."""
-    ended: Callable[[], None]
-    sent: int = 0
-    """Prompt tokens sent."""
-    done: int = 0
-    """Prompt tokens known to be through the tail."""
-    due: int = 0
-    """Position of the next sampled token."""
-    heard_s: float = field(default_factory=trio.current_time)
-    """When the chain last gave a sign of life."""
-    failure: NodeFailure | None = None
+    def close(self) -> None:
+        """Nothing is read any more."""
+        self._send.close()
+        self._receive.close()
 
 
 class TokenStream:
-    """The tokens of one request, as an async iterator that ends after the one with `finish` set."""
+    """The tokens of a sequence that has one route only, as an iterator that ends after the one with `finish` set."""
 
-    def __init__(self, request: _Open, events: trio.MemoryReceiveChannel[TokenStep | RequestError]) -> None:
-        self.chain = request.opened.chain
-        self._request, self._events = request, events
-        self._first: TokenStep | RequestError | None = None
+    def __init__(self, live: LiveSequence) -> None:
+        self._live = live
         self._ended = False
-
-    async def first_failure(self) -> NodeFailure | None:
-        """Waits for the first token; who failed, where a node did before it came. Iterating then tells the same."""
-        self._first = await self._next()
-        return self._request.failure if isinstance(self._first, RequestError) else None
 
     def __aiter__(self) -> AsyncIterator[TokenStep]:
         return self
@@ -104,159 +159,199 @@ class TokenStream:
         """
         if self._ended:
             raise StopAsyncIteration
-        event, self._first = self._first or await self._next(), None
-        if isinstance(event, RequestError):
-            raise event
+        event = await self._live.next()
+        if isinstance(event, NodeFailure):
+            raise event.error
         self._ended = event.finish is not None
         return event
-
-    async def _next(self) -> TokenStep | RequestError:
-        if self._events.statistics().current_buffer_used:  # a slow reader's tokens outlast a chain that is done
-            return await self._events.receive()
-        while (silent_at_s := self._request.heard_s + ANSWER_LIMIT_S) > trio.current_time():
-            with trio.move_on_at(silent_at_s):
-                return await self._events.receive()
-        return NoRoute(f"not a word from the chain for {ANSWER_LIMIT_S:.0f} s; see `parallax status`")
 
 
 class Head:
     """Requests that this node is head of."""
 
-    def __init__(self, self_id: NodeId, name_of: Callable[[NodeId], str]) -> None:
-        self._self_id, self._name_of = self_id, name_of
-        self._open: dict[str, _Open] = {}
-        self._outbox: Outbox | None = None
-
-    def attach(self, outbox: Outbox) -> None:
-        """Tell where frames go; before the first request."""
-        self._outbox = outbox
+    def __init__(
+        self,
+        self_id: NodeId,
+        outbox: Outbox,
+        name_of: Callable[[NodeId], str],
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self.name_of = name_of
+        self._self_id, self._outbox, self._clock = self_id, outbox, clock
+        self._live: dict[str, LiveSequence] = {}
 
     @property
     def requests(self) -> int:
-        return len(self._open)
+        return len(self._live)
 
     @asynccontextmanager
-    async def generate(
-        self, generation: Generation, chain: tuple[Hop, ...], epoch: int, ended: Callable[[], None] = lambda: None
-    ) -> AsyncIterator[TokenStream]:
-        """Run a request along `chain`.
-
-        Its last token frees it on every hop, read or not; so does leaving the block, however it is left. `ended` is
-        called once, when the hops are told.
-        """
-        # Room for the whole answer: a reader that lags never makes `handle` wait, and max_new_tokens bounds it.
-        send, receive = trio.open_memory_channel[TokenStep | RequestError](generation.max_new_tokens + 2)
-        opened = Open(
-            session=secrets.token_hex(16),
-            epoch=epoch,
-            head=self._self_id,
-            chain=chain,
-            hop=0,
-            weights=generation.weights,
-            max_tokens=len(generation.prompt) + generation.max_new_tokens,
-            max_new_tokens=generation.max_new_tokens,
-            stop_tokens=generation.stop_tokens,
-            sampling=generation.sampling,
-        )
-        names = {hop.node_id: self._name_of(NodeId(hop.node_id)) for hop in chain}
-        request = _Open(opened, generation, send, names, ended, due=len(generation.prompt))
-        self._open[opened.session] = request
+    async def sequence(self, generation: Generation) -> AsyncIterator[LiveSequence]:
+        """A sequence without a route yet. Its last token frees it on every hop, read or not; so does leaving the block,
+        however it is left."""
+        state = HeadSequence(generation, self._self_id)
+        live = LiveSequence(self, state, self._clock)
+        self._live[state.session] = live
         try:
-            self._post(NodeId(chain[0].node_id), opened)
-            self._feed(request)
-            yield TokenStream(request, receive)
+            yield live
         finally:
-            self._close(request, "done")
-            send.close()
-            receive.close()
+            self._end(live, "done")
+            live.close()
+
+    @asynccontextmanager
+    async def generate(self, generation: Generation, chain: tuple[Hop, ...]) -> AsyncIterator[TokenStream]:
+        """Run a request along `chain` and no other."""
+        async with self.sequence(generation) as live:
+            live.take(chain)
+            yield TokenStream(live)
+
+    # --- routes -----------------------------------------------------------------------------------------------------
+
+    def route(self, live: LiveSequence, route: Route) -> None:
+        """Send a route to its first stage, and what may follow it."""
+        live.broken = False
+        self._outbox.post(NodeId(route.chain[0].node_id), route, lane="bulk")
+        self._feed(live)
+
+    def leave(self, live: LiveSequence, reason: str, *, keep: bool = False) -> None:
+        """The sequence's route is over: free it on its hops, but where their keys and values are to be kept."""
+        live.broken, live.kept = True, keep
+        state = live.state
+        if not keep:
+            for node_id in dict.fromkeys(hop.node_id for hop in state.chain):
+                self._outbox.post(NodeId(node_id), Close(state.session, state.attempt, reason[:200]))
+        live.left()
+
+    def ask(self, live: LiveSequence) -> None:
+        """Ask the chain how far it is."""
+        state = live.state
+        for node_id in dict.fromkeys(hop.node_id for hop in state.chain):
+            self._outbox.post(NodeId(node_id), Probe(state.session, state.attempt))
+
+    def fail(self, live: LiveSequence, hop: int, kind: FailureKind, reason: str) -> None:
+        """The route cannot go on, because of one of its hops."""
+        at = live.state.chain[hop]
+        name, layers = live.names[at.node_id], f"{at.start}–{at.end - 1}"
+        error: RequestError
+        match kind:
+            case "full":
+                error = Overloaded(f"node {name}: {reason}; try again when another request has ended")
+            case "refused" | "forgotten":
+                error = NoRoute(f"node {name} refused layers {layers}: {reason}; try again")
+            case _:
+                error = HopLost(name, layers, reason)
+        self._break(live, NodeFailure(NodeId(at.node_id), kind, error))
+
+    def _break(self, live: LiveSequence, failure: NodeFailure) -> None:
+        if live.broken:
+            return
+        self.leave(live, str(failure.error), keep=failure.kind == "link" and live.state.generated > 0)
+        live.push(failure)
+
+    # --- frames -----------------------------------------------------------------------------------------------------
 
     def handle(self, arrival: Arrival) -> None:
-        """Take one frame that concerns a head. Unknown sessions and wrong senders are ignored."""
-        frame = arrival.frame
-        assert isinstance(frame, Sampled | Progress | Failed)
-        request = self._open.get(frame.session)
-        if request is None or frame.epoch != request.opened.epoch:
-            return
-        opened = request.opened
-        chain = opened.chain
-        if isinstance(frame, Failed):
-            if any(hop.node_id == arrival.peer for hop in chain):
-                self._failed(request, arrival.peer, frame)
-            return
-        if arrival.peer != chain[-1].node_id:
-            return
-        request.heard_s = trio.current_time()
-        if isinstance(frame, Progress):
-            request.done = max(request.done, min(frame.position, request.sent))
-            self._feed(request)
-        elif frame.position == request.due:
-            request.due += 1
-            full = request.due >= opened.max_tokens  # whatever the tail says: there is no room for more
-            finish = frame.finish or ("length" if full else None)
-            request.events.send_nowait(TokenStep(frame.token, frame.position, finish, frame.timings, arrival.wire_ms))
-            if finish is not None:
-                self._close(request, "done")
+        """Take one frame that concerns a head. Unknown sessions, former routes and wrong senders are ignored."""
+        frame, peer = arrival.frame, arrival.peer
+        match frame:
+            case Sampled():
+                for part in frame.parts:
+                    if (live := self._of(part.session, part.attempt)) is not None and self._is_tail(live, peer):
+                        self._sampled(live, part, arrival.wire_ms)
+            case Progress():
+                if (live := self._of(frame.session, frame.attempt)) is not None and self._is_tail(live, peer):
+                    live.alive()
+                    live.state.progress(frame.position)
+                    self._feed(live)
+            case Accepted() | Standing():
+                live = self._of(frame.session, frame.attempt)
+                if live is not None and _is_hop(live.state.chain, frame.hop, peer):
+                    self._heard(live, frame)
+            case Failed():
+                if (live := self._of(frame.session, frame.attempt)) is not None:
+                    self._failed(live, peer, frame)
+            case _:
+                log.debug("a %s frame is nothing for a head", type(frame).__name__)
 
-    def lost(self, peer: NodeId, reason: str) -> None:
-        """A member is gone: end every request whose chain needs it."""
-        for request in list(self._open.values()):
-            hop = next((hop for hop in request.opened.chain if hop.node_id == peer), None)
-            if hop is not None:
-                self._fail(request, peer, HopLost(request.names[peer], _layers(hop), reason))
+    def _of(self, session: str, attempt: int) -> LiveSequence | None:
+        live = self._live.get(session)
+        return live if live is not None and not live.broken and live.state.attempt == attempt else None
+
+    def _is_tail(self, live: LiveSequence, peer: NodeId) -> bool:
+        return peer == live.state.chain[-1].node_id
+
+    def _heard(self, live: LiveSequence, frame: Accepted | Standing) -> None:
+        if isinstance(frame, Standing):
+            live.stands(frame)
+            return
+        live.alive()
+        live.state.accepted(frame.hop, frame.rows)
+        self._feed(live)
+
+    def _sampled(self, live: LiveSequence, part: SampledPart, wire_ms: float) -> None:
+        state = live.state
+        live.alive()
+        if not state.sampled(part):
+            return
+        token, finish = part.tokens[0], part.finish
+        if state.is_complete:  # whatever the tail says: there is no room for more
+            finish = "stop" if token in state.generation.stop_tokens else "length"
+        elif finish is not None:
+            self.fail(live, len(state.chain) - 1, "wrong", f"it ended the answer after {state.generated} tokens")
+            return
+        live.push(TokenStep(token, part.position, finish, state.chain, part.timings, wire_ms))
+        if finish is not None:
+            self._end(live, "done")
+        else:
+            self._feed(live)
+
+    def _failed(self, live: LiveSequence, peer: NodeId, frame: Failed) -> None:
+        """A stage has given up: because of itself, or because of another hop that it has lost or does not believe."""
+        hops = {hop.node_id: index for index, hop in reversed(list(enumerate(live.state.chain)))}
+        if peer not in hops:
+            return
+        kind: FailureKind = "full" if frame.kind == "overloaded" else frame.kind
+        suspect, reason = hops[peer], frame.reason
+        if frame.suspect in hops and frame.suspect not in (peer, self._self_id):
+            assert frame.suspect is not None
+            suspect, name = hops[frame.suspect], live.names[peer]
+            reason = f"node {name} lost the link to it: {reason}" if kind == "link" else f"node {name} says: {reason}"
+        elif kind == "wrong" and frame.suspect is not None:
+            kind = "refused"
+        self.fail(live, suspect, kind, reason)
+
+    # --- losses -----------------------------------------------------------------------------------------------------
+
+    def member_gone(self, peer: NodeId, reason: str) -> None:
+        """A member is gone: every route that needs it is over."""
+        self._lose(peer, "lost", reason)
+
+    def link_lost(self, peer: NodeId, reason: str) -> None:
+        """The link with a member broke: what its hops were to be told, or to tell, may be lost."""
+        self._lose(peer, "link", reason)
+
+    def _lose(self, peer: NodeId, kind: FailureKind, reason: str) -> None:
+        for live in list(self._live.values()):
+            at = next((index for index, hop in enumerate(live.state.chain) if hop.node_id == peer), None)
+            if at is not None and not live.broken:
+                self.fail(live, at, kind, reason)
 
     def fail_session(self, session: str, reason: str) -> None:
         """A request cannot go on at this node."""
-        if (request := self._open.get(session)) is not None:
-            self._end(request, RequestError(reason))
+        live = self._live.get(session)
+        if live is not None and not live.broken:
+            self._break(live, NodeFailure(self._self_id, "refused", RequestError(reason)))
 
-    def _failed(self, request: _Open, peer: NodeId, frame: Failed) -> None:
-        """A stage has given up: because of itself, or because of another hop that it has lost."""
-        name = request.names[peer]
-        hops = {NodeId(hop.node_id): hop for hop in reversed(request.opened.chain)}
-        unreachable = NodeId(frame.unreachable) if frame.unreachable is not None else None
-        error: RequestError
-        if unreachable in hops and unreachable not in (peer, self._self_id):
-            text = f"node {name} lost the link to it: {frame.reason}"
-            peer, error = unreachable, HopLost(request.names[unreachable], _layers(hops[unreachable]), text)
-        elif frame.kind == "overloaded":
-            error = Overloaded(f"node {name}: {frame.reason}; try again when another request has ended")
-        elif frame.kind == "refused":
-            error = NoRoute(f"node {name} refused layers {_layers(hops[peer])}: {frame.reason}; try again")
-        else:
-            error = HopLost(name, _layers(hops[peer]), frame.reason)
-        self._fail(request, peer, error)
+    def _end(self, live: LiveSequence, reason: str) -> None:
+        if self._live.pop(live.state.session, None) is not None and live.state.chain:
+            self.leave(live, reason)
 
-    def _fail(self, request: _Open, peer: NodeId, error: RequestError) -> None:
-        request.failure = NodeFailure(peer, error)
-        self._end(request, error)
-
-    def _end(self, request: _Open, error: RequestError) -> None:
-        self._close(request, str(error)[:200])
-        request.events.send_nowait(error)
-
-    def _close(self, request: _Open, reason: str) -> None:
-        opened = request.opened
-        if self._open.pop(opened.session, None) is None:
-            return
-        for node_id in dict.fromkeys(hop.node_id for hop in opened.chain):
-            self._post(NodeId(node_id), Close(opened.session, opened.epoch, reason))
-        request.ended()
-
-    def _feed(self, request: _Open) -> None:
-        """Send prompt chunks, at most one per stage and one more under way: no stage queues a whole prompt."""
-        prompt, opened = request.generation.prompt, request.opened
-        window = (len(opened.chain) + 1) * CHUNK_TOKENS
-        while request.sent < len(prompt) and request.sent - request.done < window:
-            ids = prompt[request.sent : request.sent + CHUNK_TOKENS]
-            position, request.sent = request.sent, request.sent + len(ids)
-            final = request.sent == len(prompt)
-            chunk = Tokens(opened.session, opened.epoch, position, len(ids), final, 0.0)
-            self._post(NodeId(opened.chain[0].node_id), chunk, struct.pack(f"<{len(ids)}i", *ids))
-
-    def _post(self, peer: NodeId, frame: Open | Tokens | Close, body: bytes = b"") -> None:
-        assert self._outbox is not None
-        self._outbox.post(peer, frame, body)
+    def _feed(self, live: LiveSequence) -> None:
+        state = live.state
+        first = NodeId(state.chain[0].node_id)
+        for chunk in state.feed():
+            frame = Step((chunk.part,), 1, None, 0.0)
+            self._outbox.post(first, frame, chunk.body, "steps" if chunk.streams else "bulk")
 
 
-def _layers(hop: Hop) -> str:
-    return f"{hop.start}–{hop.end - 1}"
+def _is_hop(chain: tuple[Hop, ...], hop: int, peer: NodeId) -> bool:
+    return hop < len(chain) and chain[hop].node_id == peer

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S, Stage, Step, StepResult
+from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S, Batch, BatchResult, Slot, Stage, Want
 from node.errors import EngineError
 from node.pipeline.latency import StepTimes
 from node.wire.frames import Sampling
@@ -42,7 +42,7 @@ class IdleProbe:
         """
         async with self._measuring:
             try:
-                timed = await self._run(stage, first=start == 0)
+                timed = await self._run(stage, start, end)
             except EngineError as error:
                 log.debug("layers [%d, %d) were not timed: %s", start, end, error)
                 return False
@@ -50,13 +50,14 @@ class IdleProbe:
             self._times.renew(end - start, timed)
         return bool(timed)
 
-    async def _run(self, stage: Stage, *, first: bool) -> list[tuple[StepResult, float]]:
+    async def _run(self, stage: Stage, start: int, end: int) -> list[tuple[BatchResult, float]]:
         """Steps and their overheads in ms; none where somebody wants the stage."""
         if not self._idle():
             return []
-        timed: list[tuple[StepResult, float]] = []
+        timed: list[tuple[BatchResult, float]] = []
+        first, sampling = start == 0, Sampling() if stage.info.head_ms is not None else None
         try:
-            await stage.reserve(SESSION, PROBE_MOST_STEPS + 1)
+            await stage.open(SESSION, start, end, sampling, PROBE_MOST_STEPS + 1)
             if not self._idle():
                 return []
             warm_up, took_s = await _step(stage, 0, first=first)
@@ -67,18 +68,18 @@ class IdleProbe:
                 timed.append(_with_overhead(*await _step(stage, len(timed) + 1, first=first)))
             return timed if self._idle() else []
         finally:
-            await stage.free(SESSION)
+            await stage.close(SESSION)
 
 
-async def _step(stage: Stage, position: int, *, first: bool) -> tuple[StepResult, float]:
+async def _step(stage: Stage, position: int, *, first: bool) -> tuple[BatchResult, float]:
     """A decode step of token 0, or of a hidden state of zeros, and the seconds that it took from here."""
     info = stage.info
     data = bytes(4 if first else DTYPE_BYTES[info.dtype] * info.hidden_size)
-    sampling = Sampling() if info.head_ms is not None else None  # only a stage that ends the model has timed a head
+    want: Want = "token" if info.head_ms is not None else "nothing"  # only a stage that ends the model has timed a head
     started_s = trio.current_time()
-    result = await stage.run(Step(SESSION, position, 1, data, None if first else info.dtype, sampling))
+    result = await stage.run(Batch((Slot(SESSION, position, 1, want),), data, None if first else info.dtype))
     return result, trio.current_time() - started_s
 
 
-def _with_overhead(result: StepResult, took_s: float) -> tuple[StepResult, float]:
+def _with_overhead(result: BatchResult, took_s: float) -> tuple[BatchResult, float]:
     return result, max(0.0, 1e3 * took_s - result.compute_ms)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import fmean, median, quantiles
 
-from node.engine.base import StageInfo, StepResult
+from node.engine.base import BatchResult, StageInfo
 from node.wire.records import LayerLatency
 
 KEPT_STEPS = 128
@@ -17,19 +17,21 @@ LONGEST_MS = 1e6
 
 
 class StepTimes:
-    """The last `KEPT_STEPS` decode steps. A figure that cannot be is not taken in."""
+    """The last `KEPT_STEPS` batches of decode steps. A figure that cannot be is not taken in."""
 
     def __init__(self) -> None:
         self._layer_ms: deque[float] = deque(maxlen=KEPT_STEPS)
         self._head_ms: deque[float] = deque(maxlen=KEPT_STEPS)
         self._overhead_ms: deque[float] = deque(maxlen=KEPT_STEPS)
+        self._sequences: deque[int] = deque(maxlen=KEPT_STEPS)
         self._weights = ""
         self.in_service = 0
-        """Decode steps of sequences so far."""
+        """Batches of decode steps of sequences so far."""
 
     def loaded(self, info: StageInfo, weights: str) -> None:
         """Begin anew with what a stage measured when it was loaded; the head's time stays while the model does."""
         self._layer_ms.clear()
+        self._sequences.clear()
         if weights != self._weights:
             self._head_ms.clear()
         self._weights = weights
@@ -38,16 +40,19 @@ class StepTimes:
             self._head_ms.clear()
             _take(self._head_ms, info.head_ms)
 
-    def add(self, layers: int, result: StepResult, overhead_ms: float) -> None:
-        """One decode step through `layers` layers; `overhead_ms` is its time here outside compute and queue."""
+    def add(self, layers: int, result: BatchResult, overhead_ms: float, sequences: int = 1) -> None:
+        """One batch of decode steps, one of each of `sequences`, through `layers` layers; `overhead_ms` is its time
+        here outside compute and queue."""
         self.in_service += 1
+        self._sequences.append(sequences)
         self._take_step(layers, result, overhead_ms)
 
-    def renew(self, layers: int, steps: Sequence[tuple[StepResult, float]]) -> None:
+    def renew(self, layers: int, steps: Sequence[tuple[BatchResult, float]]) -> None:
         """Begin anew with the median of steps timed while nobody used the stage, each with its overhead in ms.
 
         One figure only: steps in service soon outweigh it.
         """
+        self._sequences.clear()
         now = StepTimes()
         for result, overhead_ms in steps:
             now._take_step(layers, result, overhead_ms)
@@ -59,7 +64,7 @@ class StepTimes:
     def _windows(self) -> tuple[deque[float], ...]:
         return self._layer_ms, self._head_ms, self._overhead_ms
 
-    def _take_step(self, layers: int, result: StepResult, overhead_ms: float) -> None:
+    def _take_step(self, layers: int, result: BatchResult, overhead_ms: float) -> None:
         if 0 <= result.head_ms <= result.compute_ms:
             _take(self._layer_ms, (result.compute_ms - result.head_ms) / layers)
             if result.head_ms:
@@ -71,10 +76,11 @@ class StepTimes:
         seen = list(self._layer_ms)
         if not seen:
             return None
+        sequences = round(fmean(self._sequences)) if self._sequences else 1
         if len(seen) == 1:
-            return LayerLatency(seen[0], seen[0], seen[0])
+            return LayerLatency(seen[0], seen[0], seen[0], sequences)
         cuts = quantiles(seen, n=20, method="inclusive")
-        return LayerLatency(fmean(seen), cuts[9], cuts[18])
+        return LayerLatency(fmean(seen), cuts[9], cuts[18], sequences)
 
     @property
     def head_ms(self) -> float | None:

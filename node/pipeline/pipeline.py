@@ -12,9 +12,10 @@ from node.errors import WorkerDied
 from node.pipeline.head import Head
 from node.pipeline.link_rates import LEAST_BYTES, LinkRates
 from node.pipeline.outbox import Outbox
-from node.pipeline.stage import StageLookup, StageRunner
+from node.pipeline.stage import StageRunner
+from node.pipeline.stages import Stages
 from node.swarm.base import Arrival, Swarm
-from node.wire.frames import Activations, Close, Failed, Frame, Open, Progress, Sampled, Tokens
+from node.wire.frames import Accepted, Close, Failed, Frame, Probe, Progress, Route, Sampled, Standing, Step
 from node.wire.ids import NodeId
 
 if TYPE_CHECKING:
@@ -28,14 +29,14 @@ IDLE_CHECK_S = 30.0
 class Pipeline:
     """Every request that this node is head of or a hop in."""
 
-    def __init__(self, swarm: Swarm, lookup: StageLookup, worker_failed: Callable[[WorkerDied], None]) -> None:
+    def __init__(self, swarm: Swarm, stages: Stages, worker_failed: Callable[[WorkerDied], None]) -> None:
         self._swarm = swarm
-        self.head = Head(swarm.node_id, self._name_of)
-        self.stage = StageRunner(swarm.node_id, lookup, worker_failed, lambda node_id: node_id in swarm.members())
+        self._outbox = Outbox(swarm, self)
+        self.head = Head(swarm.node_id, self._outbox, self._name_of)
+        self.stage = StageRunner(
+            swarm.node_id, stages, self._outbox, worker_failed, lambda node_id: node_id in swarm.members()
+        )
         self.link_rates = LinkRates()
-        self._outbox = Outbox(swarm, self._deliver, self.lost, self._unsendable)
-        self.head.attach(self._outbox)
-        self.stage.attach(self._outbox)
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
@@ -49,32 +50,40 @@ class Pipeline:
                     own = self._swarm.members()[self._swarm.node_id]
                     rtt_ms = own.rtt_ms.get(arrival.peer, 0.0)
                     self.link_rates.add(arrival.peer, len(arrival.body), arrival.wire_ms, rtt_ms)
-                self._deliver(arrival)
+                self.deliver(arrival)
 
-    def lost(self, peer: NodeId, reason: str) -> None:
-        """A member is gone or unreachable: everything that needs it ends now."""
+    def member_gone(self, peer: NodeId, reason: str) -> None:
+        """A member is out of the view: everything that needs it stops now."""
         self._outbox.forget(peer)
-        self.head.lost(peer, reason)
-        self.stage.drop_all_with(peer, reason)
+        self.head.member_gone(peer, reason)
+        self.stage.member_gone(peer, reason)
 
-    def _deliver(self, arrival: Arrival) -> None:
+    def link_lost(self, peer: NodeId, reason: str) -> None:
+        """The link with a member broke. What uses it stops now, and may go on over a new one."""
+        self._outbox.forget(peer)
+        self.head.link_lost(peer, reason)
+        self.stage.link_lost(peer, reason)
+
+    def deliver(self, arrival: Arrival) -> None:
+        """Hand a frame to the side that it concerns."""
         frame = arrival.frame
         match frame:
-            case Open() | Tokens() | Activations() | Close():
+            case Route() | Step() | Close() | Probe():
                 self.stage.handle(arrival)
-            case Sampled():
-                if frame.finish is None:
-                    self.stage.handle(arrival)
+            case Sampled() | Failed():
+                self.stage.handle(arrival)
                 self.head.handle(arrival)
-            case Progress() | Failed():
+            case Progress() | Accepted() | Standing():
                 self.head.handle(arrival)
             case _ as unreachable:
                 assert_never(unreachable)
 
-    def _unsendable(self, frame: Frame, reason: str) -> None:
+    def unsendable(self, frame: Frame, reason: str) -> None:
+        """A frame of ours is larger than the wire allows: its sequences cannot go on."""
         log.warning("a frame cannot be sent: %s", reason)
-        self.head.fail_session(frame.session, reason)
-        self.stage.fail_session(frame.session, reason)
+        for session in _sessions_of(frame):
+            self.head.fail_session(session, reason)
+            self.stage.fail_session(session, reason)
 
     def _name_of(self, node_id: NodeId) -> str:
         record = self._swarm.members().get(node_id)
@@ -84,3 +93,9 @@ class Pipeline:
         while True:
             await trio.sleep(IDLE_CHECK_S)
             self.stage.drop_idle()
+
+
+def _sessions_of(frame: Frame) -> list[str]:
+    if isinstance(frame, Step | Sampled):
+        return [part.session for part in frame.parts]
+    return [frame.sequence.session if isinstance(frame, Route) else frame.session]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 
 import trio
 
@@ -28,7 +29,7 @@ class Place:
 
 
 class RoomQueue:
-    """Who looks for room, one after another. The first looks from time to time, the others when it has."""
+    """Who looks for room, one after another. The first looks when there are news, the others when it has."""
 
     def __init__(self) -> None:
         self._places: list[Place] = []
@@ -46,12 +47,19 @@ class RoomQueue:
             del self._places[at]
             self._call(at)
 
-    async def turn(self, place: Place, again_s: float) -> None:
-        """Until it may look: now, when those before it have, and for the first after `again_s` at the latest."""
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def ahead(self, place: Place) -> int:
+        """How many stand before it."""
+        return self._places.index(place)
+
+    async def turn(self, place: Place, again_at_s: float) -> None:
+        """Until it may look: now, when those before it have, and for the first at `again_at_s` at the latest."""
         while True:
             at = self._places.index(place)
             self._call(at + 1)
-            with trio.move_on_after(again_s if at == 0 else float("inf")):
+            with trio.move_on_at(again_at_s if at == 0 else inf):
                 await place.called.wait()
             place.called = trio.Event()
             rivals = (before for before in self._before(place) if before.avoid <= place.avoid)
@@ -64,7 +72,7 @@ class RoomQueue:
             before.gives_way_tokens -= place.kv_tokens
 
     def look_again(self) -> None:
-        """Room may have come free."""
+        """Something has changed: room may have come free."""
         self._call(0)
 
     def _before(self, place: Place) -> list[Place]:

@@ -1,110 +1,168 @@
-"""One sequence at one hop: where it comes from, where it goes, and which position is due. No I/O."""
+"""One sequence at one hop: where it comes from, where it goes, and which step is due. No I/O.
+
+It outlives its routes: what it keeps is its place in the engine, and how many tokens are in its KV there.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 from node.engine.base import Stage
-from node.wire.frames import Activations, HopTiming, Open, Sampled, Tokens
+from node.pipeline.stages import HeldStage
+from node.wire.frames import Hop, Route, SampledPart, StepPart
 from node.wire.ids import NodeId
-from node.wire.models import DTYPE_BYTES
 
 Verdict = Literal["run", "ignore", "refuse"]
+Key = tuple[str, int]
+"""Session and hop: one node may be several hops of a chain."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class StageSession:
     """What a stage remembers of a sequence between steps."""
 
-    opened: Open
-    stage: Stage
+    route: Route
+    held: HeldStage
+    engine_key: str
+    """The engine's name for it."""
+    opened_s: float
     last_active_s: float
+    credit_rows: int = 0
+    """Rows of it that may be here at a time."""
+    waiting_rows: int = 0
+    """Of those: rows that wait for the engine."""
+    waiting_steps: int = 0
     due: int = 0
-    """Position that the next frame must start at."""
-    generated: int = 0
-    """Tokens that this tail has sampled."""
+    """Number of the step that must come next."""
+    position: int = 0
+    """Where it may start at the latest: behind all that has come."""
+    kv_tokens: int = 0
+    """In the engine's cache, by the batches that have ended."""
+    last_ran: int = 0
+    """`schedule.Ready.number` of its last step."""
+    done: int = 0
+    """Steps run and sent on."""
+    suspended_s: float | None = None
+    """Its chain is broken since then: its KV is kept for a while, for a new route."""
 
     @property
-    def key(self) -> tuple[str, int]:
-        return self.opened.session, self.opened.hop
+    def stage(self) -> Stage:
+        return self.held.stage
+
+    @property
+    def key(self) -> Key:
+        return self.route.sequence.session, self.route.hop
+
+    @property
+    def session(self) -> str:
+        return self.route.sequence.session
+
+    @property
+    def own(self) -> Hop:
+        """This hop."""
+        return self.route.chain[self.route.hop]
 
     @property
     def head(self) -> NodeId:
-        return NodeId(self.opened.head)
+        return NodeId(self.route.sequence.head)
+
+    @property
+    def upstream(self) -> NodeId:
+        """The hop before, or the head."""
+        return upstream_of(self.route)
 
     @property
     def downstream(self) -> NodeId | None:
         """The next stage; None for the tail."""
-        hop = self.opened.hop
-        return None if self.is_tail else NodeId(self.opened.chain[hop + 1].node_id)
+        return None if self.is_tail else NodeId(self.route.chain[self.route.hop + 1].node_id)
 
     @property
     def first(self) -> NodeId:
-        return NodeId(self.opened.chain[0].node_id)
+        return NodeId(self.route.chain[0].node_id)
 
     @property
     def is_tail(self) -> bool:
-        return self.opened.hop == len(self.opened.chain) - 1
+        return self.route.hop == len(self.route.chain) - 1
 
-    def needs(self) -> set[NodeId]:
-        """The nodes without which the sequence cannot go on."""
-        return {self.head, *(NodeId(hop.node_id) for hop in self.opened.chain)}
+    @property
+    def reserved_bytes(self) -> int:
+        """KV cache set aside for its layers."""
+        own, held = self.own, self.held
+        token_bytes = self.stage.info.kv_bytes_per_token * (own.end - own.start) / (held.end - held.start)
+        return ceil(self.route.sequence.max_tokens * token_bytes)
 
-    def judge(self, peer: NodeId, frame: Tokens | Activations | Sampled, body_bytes: int) -> Verdict:
-        """Whether a frame is the one that is due, a repetition of an earlier one, or out of order.
+    def needs_link(self, peer: NodeId) -> bool:
+        """Whether it cannot go on without the link to `peer`. Links of other pairs of its chain are theirs to tell."""
+        tail = NodeId(self.route.chain[-1].node_id)
+        return (
+            peer in (self.head, self.upstream, self.downstream)
+            or (self.is_tail and peer == self.first)
+            or (self.route.hop == 0 and peer == tail)
+        )
 
-        A frame from anyone but the hop it should come from is ignored, whatever it says, and so is a repetition.
+    def members(self) -> set[NodeId]:
+        """The nodes without which it cannot go on."""
+        return {self.head, *(NodeId(hop.node_id) for hop in self.route.chain)}
+
+    def take(self, route: Route) -> bool:
+        """Go on along a new route; False where what it must have kept for that is not here, or cannot be taken back."""
+        back = route.position < self.kv_tokens and not self.stage.info.can_rewind
+        if route.position > self.kv_tokens or back or route.chain[route.hop] != self.own:
+            return False
+        self.route, self.suspended_s = route, None
+        self.due, self.done, self.position = 0, 0, route.position
+        self.waiting_rows = self.waiting_steps = 0
+        return True
+
+    def judge(self, peer: NodeId, part: StepPart) -> Verdict:
+        """Whether a step is the one that is due, a repetition of an earlier one, or cannot be.
+
+        A step from anyone but the hop that it should come from is ignored, whatever it says, and so is a repetition.
         """
-        if peer != sender_of(self.opened, frame) or frame.epoch != self.opened.epoch:
+        if peer != self.upstream or part.attempt != self.route.attempt or self.suspended_s is not None:
             return "ignore"
-        if body_bytes != expected_body_bytes(frame) or not self._fits(frame):
-            return "refuse"
-        if frame.position < self.due:
+        if part.step < self.due:
             return "ignore"
-        count = 1 if isinstance(frame, Sampled) else frame.count
-        if frame.position > self.due or self.due + count > self.opened.max_tokens:
+        if part.step > self.due or len(part.timings) != self.route.hop:
             return "refuse"
-        self.due += count
+        return self._take_rows(part.position, part.count)
+
+    def judge_sampled(self, peer: NodeId, part: SampledPart) -> Verdict:
+        """The same for a token that the tail has sampled, as the next input."""
+        ring = self.route.sequence.feed == "ring" and part.finish is None
+        if not ring or self.suspended_s is not None:
+            return "ignore"
+        if peer != NodeId(self.route.chain[-1].node_id) or part.attempt != self.route.attempt:
+            return "ignore"
+        if part.step + 1 < self.due:
+            return "ignore"
+        if part.step + 1 > self.due or len(part.tokens) != 1:
+            return "refuse"
+        return self._take_rows(part.position, 1)
+
+    def _take_rows(self, position: int, count: int) -> Verdict:
+        """Rows ahead of the credit are as wrong as rows behind a gap: an honest head keeps to both."""
+        back = position < self.position and not self.stage.info.can_rewind
+        if position > self.position or back or position + count > self.route.sequence.max_tokens:
+            return "refuse"
+        if count > self.stage.info.max_batch_rows or self.waiting_rows + count > self.credit_rows:
+            return "refuse"
+        self.due += 1
+        self.position = position + count
+        self.waiting_rows += count
+        self.waiting_steps += 1
         return "run"
 
-    def _fits(self, frame: Tokens | Activations | Sampled) -> bool:
-        """Whether activations have the model's width, and one stamp of each hop before us."""
-        if not isinstance(frame, Activations):
-            return True
-        before = [hop.node_id for hop in self.opened.chain[: self.opened.hop]]
-        return frame.width == self.stage.info.hidden_size and [t.node_id for t in frame.timings] == before
-
-    def finish_after(self, token: int) -> Literal["stop", "length"] | None:
-        """Whether the sequence ends with the token just sampled. Tail only; counts it."""
-        self.generated += 1
-        if token in self.opened.stop_tokens:
+    def finish_after(self, token: int, position: int) -> Literal["stop", "length"] | None:
+        """Whether the sequence ends with a token just sampled, whose place in it is `position`. Tail only."""
+        sequence = self.route.sequence
+        if token in sequence.stop_tokens:
             return "stop"
-        return "length" if self.generated >= self.opened.max_new_tokens else None
+        return "length" if position + 1 - sequence.prompt_tokens >= sequence.max_new_tokens else None
 
 
-def sender_of(opened: Open, frame: Tokens | Activations | Sampled) -> NodeId:
-    """Who alone may send this frame to the hop that was opened."""
-    if isinstance(frame, Sampled):
-        return NodeId(opened.chain[-1].node_id)
-    return NodeId(opened.head if opened.hop == 0 else opened.chain[opened.hop - 1].node_id)
-
-
-def expected_body_bytes(frame: Tokens | Activations | Sampled) -> int:
-    """What the header says that the body is."""
-    match frame:
-        case Tokens():
-            return 4 * frame.count
-        case Activations():
-            return DTYPE_BYTES[frame.dtype] * frame.count * frame.width
-        case Sampled():
-            return 0
-
-
-def timing(
-    session: StageSession, self_id: NodeId, *, wire_ms: float, queue_ms: float, compute_ms: float, total_ms: float
-) -> HopTiming:
-    """This hop's stamp: what the step took beyond queue and compute is serialising."""
-    hop = session.opened.chain[session.opened.hop]
-    serialise_ms = max(0.0, total_ms - queue_ms - compute_ms)
-    return HopTiming(self_id, hop.start, hop.end, wire_ms, queue_ms, compute_ms, serialise_ms)
+def upstream_of(route: Route) -> NodeId:
+    """Who alone may send rows, and the route itself, to the hop that it names."""
+    return NodeId(route.sequence.head if route.hop == 0 else route.chain[route.hop - 1].node_id)

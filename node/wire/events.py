@@ -69,8 +69,26 @@ class ModelProgress(Struct, frozen=True, tag="model_progress"):
     text: str = ""
 
 
+class NodeAvoided(Struct, frozen=True, tag="node_avoided"):
+    """This node, as a head, keeps away from another one for a while, for what it did to a request."""
+
+    node_id: NodeId
+    name: str
+    reason: Annotated[str, Meta(max_length=512)]
+    for_s: float
+
+
+class RequestWaiting(Struct, frozen=True, tag="request_waiting"):
+    """A request that this node is head of waits: for a chain, for room, or for another one after a failure. Told again
+    when what it waits for changes."""
+
+    request_id: RequestId
+    prompt_tokens: int
+    reason: Annotated[str, Meta(max_length=512)]
+
+
 class RequestStarted(Struct, frozen=True, tag="request_started"):
-    """This node is head of a new request; or, told again, of one that takes another chain before its first token."""
+    """A request that this node is head of takes a chain; or, told again, another one."""
 
     request_id: RequestId
     prompt_tokens: int
@@ -127,7 +145,9 @@ Event = (
     | NodeGone
     | PlanAdopted
     | PlanImpossible
+    | NodeAvoided
     | ModelProgress
+    | RequestWaiting
     | RequestStarted
     | RequestProgress
     | RequestFinished

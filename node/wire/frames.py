@@ -1,7 +1,10 @@
-"""What travels between hops: a checked header, and for activations the raw tensor bytes behind it.
+"""What travels between hops: a checked header, and for rows the raw tensor bytes behind it.
 
-Every frame of a session carries (session, epoch, position), so that a repeated frame is recognised and an out-of-order
-one refused. On the link a frame is: u32 header length, u32 body length (both little-endian), header (msgpack), body.
+What a sequence *is* (`Sequence`) is told apart from where it goes (`Route`), which may be told again: the attempt
+counts the routes of one sequence. Rows are ordered by (session, attempt, step). A repeated step is recognised by its
+number; a position may fall, where what lies behind it is to be forgotten. One frame carries steps of many sequences.
+
+On the link a frame is: u32 header length, u32 body length (both little-endian), header (msgpack), body.
 """
 
 from __future__ import annotations
@@ -11,23 +14,33 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from node.wire.models import Count, Dtype
-from node.wire.records import Id, Layer, Milliseconds
+from node.wire.records import Id, Layer
 
 HEADER_LIMIT_BYTES = 256 * 1024
-"""An `Open` along 1,000 hops is about 100 KiB."""
+"""A `Route` along 1,000 hops is about 100 KiB."""
 
 BODY_LIMIT_BYTES = 64 * 1024 * 1024
 """A prefill chunk of 512 tokens, 16,384 wide, in fp32 is 32 MiB."""
+
+MOST_PARTS = 256
+"""Sequences in one frame."""
 
 Session = Annotated[str, Meta(min_length=32, max_length=32, pattern="^[0-9a-f]{32}$")]
 Reason = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 HopIndex = Annotated[int, Meta(ge=0, le=1023)]
-"""The receiver's place in the chain: one node may be several hops of it."""
+"""A place in the chain: one node may be several hops of it."""
+Attempt = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""Which route of a sequence, counted from 1."""
+StepNumber = Annotated[int, Meta(ge=0, le=2**53)]
+"""Which of the sequence's steps on this route, counted from 0: prompt chunks, then what follows them."""
+Rows = Annotated[int, Meta(ge=1, le=8192)]
+Want = Literal["nothing", "token", "each"]
+"""What the tail shall make of a step's rows: no token, one after the last, or one after each."""
 
 
 class Hop(Struct, frozen=True):
-    """One stage of a session's chain: layers [start, end) on one node."""
+    """One stage of a route's chain: layers [start, end) on one node."""
 
     node_id: Id
     start: Layer
@@ -45,110 +58,174 @@ class Sampling(Struct, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
 
 
-class HopTiming(Struct, frozen=True):
-    """Where one hop's time went for one step."""
+class Sequence(Struct, frozen=True):
+    """What a sequence is, wherever it goes."""
 
-    node_id: Id
-    start: Layer
-    end: Layer
-    wire_ms: Milliseconds
+    session: Session
+    head: Id
+    weights: Annotated[str, Meta(max_length=1024)]
+    """Digest and dtype of the model's weights: a range of another model is not taken for this one's."""
+    max_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
+    """Prompt and answer together: the KV to reserve."""
+    prompt_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
+    max_new_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
+    stop_tokens: Annotated[tuple[TokenId, ...], Meta(max_length=64)]
+    """The tail ends the sequence on any of these."""
+    sampling: Sampling
+    feed: Literal["ring", "head"] = "ring"
+    """Where the first stage's next input comes from once the prompt is through: straight from the tail, or from the
+    head, which may have it verify a draft."""
+
+
+class Route(Struct, frozen=True, tag="route"):
+    """Head to first stage, then handed from stage to stage: this is where the sequence goes from now on.
+
+    A stage that has no KV of it opens it; one that has goes on with what it has. A higher attempt replaces a lower one.
+    """
+
+    sequence: Sequence
+    attempt: Attempt
+    chain: Annotated[tuple[Hop, ...], Meta(min_length=1, max_length=1024)]
+    hop: HopIndex
+    """The receiver's place in the chain."""
+    position: Count = 0
+    """Of the first row that will come: keys and values from there on are to be forgotten. Above 0 only where every
+    stage has kept those before it."""
+
+
+class HopTiming(Struct, frozen=True, array_like=True):
+    """Where one hop's time went for one step. Whose it is tells its place: hops stand in the order of the chain."""
+
+    wire_ms: float
     """From the sender's write to our read, by the clock offset that heartbeats measure."""
-    queue_ms: Milliseconds
+    queue_ms: float
     """Waiting for the engine."""
-    compute_ms: Milliseconds
-    """Inside the engine worker."""
-    serialise_ms: Milliseconds
+    compute_ms: float
+    """Inside the engine worker; of the whole batch, where the step shared one."""
+    serialise_ms: float
     """Around the worker: copying in and out, packing the frame."""
+
+    def __post_init__(self) -> None:
+        for each in (self.wire_ms, self.queue_ms, self.compute_ms, self.serialise_ms):
+            if not 0 <= each <= 1e9:  # NaN is neither
+                raise ValueError(f"timing: {each} ms cannot be")
 
 
 Timings = Annotated[tuple[HopTiming, ...], Meta(max_length=1024)]
 
 
-class Open(Struct, frozen=True, tag="open"):
-    """Head to first stage, then handed from stage to stage: a sequence begins, reserve its KV."""
+class StepPart(Struct, frozen=True, array_like=True):
+    """One sequence's rows in a `Step`."""
 
     session: Session
-    epoch: Count
-    head: Id
-    chain: Annotated[tuple[Hop, ...], Meta(min_length=1, max_length=1024)]
+    attempt: Attempt
     hop: HopIndex
-    weights: Annotated[str, Meta(max_length=1024)]
-    """Digest and dtype of the model's weights: a range of another model is not taken for this one's."""
-    max_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
-    """Prompt and answer together: the KV to reserve."""
-    max_new_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
-    stop_tokens: Annotated[tuple[TokenId, ...], Meta(max_length=64)]
-    """The tail ends the sequence on any of these."""
-    sampling: Sampling
-
-
-class Tokens(Struct, frozen=True, tag="tokens"):
-    """Head to first stage: a chunk of the prompt. Body: int32 token ids, little-endian."""
-
-    session: Session
-    epoch: Count
+    """The receiver's."""
+    step: StepNumber
     position: Count
-    """Index of the first token in the sequence."""
-    count: Annotated[int, Meta(ge=1, le=8192)]
-    final: bool
-    """The prompt's last chunk: the tail samples after it."""
+    """Index of the first row in the sequence. Below the end of what came before: the rest is forgotten."""
+    count: Rows
+    want: Want
+    timings: Timings
+    """Of the hops before the receiver."""
+
+
+class Step(Struct, frozen=True, tag="step"):
+    """Rows of several sequences, for the next hop of each. Body: the rows of all parts in order.
+
+    From a head to a first stage: int32 token ids, little-endian. From stage to stage: hidden states, each of `width`
+    elements of `dtype`, row-major, little-endian.
+    """
+
+    parts: Annotated[tuple[StepPart, ...], Meta(min_length=1, max_length=MOST_PARTS)]
+    width: Annotated[int, Meta(ge=1, le=1_000_000)]
+    """1 for token ids."""
+    dtype: Dtype | None
+    """None: token ids."""
     sent_s: float
     """The sender's clock; the link subtracts its offset to ours."""
 
 
-class Activations(Struct, frozen=True, tag="activations"):
-    """Stage to next stage. Body: `count` rows of `width` elements of `dtype`, row-major, little-endian."""
+class SampledPart(Struct, frozen=True, array_like=True):
+    """One sequence's tokens in a `Sampled`."""
 
     session: Session
-    epoch: Count
+    attempt: Attempt
+    step: StepNumber
+    """Of the rows that they follow from."""
     position: Count
-    count: Annotated[int, Meta(ge=1, le=8192)]
-    width: Annotated[int, Meta(ge=1, le=1_000_000)]
-    dtype: Dtype
-    hop: HopIndex
-    final: bool
-    sent_s: float
+    """Index of the first of the tokens in the sequence."""
+    tokens: Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=8192)]
+    """One, or one for each row where that was wanted."""
+    finish: Literal["stop", "length"] | None
     timings: Timings
 
 
 class Sampled(Struct, frozen=True, tag="sampled"):
     """Tail to first stage (which starts the next step at once) and to the head (which streams it)."""
 
-    session: Session
-    epoch: Count
-    position: Count
-    """Index of this token in the sequence."""
-    token: TokenId
-    finish: Literal["stop", "length"] | None
+    parts: Annotated[tuple[SampledPart, ...], Meta(min_length=1, max_length=MOST_PARTS)]
     sent_s: float
-    timings: Timings
+
+
+class Accepted(Struct, frozen=True, tag="accepted"):
+    """A stage to the head: it has room for the sequence, and for so many of its rows under way at a time."""
+
+    session: Session
+    attempt: Attempt
+    hop: HopIndex
+    rows: Annotated[int, Meta(ge=1, le=100_000_000)]
+    """The head's credit: of rows whose way through the chain it has not heard the end of."""
 
 
 class Progress(Struct, frozen=True, tag="progress"):
     """Tail to head: prompt tokens below `position` are through; lets the head send another chunk."""
 
     session: Session
-    epoch: Count
+    attempt: Attempt
     position: Count
 
 
-class Close(Struct, frozen=True, tag="close"):
-    """Head to every stage: free the sequence's KV. Harmless when repeated."""
+class Probe(Struct, frozen=True, tag="probe"):
+    """Head to every stage of a chain that is silent: how far are you?"""
 
     session: Session
-    epoch: Count
+    attempt: Attempt
+
+
+class Standing(Struct, frozen=True, tag="standing"):
+    """The answer to a `Probe`, one for each hop that the node is."""
+
+    session: Session
+    attempt: Attempt
+    hop: HopIndex
+    steps: Count
+    """Done and sent on."""
+    waiting: Count
+    """Steps that are here and not done yet. 0, where nothing has come."""
+
+
+class Close(Struct, frozen=True, tag="close"):
+    """Head to a stage: free the sequence's KV, whatever of its attempts up to this one it was for. May be repeated, and
+    may come before the `Route` that it belongs to."""
+
+    session: Session
+    attempt: Attempt
     reason: Reason
 
 
 class Failed(Struct, frozen=True, tag="failed"):
-    """A stage to the head: it cannot go on, and has freed the sequence."""
+    """A stage to the head: it cannot go on with this route. A stage that cannot reach the head tells its neighbours in
+    the chain, who pass it on."""
 
     session: Session
-    epoch: Count
+    attempt: Attempt
     reason: Reason
-    kind: Literal["lost", "overloaded", "refused"] = "lost"
-    unreachable: Id | None = None
-    """The node of the chain that the stage has lost, where that is why: that one is to be gone around."""
+    kind: Literal["lost", "link", "overloaded", "refused", "wrong", "forgotten"] = "lost"
+    """What is gone: the stage's engine or its layers; a link or a member; room; the will; trust in what the suspect
+    sent; the keys and values that were to have been kept."""
+    suspect: Id | None = None
+    """The node that is at fault, where it is not the sender: its link is lost, or its frames cannot be."""
 
 
-Frame = Open | Tokens | Activations | Sampled | Progress | Close | Failed
+Frame = Route | Step | Sampled | Accepted | Progress | Probe | Standing | Close | Failed

@@ -23,7 +23,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import trio
 
-from node.engine.base import Buffer, StageInfo, StageSpec, Step, StepResult
+from node.engine.base import (
+    BATCHES_IN_FLIGHT,
+    BackendInfo,
+    Batch,
+    BatchResult,
+    Buffer,
+    Slot,
+    SlotResult,
+    StageInfo,
+    StageSpec,
+)
 from node.errors import EngineError, LoadFailed, OutOfKV, WorkerDied
 from node.wire.frames import Sampling
 from node.wire.models import Dtype
@@ -75,9 +85,16 @@ class ToySequence:
     """One sequence's state in one stage."""
 
     reserved: int
-    past: list[int]
-    """Per layer of the stage: the sum of what entered."""
-    position: int = 0
+    start: int
+    end: int
+    sampling: Sampling | None
+    past: list[list[int]]
+    """Per layer: the sum of what has entered it, position by position."""
+    broken: bool = False
+
+    @property
+    def position(self) -> int:
+        return len(self.past[0])
 
 
 @dataclass(slots=True)
@@ -88,79 +105,125 @@ class FakeStage:
     spec: StageSpec
     info: StageInfo
     sequences: dict[str, ToySequence] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-    """Every step that was asked for, for assertions."""
+    batches: list[Batch] = field(default_factory=list)
+    """Every batch that was asked for, for assertions."""
     closed: bool = False
-    busy: bool = False
 
-    async def reserve(self, session: str, tokens: int) -> None:
+    @property
+    def steps(self) -> list[Slot]:
+        """Every slot of them."""
+        return [slot for batch in self.batches for slot in batch.slots]
+
+    async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
         await self.engine._enter(self)
-        free = self.info.kv_tokens - sum(sequence.reserved for sequence in self.sequences.values())
-        if session in self.sequences:
-            raise EngineError(f"session {session} has its room already")
-        if tokens > free:
-            raise OutOfKV(tokens, free)
-        self.sequences[session] = ToySequence(tokens, [0] * (self.spec.end - self.spec.start))
+        if not self.spec.start <= start < end <= self.spec.end:
+            raise EngineError(f"layers [{start}, {end}) are not in [{self.spec.start}, {self.spec.end})")
+        if sequence in self.sequences:
+            raise EngineError(f"sequence {sequence} is open already")
+        layer_tokens = self.info.kv_tokens * (self.spec.end - self.spec.start)
+        free = layer_tokens - sum(each.reserved * (each.end - each.start) for each in self.sequences.values())
+        if kv_tokens * (end - start) > free:
+            raise OutOfKV(kv_tokens, free // (end - start))
+        self.sequences[sequence] = ToySequence(kv_tokens, start, end, sampling, [[] for _ in range(start, end)])
 
-    async def run(self, step: Step) -> StepResult:
-        if self.busy:
-            raise AssertionError("two steps at a time in one stage: the caller must queue")
-        self.busy = True
+    async def run(self, batch: Batch) -> BatchResult:
+        self.engine.in_flight += 1
+        self.engine.most_in_flight = max(self.engine.most_in_flight, self.engine.in_flight)
+        if self.engine.in_flight > BATCHES_IN_FLIGHT:
+            raise AssertionError(f"{self.engine.in_flight} batches at a time: the caller must queue")
         try:
-            await self.engine._enter(self)
-            self.steps.append(step)
-            started_s = trio.current_time()
-            await trio.sleep(self.engine.step_s)
-            await self.engine._enter(self)
-            return self._compute(step, started_s)
+            async with self.engine.turn:
+                await self.engine._enter(self)
+                self.batches.append(batch)
+                started_s = trio.current_time()
+                await trio.sleep(self.engine.step_s + self.engine.row_s * batch.rows)
+                await self.engine._enter(self)
+                return self._compute(batch, started_s)
         finally:
-            self.busy = False
+            self.engine.in_flight -= 1
 
-    async def free(self, session: str) -> None:
-        self.sequences.pop(session, None)  # first: it counts even where the caller is being cancelled
+    async def rewind(self, sequence: str, position: int) -> None:
+        await self.engine._enter(self)
+        known = self.sequences.get(sequence)
+        if known is None or position > known.position:
+            raise EngineError(f"sequence {sequence} cannot be rewound to {position}")
+        for past in known.past:
+            del past[position:]
+        known.broken = False
+
+    async def close(self, sequence: str) -> None:
+        self.sequences.pop(sequence, None)  # first: it counts even where the caller is being cancelled
         await trio.lowlevel.checkpoint()
 
-    async def close(self) -> None:
-        if self.engine.close_error is not None:
-            error, self.engine.close_error = self.engine.close_error, None
-            raise error
+    async def drop(self) -> None:
         self.closed = True
         self.sequences.clear()
         if self in self.engine.stages:
             self.engine.stages.remove(self)
         await trio.lowlevel.checkpoint()
 
-    def _compute(self, step: Step, started_s: float) -> StepResult:
-        sequence = self.sequences.get(step.session)
-        if sequence is None:
-            raise EngineError(f"session {step.session} is unknown")
-        if step.position != sequence.position:
-            raise EngineError(f"step at position {step.position}, the cache holds {sequence.position} tokens")
-        if step.position + step.count > sequence.reserved:
-            raise EngineError(f"{step.position + step.count} tokens, {sequence.reserved} reserved")
-        rows = self._rows(step)
-        for layer in range(self.spec.start, self.spec.end):
-            for index, entered in enumerate(rows):
-                rows[index] = layer_output(layer, entered, sequence.past[layer - self.spec.start])
-                sequence.past[layer - self.spec.start] += entered
-        sequence.position += step.count
-        last = self.spec.end == self.engine.layers
-        if step.sampling is not None and not last:
-            raise EngineError("sampling asked of a stage that is not the last")
-        token = token_from(rows[-1], sequence.position, step.sampling) if step.sampling is not None else None
-        data = b"" if last else pack_rows(rows, self.info.dtype)
+    def _compute(self, batch: Batch, started_s: float) -> BatchResult:
+        sequences = [self.sequences.get(slot.sequence) for slot in batch.slots]
+        ranges = {(each.start, each.end) for each in sequences if each is not None}
+        if len(ranges) > 1:
+            raise EngineError(f"a batch over unequal layers: {ranges}")
+        start, end = next(iter(ranges), (self.spec.start, self.spec.end))
+        inputs = self._rows(batch, first=start == 0)
+        outputs: list[int] = []
+        results: list[SlotResult] = []
+        for slot, sequence in zip(batch.slots, sequences, strict=True):
+            rows, inputs = inputs[: slot.count], inputs[slot.count :]
+            result, out = self._slot(slot, sequence, rows)
+            results.append(result)
+            outputs += out
+        last = end == self.engine.layers
         compute_ms = 1e3 * (trio.current_time() - started_s)
-        return StepResult(data, token, compute_ms, HEAD_SHARE * compute_ms if token is not None else 0.0)
+        head_ms = HEAD_SHARE * compute_ms if any(result.tokens for result in results) else 0.0
+        data = b"" if last else pack_rows(outputs, self.info.dtype)
+        return BatchResult(data, tuple(results), compute_ms, head_ms)
 
-    def _rows(self, step: Step) -> list[int]:
-        if (step.dtype is None) != (self.spec.start == 0):
-            raise EngineError("token ids belong to the first stage, hidden states to the others")
-        if step.dtype is not None:
-            return unpack_rows(step.data, step.count, step.dtype)
-        ids = np.frombuffer(step.data, np.int32)
-        if len(ids) != step.count or (ids < 0).any() or (ids >= VOCAB).any():
-            raise EngineError(f"{len(ids)} token ids for {step.count} positions, each must be below {VOCAB}")
-        return [int(token) % MODULUS for token in ids]
+    def _slot(self, slot: Slot, sequence: ToySequence | None, rows: list[int]) -> tuple[SlotResult, list[int]]:
+        problem = ""
+        if sequence is None:
+            problem = f"sequence {slot.sequence} is unknown"
+        elif sequence.broken:
+            problem = "it had a problem before"
+        elif slot.position != sequence.position:
+            problem = f"step at position {slot.position}, the cache holds {sequence.position} tokens"
+        elif slot.position + slot.count > sequence.reserved:
+            problem = f"{slot.position + slot.count} tokens, {sequence.reserved} reserved"
+        elif any(row < 0 for row in rows):
+            problem = "rows that no stage of the toy model gave"
+        elif slot.want != "nothing" and (sequence.sampling is None or sequence.end != self.engine.layers):
+            problem = "tokens asked of a sequence that does not end the model"
+        elif self.engine.problems:
+            problem = self.engine.problems.pop()
+        if problem or sequence is None:
+            if sequence is not None:
+                sequence.broken = True
+            return SlotResult(problem=problem), [0] * slot.count
+        for index, layer in enumerate(range(sequence.start, sequence.end)):
+            for at, entered in enumerate(rows):
+                past = sequence.past[index][-1] if sequence.past[index] else 0
+                sequence.past[index].append(past + entered)
+                rows[at] = layer_output(layer, entered, past)
+        if slot.want == "nothing":
+            return SlotResult(), rows
+        assert sequence.sampling is not None
+        wanted = rows if slot.want == "each" else rows[-1:]
+        first = sequence.position - len(wanted) + 1
+        return SlotResult(tuple(token_from(row, first + at, sequence.sampling) for at, row in enumerate(wanted))), rows
+
+    def _rows(self, batch: Batch, *, first: bool) -> list[int]:
+        """Numbers of all rows; -1 for one that cannot be."""
+        if (batch.dtype is None) != first:
+            raise EngineError("token ids belong to the first layer, hidden states to the others")
+        if batch.dtype is not None:
+            return unpack_rows(batch.data, batch.rows, batch.dtype)
+        ids = np.frombuffer(batch.data, np.int32)
+        if len(ids) != batch.rows:
+            raise EngineError(f"{len(ids)} token ids for {batch.rows} positions")
+        return [int(token) % MODULUS if 0 <= token < VOCAB else -1 for token in ids]
 
 
 class FakeEngine:
@@ -176,8 +239,14 @@ class FakeEngine:
         self.threads: int | None = None
         self.died = trio.Event()
         self.hardware = Hardware("cpu", "toy", memory_bytes, 1e9, 1e9, 1)
-        self.close_error: EngineError | None = None
-        """What the next stage that is closed raises instead."""
+        self.backend = BackendInfo("toy", "toy 1", ("float32", "bfloat16", "float16"), 8192, 256)
+        self.row_s = 0.0
+        """What each row adds to a step."""
+        self.turn = trio.Lock()
+        self.in_flight = self.most_in_flight = 0
+        """Batches between caller and worker, now and at most."""
+        self.problems: list[str] = []
+        """What the next slots have as problem."""
         self._refusals: list[EngineError] = []
         self.dies_loading = False
         """The next load kills it, as where memory runs out."""
@@ -246,7 +315,7 @@ def pack_rows(rows: Sequence[int], dtype: Dtype) -> bytes:
 
 
 def unpack_rows(data: Buffer, count: int, dtype: Dtype) -> list[int]:
-    """Hidden states (count, WIDTH) back to numbers; refuses anything that `pack_rows` cannot have made."""
+    """Hidden states (count, WIDTH) back to numbers; -1 for what `pack_rows` cannot have made."""
     expected_bytes = count * WIDTH * (4 if dtype == "float32" else 2)
     if len(data) != expected_bytes:
         raise EngineError(f"{len(data)} bytes of hidden states, {expected_bytes} expected")
@@ -258,6 +327,5 @@ def unpack_rows(data: Buffer, count: int, dtype: Dtype) -> list[int]:
         case "bfloat16":
             states = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
     rows = states.reshape(count, WIDTH)
-    if not ((rows == rows[:, :1]).all() and (rows == np.floor(rows)).all() and (rows >= 0).all()):
-        raise EngineError("hidden states that no stage of the toy model gave")
-    return [int(row) for row in rows[:, 0]]
+    sound = (rows == rows[:, :1]).all(axis=1) & (rows[:, 0] == np.floor(rows[:, 0])) & (rows[:, 0] >= 0)
+    return [int(row[0]) if good else -1 for row, good in zip(rows, sound, strict=True)]

@@ -51,9 +51,14 @@ class FakeLink:
         network._nursery.start_soon(self._deliver)
 
     async def send(self, frame: Frame, body: Buffer = b"") -> None:
-        """See `node.swarm.base.Link.send`; returns when the frame is on its way, not when it has arrived."""
+        """See `node.swarm.base.Link.send`; returns when the frame is on its way, not when it has arrived.
+
+        Where the network has a rate, that is when all of it has left.
+        """
         async with self._lock:
             await trio.lowlevel.checkpoint()
+            if self._network.bytes_per_s != math.inf:
+                await trio.sleep(len(body) / self._network.bytes_per_s)
             if self.closed_because is not None:
                 raise LinkClosed(self.peer, self.closed_because)
             self._queue.send_nowait((trio.current_time(), encode(frame), bytearray(body)))
@@ -169,6 +174,8 @@ class FakeNetwork:
     def __init__(self, nursery: trio.Nursery, delay_s: float) -> None:
         self.delay_s = delay_s
         """From a frame's sending to its arrival; may be changed at any time."""
+        self.bytes_per_s = math.inf
+        """Of bodies, on each lane of each link."""
         self.swarms: list[FakeSwarm] = []
         """In the order of joining; the dead stay in it."""
         self._nursery = nursery

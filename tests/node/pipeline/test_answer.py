@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node.pipeline.answer import AnswerTiming, StopFilter
-from node.pipeline.head import TokenStep
-from node.wire.frames import HopTiming
+from node.pipeline.generation import TokenStep
+from node.wire.frames import Hop, HopTiming
 
 texts = st.text(alphabet="abc", max_size=12)
 
@@ -39,8 +41,9 @@ def test_nothing_is_held_back_that_cannot_become_a_stop() -> None:
     assert stop_filter.finish() == ""
 
 
-def step(compute_ms: float) -> TokenStep:
-    return TokenStep(1, 5, None, (HopTiming("a", 0, 3, 1.0, 0.5, compute_ms, 0.25),), 2.0)
+def step(compute_ms: float, *chain: Hop) -> TokenStep:
+    chain = chain or (Hop("a", 0, 3),)
+    return TokenStep(1, 5, None, chain, (HopTiming(1.0, 0.5, compute_ms, 0.25),) * len(chain), 2.0)
 
 
 def test_the_first_token_is_prefill_and_stays_out_of_the_means() -> None:
@@ -52,3 +55,19 @@ def test_the_first_token_is_prefill_and_stays_out_of_the_means() -> None:
     (hop,) = timing.hops()
     assert (hop.compute_ms, hop.total_ms, timing.return_ms, timing.tokens) == (20.0, 21.75, 2.0, 4)
     assert timing.ttft_ms > 0
+
+
+def test_hops_are_told_by_node_and_layers_where_another_chain_takes_over() -> None:
+    timing = AnswerTiming({})
+    ada, bob, cy = Hop("a", 0, 3), Hop("b", 3, 6), Hop("c", 0, 3)
+    for one in (step(1.0, ada, bob), step(10.0, ada, bob), step(90.0, cy, bob)):
+        timing.add(one)
+    first, second = timing.hops()
+    assert (first.node_id, first.compute_ms) == ("c", 90.0)
+    assert (second.node_id, second.compute_ms) == ("b", 50.0)
+
+
+def test_the_clock_runs_from_the_arrival_that_it_is_told() -> None:
+    timing = AnswerTiming({}, started_s=perf_counter() - 2.0)
+    timing.add(step(1.0))
+    assert 2000 <= timing.ttft_ms < 2500

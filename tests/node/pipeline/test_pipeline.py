@@ -13,12 +13,14 @@ import pytest
 import trio
 import trio.testing
 
-from node.engine.base import Stage, StageSpec
+from node.engine.base import StageSpec
 from node.errors import HopLost, NoRoute, Overloaded, RequestError, WorkerDied
-from node.pipeline.head import Generation, TokenStep
+from node.live.served_ranges import ServedRange, ServedRanges
+from node.pipeline.credit import CHUNK_TOKENS
+from node.pipeline.generation import Generation, TokenStep
 from node.pipeline.pipeline import Pipeline
-from node.plan.chain_time import CHUNK_TOKENS
-from node.wire.frames import Activations, Close, Hop, Open, Sampled, Sampling, Tokens
+from node.swarm.base import LinkLost, MemberGone
+from node.wire.frames import Close, Hop, Route, Sampled, SampledPart, Sampling, Sequence, Step, StepPart
 from tests.fakes.engine import KV_BYTES_PER_TOKEN_LAYER, FakeEngine, expected_tokens
 from tests.fakes.swarm import FakeNetwork, FakeSwarm, open_fake_network
 
@@ -31,7 +33,7 @@ class Peer:
     swarm: FakeSwarm
     engine: FakeEngine
     pipeline: Pipeline
-    stages: dict[tuple[int, int], Stage]
+    stages: ServedRanges
     scope: trio.CancelScope
 
 
@@ -71,18 +73,14 @@ async def lab(*cuts: int, step_s: float = 0.001, delay_s: float = 0.002) -> Asyn
 async def _peer(nursery: trio.Nursery, swarm: FakeSwarm, start: int, end: int, step_s: float) -> Peer:
     engine = FakeEngine(LAYERS, step_s=step_s)
     kv_bytes = KV_TOKENS * KV_BYTES_PER_TOKEN_LAYER * (end - start)
-    stages: dict[tuple[int, int], Stage] = {
-        (start, end): await engine.load(StageSpec("toy", start, end, "float32", kv_bytes))
-    }
-
-    async def lookup(a: int, b: int, weights: str) -> Stage | None:
-        return stages.get((a, b))
+    stages = ServedRanges()
+    await hold(engine, stages, start, end, kv_bytes)
 
     def worker_failed(error: WorkerDied) -> None:
-        for stage in stages.values():
-            pipeline.stage.drop_all_on(stage, str(error))
+        for held in stages:
+            pipeline.stage.drop_all_on(held.stage, str(error))
 
-    pipeline = Pipeline(swarm, lookup, worker_failed)
+    pipeline = Pipeline(swarm, stages, worker_failed)
     scope = trio.CancelScope()
 
     async def run(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
@@ -96,10 +94,17 @@ async def _peer(nursery: trio.Nursery, swarm: FakeSwarm, start: int, end: int, s
     return Peer(swarm, engine, pipeline, stages, scope)
 
 
+async def hold(engine: FakeEngine, stages: ServedRanges, start: int, end: int, kv_bytes: int) -> None:
+    stage = await engine.load(StageSpec("toy", start, end, "float32", kv_bytes))
+    stages.add(ServedRange(stage, "toy", start, end, "", kv_bytes, 1))
+
+
 async def _watch(swarm: FakeSwarm, pipeline: Pipeline) -> None:
     async for news in swarm.news:
-        if hasattr(news, "why"):
-            pipeline.lost(news.node_id, news.why)
+        if isinstance(news, MemberGone):
+            pipeline.member_gone(news.node_id, news.why)
+        elif isinstance(news, LinkLost):
+            pipeline.link_lost(news.node_id, news.reason)
 
 
 def timed(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -116,8 +121,8 @@ def asked(prompt: list[int], count: int = 8, **sampling: Any) -> Generation:
     return Generation(tuple(prompt), count, (), Sampling(**sampling))
 
 
-async def collect(peer: Peer, generation: Generation, chain: tuple[Hop, ...], epoch: int = 1) -> list[TokenStep]:
-    async with peer.pipeline.head.generate(generation, chain, epoch) as tokens:
+async def collect(peer: Peer, generation: Generation, chain: tuple[Hop, ...]) -> list[TokenStep]:
+    async with peer.pipeline.head.generate(generation, chain) as tokens:
         return [step async for step in tokens]
 
 
@@ -134,7 +139,8 @@ def test_every_split_and_every_head_gives_the_same_tokens(cuts: tuple[int, ...],
             steps = await collect(here.peers[head], asked([3, 1, 4, 1, 5]), here.chain(*cuts))
             assert tokens_of(steps) == expected_tokens([3, 1, 4, 1, 5], LAYERS, 8)
             assert [step.finish for step in steps] == [None] * 7 + ["length"]
-            assert all([(hop.start, hop.end) for hop in step.hops] == _pairs(cuts) for step in steps)
+            assert all([(hop.start, hop.end) for hop in step.chain] == _pairs(cuts) for step in steps)
+            assert all(len(step.hops) == len(step.chain) for step in steps)
             await here.quiet()
             assert sum(here.live_sessions()) == 0
 
@@ -192,7 +198,7 @@ async def test_a_stop_token_ends_the_answer_at_the_tail() -> None:
 @timed
 async def test_leaving_early_frees_the_sequence_on_every_hop() -> None:
     async with lab(0, 2, 4, 6) as here:
-        async with here.peers[1].pipeline.head.generate(asked([1, 2, 3], 500), here.chain(0, 2, 4, 6), 1) as tokens:
+        async with here.peers[1].pipeline.head.generate(asked([1, 2, 3], 500), here.chain(0, 2, 4, 6)) as tokens:
             await anext(tokens)
             assert here.live_sessions() == [1, 1, 1]
         await here.quiet()
@@ -208,7 +214,7 @@ def test_a_hop_that_dies_ends_the_request_with_its_name_and_frees_the_others(vic
         async with lab(0, 2, 4, 6) as here:
             head = here.peers[0 if victim else 1]
             with pytest.raises(HopLost, match=f"n{victim}"):
-                async with head.pipeline.head.generate(asked(prompt, 500), here.chain(0, 2, 4, 6), 1) as tokens:
+                async with head.pipeline.head.generate(asked(prompt, 500), here.chain(0, 2, 4, 6)) as tokens:
                     if when == "decode":
                         for _ in range(3):
                             await anext(tokens)
@@ -231,7 +237,7 @@ async def test_a_head_that_dies_leaves_nothing_behind() -> None:
             head = await _peer(nursery, extra, 0, 6, 0.001)
 
             async def endless() -> None:
-                async with head.pipeline.head.generate(asked([1], 1500), here.chain(0, 3, 6), 1) as tokens:
+                async with head.pipeline.head.generate(asked([1], 1500), here.chain(0, 3, 6)) as tokens:
                     async for _ in tokens:
                         pass
 
@@ -250,7 +256,7 @@ async def test_a_head_that_dies_leaves_nothing_behind() -> None:
 async def test_a_worker_that_dies_ends_the_request_and_the_next_one_is_told_why() -> None:
     async with lab(0, 3, 6) as here:
         with pytest.raises(RequestError, match="n1"):
-            async with here.peers[0].pipeline.head.generate(asked([1, 2], 500), here.chain(0, 3, 6), 1) as tokens:
+            async with here.peers[0].pipeline.head.generate(asked([1, 2], 500), here.chain(0, 3, 6)) as tokens:
                 await anext(tokens)
                 here.peers[1].engine.die()
                 async for _ in tokens:
@@ -265,7 +271,7 @@ async def test_a_worker_that_dies_ends_the_request_and_the_next_one_is_told_why(
 @timed
 async def test_without_kv_room_a_request_is_told_so_and_others_go_on() -> None:
     async with lab(0, 3, 6) as here:
-        async with here.peers[0].pipeline.head.generate(asked([1], KV_TOKENS - 1), here.chain(0, 3, 6), 1) as tokens:
+        async with here.peers[0].pipeline.head.generate(asked([1], KV_TOKENS - 1), here.chain(0, 3, 6)) as tokens:
             await anext(tokens)
             with pytest.raises(Overloaded, match="n0"):
                 await collect(here.peers[1], asked([1, 2, 3]), here.chain(0, 3, 6))
@@ -276,24 +282,32 @@ async def test_without_kv_room_a_request_is_told_so_and_others_go_on() -> None:
         assert tokens_of(steps) == expected_tokens([1, 2, 3], LAYERS, 8)
 
 
+def open_sessions(peer: Peer) -> list[str]:
+    return [session.session for session in peer.pipeline.stage._sessions]
+
+
 @timed
 async def test_repeated_frames_change_nothing_and_frames_out_of_order_end_the_sequence() -> None:
     async with lab(0, 3, 6) as here:
         first, second = here.peers
         chain = here.chain(0, 3, 6)
-        async with first.pipeline.head.generate(asked([5, 6, 7], 12), chain, 1) as tokens:
+        async with first.pipeline.head.generate(asked([5, 6, 7], 12), chain) as tokens:
             seen = [await anext(tokens) for _ in range(3)]
-            (session,) = {key[0] for key in first.pipeline.stage._sessions}
+            (session,) = open_sessions(first)
             again = await second.swarm.link(first.swarm.node_id)
-            await again.send(Sampled(session, 1, 4, 99, None, 0.0, ()))
+            await again.send(Sampled((SampledPart(session, 1, 1, 4, (99,), None, ()),), 0.0))
             seen += [await anext(tokens) for _ in range(3)]
             assert tokens_of(seen) == expected_tokens([5, 6, 7], LAYERS, 12)[:6]
-            with pytest.raises(NoRoute, match="position 900"):
-                await again.send(Sampled(session, 1, 900, 99, None, 0.0, ()))
+            with pytest.raises(HopLost, match="position 900"):
+                await again.send(Sampled((SampledPart(session, 1, 900, 900, (99,), None, ()),), 0.0))
                 async for _ in tokens:
                     pass
         await here.quiet()
         assert here.live_sessions() == [0, 0]
+
+
+def sequence(session: str, head: str, max_tokens: int = 50) -> Sequence:
+    return Sequence(session, head, "", max_tokens, 2, max_tokens - 2, (), Sampling())
 
 
 @timed
@@ -301,13 +315,14 @@ async def test_a_member_outside_the_chain_can_neither_feed_nor_close_nor_steer_a
     async with lab(0, 3, 6) as here:
         stranger = here.network.add("stranger")
         chain = here.chain(0, 3, 6)
-        async with here.peers[0].pipeline.head.generate(asked([8], 10), chain, 1) as tokens:
+        async with here.peers[0].pipeline.head.generate(asked([8], 10), chain) as tokens:
             seen = [await anext(tokens)]
-            (session,) = {key[0] for key in here.peers[0].pipeline.stage._sessions}
+            (session,) = open_sessions(here.peers[0])
             for peer in here.peers:
                 link = await stranger.link(peer.swarm.node_id)
                 await link.send(Close(session, 1, "mine now"))
-                await link.send(Open(session, 1, stranger.node_id, chain, 0, "", 50, 50, (), Sampling()))
+                await link.send(Route(sequence(session, stranger.node_id), 2, chain, 0))
+                await link.send(Sampled((SampledPart(session, 1, 1, 2, (7,), None, ()),), 0.0))
             seen += [step async for step in tokens]
             assert tokens_of(seen) == expected_tokens([8], LAYERS, 10)
 
@@ -315,9 +330,9 @@ async def test_a_member_outside_the_chain_can_neither_feed_nor_close_nor_steer_a
 @pytest.mark.parametrize(
     ("frame", "body"),
     [
-        (Tokens("0" * 32, 1, 0, 4, True, 0.0), b"\0" * 16),
-        (Activations("f" * 32, 1, 0, 1, 4, "float32", 7, True, 0.0, ()), b"\0" * 16),
-        (Sampled("0" * 32, 1, 3, 5, None, 0.0, ()), b""),
+        (Step((StepPart("0" * 32, 1, 0, 0, 0, 4, "token", ()),), 1, None, 0.0), b"\0" * 16),
+        (Step((StepPart("f" * 32, 1, 7, 0, 0, 1, "token", ()),), 4, "float32", 0.0), b"\0" * 16),
+        (Sampled((SampledPart("0" * 32, 1, 3, 3, (5,), None, ()),), 0.0), b""),
         (Close("0" * 32, 1, ""), b""),
     ],
 )
@@ -361,8 +376,7 @@ async def test_one_node_may_be_two_hops_of_a_chain() -> None:
     async with lab(0, 2, 6) as here:
         first, second = here.peers
         kv_bytes = KV_TOKENS * KV_BYTES_PER_TOKEN_LAYER * 2
-        first.stages[(4, 6)] = await first.engine.load(StageSpec("toy", 4, 6, "float32", kv_bytes))
-        second.stages[(2, 4)] = await second.engine.load(StageSpec("toy", 2, 4, "float32", kv_bytes))
+        await hold(first.engine, first.stages, 4, 6, kv_bytes)
         a, b = first.swarm.node_id, second.swarm.node_id
         chain = (Hop(a, 0, 2), Hop(b, 2, 4), Hop(a, 4, 6))
         for head in here.peers:
@@ -376,11 +390,11 @@ async def test_one_node_may_be_two_hops_of_a_chain() -> None:
 async def test_a_sequence_loads_each_hop_of_its_chain_with_its_part() -> None:
     async with lab(0, 2, 6) as here:
         first, second = here.peers
-        first.stages[2, 6] = await first.engine.load(StageSpec("toy", 2, 6, "float32", 1_000_000))
+        await hold(first.engine, first.stages, 2, 6, 1_000_000)
         alone = (Hop(first.swarm.node_id, 0, 2), Hop(first.swarm.node_id, 2, 6))
         async with (
-            first.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 2, 6), 1) as tokens,
-            first.pipeline.head.generate(asked([1, 2], 500), alone, 1) as others,
+            first.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 2, 6)) as tokens,
+            first.pipeline.head.generate(asked([1, 2], 500), alone) as others,
         ):
             await anext(tokens)
             await anext(others)
@@ -399,10 +413,10 @@ async def test_the_hops_times_add_up_to_the_time_of_a_token() -> None:
 
 
 @timed
-async def test_a_silent_chain_is_given_up() -> None:
+async def test_a_silent_chain_whose_nodes_all_answer_is_given_up_in_the_end() -> None:
     async with lab(0, 3, 6) as here:
         here.peers[1].engine.step_s = 1e6
-        with pytest.raises(NoRoute, match="not a word"):
+        with pytest.raises(HopLost, match=r"node n1 .*not a step"):
             await collect(here.peers[0], asked([1]), here.chain(0, 3, 6))
         await here.quiet()
         assert here.peers[0].engine.live_sessions == 0
@@ -413,7 +427,7 @@ async def test_a_sequence_that_nobody_touches_is_freed() -> None:
     async with lab(0, 3, 6) as here:
         link = await here.peers[1].swarm.link(here.peers[0].swarm.node_id)
         head = here.peers[1].swarm.node_id
-        await link.send(Open("a" * 32, 1, head, here.chain(0, 3, 6), 0, "", 50, 50, (), Sampling()))
+        await link.send(Route(sequence("a" * 32, head), 1, here.chain(0, 3, 6), 0))
         await trio.sleep(1)
         assert here.live_sessions() == [1, 1]
         await trio.sleep(700)

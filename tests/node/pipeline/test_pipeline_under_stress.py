@@ -6,10 +6,11 @@ import pytest
 import trio
 
 from node.errors import HopLost, NoRoute, RequestError
-from node.pipeline.head import ANSWER_LIMIT_S, Generation
-from node.wire.frames import Activations, Close, HopTiming, Open, Sampled, Sampling
+from node.pipeline.generation import Generation
+from node.pipeline.head import ANSWER_LIMIT_S
+from node.wire.frames import Close, HopTiming, Route, Sampled, SampledPart, Sampling, Step, StepPart
 from tests.fakes.engine import expected_tokens
-from tests.node.pipeline.test_pipeline import LAYERS, asked, collect, lab, timed, tokens_of
+from tests.node.pipeline.test_pipeline import LAYERS, asked, collect, lab, sequence, timed, tokens_of
 
 
 @timed
@@ -20,7 +21,7 @@ async def test_a_long_answer_never_starves_another_requests_prompt() -> None:
             nursery.start_soon(collect, peer, asked([1], 600), here.chain(0, 6))
             await trio.sleep(1)
             started = trio.current_time()
-            async with peer.pipeline.head.generate(asked(list(range(200)) * 2, 5), here.chain(0, 6), 1) as tokens:
+            async with peer.pipeline.head.generate(asked(list(range(200)) * 2, 5), here.chain(0, 6)) as tokens:
                 await anext(tokens)
                 assert trio.current_time() - started < 1.0, "four chunks, each behind a few decode steps"
                 nursery.cancel_scope.cancel()
@@ -30,9 +31,9 @@ async def test_a_long_answer_never_starves_another_requests_prompt() -> None:
 async def test_a_prompt_does_not_stop_answers_that_stream() -> None:
     async with lab(0, 6, step_s=0.03) as here:
         (peer,) = here.peers
-        async with peer.pipeline.head.generate(asked([1], 50), here.chain(0, 6), 1) as tokens:
+        async with peer.pipeline.head.generate(asked([1], 50), here.chain(0, 6)) as tokens:
             await anext(tokens)
-            async with peer.pipeline.head.generate(asked(list(range(200)) * 10, 5), here.chain(0, 6), 1):
+            async with peer.pipeline.head.generate(asked(list(range(200)) * 10, 5), here.chain(0, 6)):
                 started = trio.current_time()
                 for _ in range(20):
                     await anext(tokens)
@@ -47,7 +48,7 @@ async def test_a_client_that_leaves_before_the_engine_has_opened_it_leaves_nothi
             nursery.start_soon(collect, second, asked([1] * 300, 3), here.chain(0, 3, 6))  # keeps both engines busy
             await trio.sleep(0.2)
             for _ in range(20):
-                async with first.pipeline.head.generate(asked([1, 2], 50), here.chain(0, 3, 6), 1):
+                async with first.pipeline.head.generate(asked([1, 2], 50), here.chain(0, 3, 6)):
                     pass
         await here.quiet()
         assert here.live_sessions() == [0, 0]
@@ -61,7 +62,7 @@ async def test_a_close_that_overtakes_its_open_wins() -> None:
         link = await first.swarm.link(second.swarm.node_id)
         session, head, chain = "a" * 32, first.swarm.node_id, here.chain(0, 3, 6)
         await link.send(Close(session, 1, "done"))
-        await link.send(Open(session, 1, head, chain, 1, "", 50, 50, (), Sampling()))
+        await link.send(Route(sequence(session, head), 1, chain, 1))
         await here.quiet()
         assert second.pipeline.stage.sessions == 0
 
@@ -78,11 +79,12 @@ async def test_a_slow_prompt_that_makes_progress_is_not_given_up() -> None:
 async def test_a_tail_that_never_ends_is_ended_where_the_request_does() -> None:
     async with lab(0, 3, 6) as here:
         first, second = here.peers
-        async with first.pipeline.head.generate(asked([1, 2], 3), here.chain(0, 3, 6), 1) as tokens:
-            (session,) = first.pipeline.head._open
+        async with first.pipeline.head.generate(asked([1, 2], 3), here.chain(0, 3, 6)) as tokens:
+            (session,) = first.pipeline.head._live
             link = await second.swarm.link(first.swarm.node_id)
             for position in range(2, 40):
-                await link.send(Sampled(session, 1, position, 7, None, 0.0, ()))
+                part = SampledPart(session, 1, position - 2, position, (7,), None, (HopTiming(0, 0, 0, 0),) * 2)
+                await link.send(Sampled((part,), 0.0))
             seen = [step async for step in tokens]
             assert len(seen) == 3
             assert seen[-1].finish == "length"
@@ -101,11 +103,10 @@ def test_activations_that_are_not_what_they_say_end_their_sequence_alone(
             first, second = here.peers
             link = await first.swarm.link(second.swarm.node_id)
             session, chain = "b" * 32, here.chain(0, 3, 6)
-            await link.send(Open(session, 1, first.swarm.node_id, chain, 1, "", 50, 50, (), Sampling()))
+            await link.send(Route(sequence(session, first.swarm.node_id), 1, chain, 1))
             await trio.sleep(1)
-            stamps = (HopTiming(first.swarm.node_id, 0, 3, 0, 0, 0, 0),) * timings
-            frame = Activations(session, 1, 0, 1, width, "float32", 1, True, 0.0, stamps)
-            await link.send(frame, b"\0" * body_bytes)
+            part = StepPart(session, 1, 1, 0, 0, 1, "token", (HopTiming(0, 0, 0, 0),) * timings)
+            await link.send(Step((part,), width, "float32", 0.0), b"\0" * body_bytes)
             await here.quiet()
             assert second.pipeline.stage.sessions == 0
             assert tokens_of(await collect(first, asked([1, 2]), chain)) == expected_tokens([1, 2], LAYERS, 8)
@@ -118,7 +119,7 @@ async def test_the_link_alone_may_be_lost_and_the_request_ends_at_once() -> None
     async with lab(0, 3, 6) as here:
         first, second = here.peers
         with pytest.raises(RequestError):
-            async with first.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 3, 6), 1) as tokens:
+            async with first.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 3, 6)) as tokens:
                 await anext(tokens)
                 started = trio.current_time()
                 here.network.partition(first.swarm, second.swarm)
@@ -133,7 +134,7 @@ async def test_the_link_alone_may_be_lost_and_the_request_ends_at_once() -> None
 async def test_a_pipeline_that_has_ended_takes_frames_in_silence() -> None:
     async with lab(0, 3, 6) as here:
         first, _ = here.peers
-        async with first.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 3, 6), 1) as tokens:
+        async with first.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 3, 6)) as tokens:
             await anext(tokens)
             first.scope.cancel()
             await trio.sleep(0.1)
@@ -142,15 +143,12 @@ async def test_a_pipeline_that_has_ended_takes_frames_in_silence() -> None:
 @timed
 async def test_ranges_of_other_weights_are_not_taken_for_these() -> None:
     async with lab(0, 3, 6) as here:
-        first, second = here.peers
-        lookup = second.pipeline.stage._lookup
-
-        async def only_other_weights(start: int, end: int, weights: str) -> object:
-            return await lookup(start, end, weights) if weights == "other/float32" else None
-
-        second.pipeline.stage._lookup = only_other_weights  # type: ignore[assignment]
+        first, _ = here.peers
+        for peer, weights in zip(here.peers, ("this/float32", "other/float32"), strict=True):
+            for held in peer.stages:
+                held.weights = weights
         generation = Generation((1, 2), 3, (), Sampling(), weights="this/float32")
-        with pytest.raises(NoRoute, match="not ready"):
+        with pytest.raises(NoRoute, match=r"node n1 refused .* not ready"):
             await collect(first, generation, here.chain(0, 3, 6))
 
 
@@ -159,7 +157,7 @@ async def test_a_head_that_only_we_cannot_reach_is_told_by_what_it_sees_itself()
     async with lab(0, 2, 4, 6) as here:
         head, _, tail = here.peers
         with pytest.raises(HopLost):
-            async with head.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 2, 4, 6), 1) as tokens:
+            async with head.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 2, 4, 6)) as tokens:
                 await anext(tokens)
                 here.network.partition(head.swarm, tail.swarm)
                 async for _ in tokens:
@@ -173,9 +171,9 @@ async def test_a_hop_that_only_its_neighbour_cannot_reach_is_the_one_that_is_nam
     async with lab(0, 2, 4, 6) as here:
         head, middle, tail = here.peers
         with pytest.raises(HopLost, match=r"node n2 \(layers 4–5\) was lost .*: node n1 lost the link to it: a cut"):
-            async with head.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 2, 4, 6), 1) as tokens:
+            async with head.pipeline.head.generate(asked([1, 2], 500), here.chain(0, 2, 4, 6)) as tokens:
                 await anext(tokens)
-                middle.pipeline.lost(tail.swarm.node_id, "a cut")
+                middle.pipeline.link_lost(tail.swarm.node_id, "a cut")
                 async for _ in tokens:
                     pass
         await here.quiet()

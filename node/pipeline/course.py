@@ -1,0 +1,183 @@
+"""One request's course: the chains that it goes along, one after another, and its tokens as one stream.
+
+Nothing is refused that waiting would serve: before the first token a request whose chain fails, or that finds none,
+waits for another one up to its patience. After it, the answer goes on where it was: over a new link where only that
+broke, else on another chain that is fed the prompt and all tokens so far.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol
+
+import trio
+
+from node.errors import NoRoute, Overloaded
+from node.pipeline.generation import Generation, NodeFailure, TokenStep
+from node.pipeline.head import LiveSequence
+from node.wire.frames import Hop
+
+log = logging.getLogger(__name__)
+
+RESUME_LIMIT_S = 30.0
+"""An answer that has begun waits no longer than this for another chain: somebody looks at half a sentence."""
+
+FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 8.0
+"""Before a node that failed is tried again where there is no other: its next record tells whether it serves. Doubled
+each time that it fails the same request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A chain, and how to go along it."""
+
+    chain: tuple[Hop, ...]
+    chunk_tokens: int
+    expected_s: float
+    """Between two signs of life."""
+    left: Callable[[], None]
+    """To be called once, when it is left."""
+
+
+class Detours:
+    """Nodes that failed one request. It keeps away from them while there are others, and for a moment even where there
+    are none."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._until: dict[str, float] = {}
+        self._times: dict[str, int] = {}
+        self.last = ""
+        """The one that failed last."""
+
+    def add(self, node: str) -> None:
+        """It failed once more."""
+        times = self._times[node] = self._times.get(node, 0) + 1
+        self._until[node] = self._clock() + min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 8))
+        self.last = node
+
+    @property
+    def all(self) -> frozenset[str]:
+        return frozenset(self._until)
+
+    def now(self) -> frozenset[str]:
+        """Those that failed a moment ago."""
+        now_s = self._clock()
+        return frozenset(node for node, until_s in self._until.items() if until_s > now_s)
+
+    def next_change_s(self) -> float:
+        """When one of them may be used again."""
+        now_s = self._clock()
+        return min((until_s for until_s in self._until.values() if until_s > now_s), default=inf)
+
+
+class Ways(Protocol):
+    """Who chooses chains."""
+
+    async def way(
+        self,
+        generation: Generation,
+        request_id: str,
+        detours: Detours,
+        waits: Callable[[str], None],
+        give_up_at_s: float,
+    ) -> Way | str: ...
+    def failed(self, failure: NodeFailure, kv_tokens: int) -> None: ...
+    def answered(self, chain: tuple[Hop, ...]) -> None: ...
+
+
+class Course:
+    """The tokens of a request, as an iterator that ends after the one with `finish` set."""
+
+    def __init__(
+        self,
+        live: LiveSequence,
+        ways: Ways,
+        request_id: str,
+        started: Callable[[tuple[Hop, ...]], None],
+        waits: Callable[[str], None],
+        give_up_at_s: float,
+    ) -> None:
+        self._live, self._ways, self._request_id = live, ways, request_id
+        self._started, self._waits, self._give_up_at_s = started, waits, give_up_at_s
+        self._detours = Detours(trio.current_time)
+        self._first: TokenStep | None = None
+        self._unproven = True
+        """Whether no token has come along the present chain."""
+        self._finished = False
+
+    async def begin(self) -> None:
+        """Take a chain, and wait for the first token.
+
+        Raises:
+            RequestError: none came in time.
+        """
+        await self._take_another(None)
+        self._first = await self._next()
+
+    def __aiter__(self) -> AsyncIterator[TokenStep]:
+        return self
+
+    async def __anext__(self) -> TokenStep:
+        """The next token.
+
+        Raises:
+            RequestError: no chain can go on.
+        """
+        if self._finished:
+            raise StopAsyncIteration
+        step, self._first = self._first or await self._next(), None
+        self._finished = step.finish is not None
+        return step
+
+    async def _next(self) -> TokenStep:
+        while True:
+            event = await self._live.next()
+            if isinstance(event, TokenStep):
+                if self._unproven:
+                    self._unproven = False
+                    self._ways.answered(event.chain)
+                return event
+            await self._go_around(event)
+
+    async def _go_around(self, failure: NodeFailure) -> None:
+        log.log(logging.INFO if failure.kind == "full" else logging.WARNING, "%s; trying another way", failure.error)
+        state = self._live.state
+        self._ways.failed(failure, state.generation.kv_tokens)
+        if self._live.kept and not self._unproven:  # only a link broke; whether a new one can be had, this tells
+            self._unproven = True
+            self._started(state.chain)
+            self._live.take(state.chain, keep=True)
+            return
+        if failure.kind not in ("full", "forgotten"):
+            self._detours.add(failure.node_id)
+        await self._take_another(failure)
+
+    async def _take_another(self, failure: NodeFailure | None) -> None:
+        state = self._live.state
+        give_up_at_s = self._give_up_at_s
+        if state.generated:
+            give_up_at_s = trio.current_time() + RESUME_LIMIT_S
+        try:
+            way = await self._ways.way(state.generation, self._request_id, self._detours, self._waits, give_up_at_s)
+        except NoRoute:
+            if failure is not None:  # who was lost says more than what is served since
+                raise failure.error from None
+            raise
+        if isinstance(way, str):
+            raise failure.error if failure is not None else _given_up(way, state.generation.kv_tokens)
+        self._unproven = True
+        self._started(way.chain)
+        self._live.take(way.chain, way.chunk_tokens, way.expected_s, ended=way.left)
+
+
+def _given_up(waited_for: str, kv_tokens: int) -> NoRoute | Overloaded:
+    if waited_for.startswith("KV room"):
+        return Overloaded(
+            f"no KV room for {kv_tokens} more tokens came free in time; "
+            "try again when other requests have ended, or ask for fewer tokens"
+        )
+    return NoRoute(f"waited in vain: {waited_for}")

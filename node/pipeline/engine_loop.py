@@ -1,0 +1,181 @@
+"""Takes steps in, runs them in the batches that `schedule` chooses, hands on what came of them.
+
+Knows no frames. Whatever becomes of a batch, no task of this loop ends the node: one sequence's problem ends that one,
+a worker that is gone is told to whoever keeps it alive.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import trio
+
+from node.engine.base import BATCHES_IN_FLIGHT, Batch, BatchResult, Buffer, Slot, Want
+from node.errors import EngineError, WorkerDied
+from node.pipeline.latency import StepTimes
+from node.pipeline.schedule import Budget, Ready, Running, Turn, next_batch
+from node.pipeline.stage_session import StageSession
+from node.pipeline.work import Done, Work
+from node.wire.frames import HopTiming
+from node.wire.models import DTYPE_BYTES
+
+
+class EngineLoop:
+    """The steps that wait for this node's engine, and the one or two batches that it has."""
+
+    def __init__(
+        self,
+        times: StepTimes,
+        done: Callable[[list[Done]], None],
+        failed: Callable[[StageSession, str], None],
+        worker_failed: Callable[[WorkerDied], None],
+    ) -> None:
+        self._times, self._done, self._failed, self._worker_failed = times, done, failed, worker_failed
+        self._waiting: dict[StageSession, deque[tuple[int, Work]]] = {}
+        self._batches: list[tuple[Work, ...]] = []
+        self._turn = Turn()
+        self._number = 0
+        self._news = trio.Event()
+
+    def __len__(self) -> int:
+        """Steps that wait."""
+        return sum(len(steps) for steps in self._waiting.values())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine has a batch; one of a sequence that was closed meanwhile counts too."""
+        return bool(self._batches)
+
+    def push(self, work: Work) -> None:
+        """One more step, behind those of its sequence."""
+        self._number += 1
+        self._waiting.setdefault(work.session, deque()).append((self._number, work))
+        self._wake()
+
+    def forget(self, session: StageSession) -> None:
+        """Drop what waits of a sequence."""
+        self._waiting.pop(session, None)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                works = self._next()
+                if works:
+                    self._batches.append(works)
+                    nursery.start_soon(self._run, works)
+                else:
+                    await self._news.wait()
+                    self._news = trio.Event()
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    def _next(self) -> tuple[Work, ...]:
+        ready: list[Ready] = []
+        budgets: dict[object, Budget] = {}
+        for session, steps in self._waiting.items():
+            number, work = steps[0]
+            lot = (id(session.stage), session.own.start, session.own.end, work.dtype)
+            if lot not in budgets:
+                info = session.stage.info
+                budgets[lot] = Budget(info.max_batch_rows, info.max_sequences)
+            ready.append(Ready(session, lot, work.count, work.is_decode, number, session.last_ran))
+        busy = frozenset[object](work.session for works in self._batches for work in works)
+        running = Running(busy, len(self._batches))
+        chosen = next_batch(ready, running, budgets, self._turn, BATCHES_IN_FLIGHT)
+        self._turn = chosen.turn
+        return tuple(self._take(step) for step in chosen.steps)
+
+    def _take(self, step: Ready) -> Work:
+        session = step.sequence
+        assert isinstance(session, StageSession)
+        number, work = self._waiting[session].popleft()
+        if not self._waiting[session]:
+            del self._waiting[session]
+        session.last_ran = number
+        return work
+
+    async def _run(self, works: tuple[Work, ...]) -> None:
+        started_s = perf_counter()
+        ran: list[Work] = []
+        result: BatchResult | None = None
+        try:
+            ran = [work for work in works if await self._is_in_place(work)]
+            if ran:
+                result = await ran[0].session.stage.run(_batch_of(ran))
+        except WorkerDied as error:
+            self._worker_failed(error)
+        except EngineError as error:
+            for work in ran or works:
+                self._fail(work, str(error))
+        finally:
+            self._batches.remove(works)
+            self._wake()
+        if result is not None:
+            self._hand_on(ran, result, started_s)
+
+    async def _is_in_place(self, work: Work) -> bool:
+        """Have the engine's cache end where the step begins."""
+        session = work.session
+        if work.position == session.kv_tokens:
+            return True
+        if work.position > session.kv_tokens:
+            self._fail(work, f"rows at position {work.position} where {session.kv_tokens} tokens are in the KV cache")
+            return False
+        try:
+            await session.stage.rewind(session.engine_key, work.position)
+        except WorkerDied:
+            raise
+        except EngineError as error:
+            self._fail(work, str(error))
+            return False
+        session.kv_tokens = work.position
+        return True
+
+    def _fail(self, work: Work, reason: str) -> None:
+        if work.is_current:
+            self._failed(work.session, reason)
+
+    def _hand_on(self, works: list[Work], result: BatchResult, started_s: float) -> None:
+        info = works[0].session.stage.info
+        row_bytes = info.hidden_size * DTYPE_BYTES[info.dtype] if len(result.data) else 0
+        rows, at, now_s = memoryview(result.data), 0, perf_counter()
+        done: list[Done] = []
+        for work, slot in zip(works, result.slots, strict=True):
+            data: Buffer = rows[at : at + work.count * row_bytes] if len(works) > 1 else result.data
+            at += work.count * row_bytes
+            if work.is_current:
+                work.session.waiting_rows -= work.count
+                work.session.waiting_steps -= 1
+            if slot.problem:
+                self._fail(work, slot.problem)
+                continue
+            work.session.kv_tokens = work.position + work.count
+            if work.is_current:
+                done.append(Done(work, data, slot, _timing(work, result, started_s, now_s)))
+        if done and all(work.is_decode for work in works):
+            own = works[0].session.own
+            overhead_ms = done[0].timing.serialise_ms
+            self._times.add(own.end - own.start, result, overhead_ms, len(works))
+        self._done(done)
+
+
+def _batch_of(works: Sequence[Work]) -> Batch:
+    slots = tuple(Slot(work.session.engine_key, work.position, work.count, _wanted(work)) for work in works)
+    data: Buffer = works[0].data if len(works) == 1 else b"".join(work.data for work in works)
+    return Batch(slots, data, works[0].dtype)
+
+
+def _wanted(work: Work) -> Want:
+    """Here: only a tail gives tokens, the others pass on what is wanted."""
+    return work.want if work.session.is_tail else "nothing"
+
+
+def _timing(work: Work, result: BatchResult, started_s: float, now_s: float) -> HopTiming:
+    """This hop's stamp: what the step took beyond queue and compute is serialising."""
+    queue_ms = max(0.0, (started_s - work.received_s) * 1e3)
+    total_ms = (now_s - work.received_s) * 1e3
+    return HopTiming(work.wire_ms, queue_ms, result.compute_ms, max(0.0, total_ms - queue_ms - result.compute_ms))

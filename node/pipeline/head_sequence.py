@@ -1,0 +1,155 @@
+"""One sequence at its head: its token log, which outlives its routes, and how far the present route has come. No I/O.
+
+A new route begins where every stage of it has the sequence's keys and values already, or at the first token: what it is
+fed is then the prompt with all tokens generated so far behind it. Tokens depend on what stands before them, on the
+sampling and on their position alone, so the answer goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from node.pipeline.credit import CHUNK_TOKENS, FIRST_ROWS
+from node.pipeline.generation import Generation
+from node.wire.frames import Hop, Route, SampledPart, Sequence, Standing, StepPart
+from node.wire.ids import NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows to send to the first stage."""
+
+    part: StepPart
+    body: bytes
+    streams: bool
+    """Whether somebody waits for the next token of a stream, not for a prompt."""
+
+
+class HeadSequence:
+    """What the head knows of it."""
+
+    def __init__(self, generation: Generation, head: NodeId) -> None:
+        self.generation = generation
+        self.tokens: list[int] = list(generation.prompt)
+        """The prompt, and behind it what has been generated."""
+        self.sequence = Sequence(
+            session=secrets.token_hex(16),
+            head=head,
+            weights=generation.weights,
+            max_tokens=generation.kv_tokens,
+            prompt_tokens=len(generation.prompt),
+            max_new_tokens=generation.max_new_tokens,
+            stop_tokens=generation.stop_tokens,
+            sampling=generation.sampling,
+            feed=generation.feed,
+        )
+        self.attempt = 0
+        self.chain: tuple[Hop, ...] = ()
+        self._chunk_tokens = CHUNK_TOKENS
+        self._accepted: dict[int, int] = {}
+        """Rows that each hop has told to have room for."""
+        self._standing: dict[int, Standing] = {}
+        self._fed = self._through = self._input = 0
+        """Tokens sent, known to be through the tail, and to be fed before the next one is sampled."""
+        self._steps = 0
+        """Sent on this route; the tail's answers to those of the input's chunks before the last one are no tokens."""
+        self._due = 0
+        """Step whose token comes next."""
+
+    @property
+    def session(self) -> str:
+        return self.sequence.session
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.generation.prompt)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has all tokens that were asked for, or one that ends it."""
+        stopped = self.generated > 0 and self.tokens[-1] in self.generation.stop_tokens
+        return stopped or self.generated >= self.generation.max_new_tokens
+
+    def take(self, chain: tuple[Hop, ...], chunk_tokens: int = CHUNK_TOKENS, *, keep: bool = False) -> Route:
+        """Go along `chain` from now on; with `keep`, from where all of its stages are."""
+        self.attempt += 1
+        self.chain, self._chunk_tokens = chain, max(1, min(chunk_tokens, FIRST_ROWS))
+        self._accepted, self._standing = {}, {}
+        self._input = len(self.tokens)
+        position = self._input - 1 if keep else 0
+        self._fed = self._through = position
+        self._steps = 0
+        self._due = -(-(self._input - position) // self._chunk_tokens) - 1
+        return Route(self.sequence, self.attempt, chain, 0, position)
+
+    def feed(self) -> Iterator[Chunk]:
+        """What may be sent now, within the credit: no stage queues a whole prompt."""
+        room = min(self._accepted.values()) if len(self._accepted) == len(self.chain) else FIRST_ROWS
+        room = min(room, self.sequence.max_tokens)
+        while self._fed < self._input:
+            count = min(self._chunk_tokens, self._input - self._fed)
+            if self._fed + count - self._through > room:
+                return
+            yield self._chunk(count)
+
+    def _chunk(self, count: int) -> Chunk:
+        position, step = self._fed, self._steps
+        self._fed, self._steps = position + count, step + 1
+        ids = self.tokens[position : self._fed]
+        want = "token" if self._fed == self._input else "nothing"
+        part = StepPart(self.session, self.attempt, 0, step, position, count, want, ())  # type: ignore[arg-type]
+        streams = position >= len(self.generation.prompt) and count == 1
+        return Chunk(part, struct.pack(f"<{count}i", *ids), streams)
+
+    def accepted(self, hop: int, rows: int) -> None:
+        """A hop has taken it. The first word counts: what it gives back later it gives back as the prompt goes on."""
+        if hop < len(self.chain):
+            self._accepted.setdefault(hop, rows)
+
+    def progress(self, position: int) -> None:
+        """Tokens below `position` are through."""
+        self._through = max(self._through, min(position, self._fed))
+
+    def sampled(self, part: SampledPart) -> bool:
+        """Take the token that is due; False where this is another one, or one that cannot be."""
+        one = len(part.tokens) == 1 and len(part.timings) == len(self.chain)
+        if part.step != self._due or part.position != len(self.tokens) or not one:
+            return False
+        self.tokens.append(part.tokens[0])
+        self._through = len(self.tokens) - 1
+        self._input, self._due = len(self.tokens), self._due + 1
+        if self.generation.feed == "ring":  # the first stage has it already
+            self._fed, self._steps = self._input, self._due + 1
+        return True
+
+    # --- when it is silent ------------------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """The hops are asked how far they are: what they said before counts no longer."""
+        self._standing = {}
+
+    def stands(self, standing: Standing) -> None:
+        """One has answered."""
+        if standing.hop < len(self.chain):
+            self._standing[standing.hop] = standing
+
+    @property
+    def all_stand(self) -> bool:
+        return len(self._standing) == len(self.chain)
+
+    def silent_hop(self) -> int | None:
+        """The first hop that has not answered; None where all have."""
+        return next((hop for hop in range(len(self.chain)) if hop not in self._standing), None)
+
+    def stuck_hop(self) -> int:
+        """Where it hangs though all answer: the first hop with work that it does not do, or that passed on less than it
+        says; else the first."""
+        for hop in range(len(self.chain)):
+            if self._standing[hop].waiting:
+                return hop
+            if hop and self._standing[hop].steps < self._standing[hop - 1].steps:
+                return hop - 1
+        return 0

@@ -1,0 +1,71 @@
+"""Nodes that a head keeps away from for a while, because of what they did to its requests and not of what they say.
+
+A node that took a sequence and said nothing more, whose frames cannot be, or that refuses again and again for lack of
+room that its record tells. The first time it is avoided for `FIRST_S`, each time after it twice as long; an answer that
+comes through it clears it. It is used all the same where there is no other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FIRST_S, MOST_S = 10.0, 600.0
+MOST_REFUSALS = 3
+"""In a row, with no answer between them: of heads that ask for the same room at once, some lose once or twice."""
+MOST_SUSPECTS = 1024
+"""As many as a swarm has members; then those whose time has passed are forgotten, and the oldest."""
+
+
+@dataclass(slots=True)
+class _Suspect:
+    reason: str
+    times: int
+    until_s: float
+
+
+class Suspects:
+    """Those of one head."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._known: dict[str, _Suspect] = {}
+        self._refusals: dict[str, int] = {}
+
+    def blame(self, node: str, reason: str) -> float:
+        """It did it once more; how many seconds it is avoided from now on."""
+        former = self._known.pop(node, None)
+        times = former.times + 1 if former is not None else 1
+        for_s = min(MOST_S, FIRST_S * 2.0 ** min(times - 1, 16))
+        self._known[node] = _Suspect(reason, times, self._clock() + for_s)
+        if len(self._known) > MOST_SUSPECTS:
+            del self._known[next(iter(self._known))]
+        return for_s
+
+    def refused(self, node: str) -> float | None:
+        """It said that it has no room; for how long it is avoided, where it has said so too often."""
+        self._refusals[node] = self._refusals.get(node, 0) + 1
+        if len(self._refusals) > MOST_SUSPECTS:
+            del self._refusals[next(iter(self._refusals))]
+        if self._refusals[node] < MOST_REFUSALS:
+            return None
+        del self._refusals[node]
+        return self.blame(node, f"it refused {MOST_REFUSALS} sequences in a row for lack of room that its record tells")
+
+    def clear(self, node: str) -> None:
+        """An answer came through it."""
+        self._known.pop(node, None)
+        self._refusals.pop(node, None)
+
+    def reason(self, node: str) -> str:
+        return self._known[node].reason if node in self._known else ""
+
+    def now(self) -> frozenset[str]:
+        """Those to keep away from."""
+        now_s = self._clock()
+        return frozenset(node for node, suspect in self._known.items() if suspect.until_s > now_s)
+
+    def next_change_s(self) -> float:
+        """When one of them may be used again."""
+        now_s = self._clock()
+        return min((s.until_s for s in self._known.values() if s.until_s > now_s), default=float("inf"))
