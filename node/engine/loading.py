@@ -203,13 +203,14 @@ def read_config(folder: Path, asked: str) -> Any:
     Raises:
         LoadFailed: no config, or one that the library does not know, or quantised weights.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if not (folder / "config.json").exists():
         raise LoadFailed(asked, f"{folder}: holds no config.json")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise LoadFailed(asked, f"{folder / 'config.json'}: {error}") from error
     if quantised := getattr(config, "quantization_config", None):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else type(quantised).__name__

@@ -111,6 +111,11 @@ class TorchStage:
         if self.whole.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    @property
+    def slices(self) -> int:
+        """Ranges that are made at present."""
+        return len(self._slices)
+
     def _slice(self, start: int, end: int) -> TorchSlice:
         """Layers [start, end) of the stage, made where they are asked for the first time."""
         if (found := self._slices.pop((start, end), None)) is None:

@@ -125,6 +125,11 @@ class Worker:
         self._loaded_s = time.monotonic()
         """When a load was got on with last."""
 
+    @property
+    def loads(self) -> int:
+        """That are under way."""
+        return len(self._loading)
+
     def serve(self) -> None:
         """Never returns: the reading thread ends the process when the node is gone."""
         while True:

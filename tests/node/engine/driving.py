@@ -6,6 +6,7 @@ import copy
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from node.engine.base import Buffer, Engine, Stage, StageSpec, Step
+from node.engine.base import Batch, BatchResult, Buffer, Engine, Slot, Stage, StageSpec, Want
 from node.engine.loading import SharedTensors, load_stage
 from node.engine.torch_stage import TorchStage
 from node.wire.frames import Sampling
@@ -44,17 +45,44 @@ def pack_ids(ids: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(ids)}i", *ids)
 
 
-def step_here(
-    stages: Sequence[TorchStage], session: str, position: int, ids: Sequence[int], sampling: Sampling | None
-) -> int | None:
-    """One step through a chain in this process; the last stage's token."""
-    data: Buffer = pack_ids(ids)
-    dtype: Dtype | None = None
-    token = None
+def batch_of(*slots: tuple[str, int, Sequence[int], Want]) -> Batch:
+    """A batch of token ids: sequence, position, ids, want."""
+    return Batch(
+        tuple(Slot(sequence, position, len(ids), want) for sequence, position, ids, want in slots),
+        pack_ids([token for _, _, ids, _ in slots for token in ids]),
+        None,
+    )
+
+
+def rows_of(sequence: str, position: int, data: Buffer, count: int, want: Want = "nothing") -> Batch:
+    """A batch of one slot of hidden states in float32."""
+    return Batch((Slot(sequence, position, count, want),), data, "float32")
+
+
+def open_here(stages: Sequence[TorchStage], sequence: str, tokens: int, sampling: Sampling | None = None) -> None:
+    """Begin a sequence on each stage of a chain, for all of its layers."""
     for stage in stages:
-        result = stage.run(Step(session, position, len(ids), data, dtype, sampling if stage.last else None))
-        data, dtype, token = result.data, stage.info.dtype, result.token
-    return token
+        chosen = (sampling or Sampling()) if stage.whole.last else None
+        stage.open(sequence, stage.whole.start, stage.whole.end, chosen, tokens)
+
+
+def run_here(stages: Sequence[TorchStage], batch: Batch) -> BatchResult:
+    """A batch through a chain in this process; what its slots want, they want of the last stage."""
+    result: BatchResult | None = None
+    for stage in stages:
+        slots = batch.slots if stage.whole.last else tuple(replace(slot, want="nothing") for slot in batch.slots)
+        data, dtype = (batch.data, batch.dtype) if result is None else (result.data, stage.info.dtype)
+        result = stage.run(Batch(slots, data, dtype))
+        assert [slot.problem for slot in result.slots] == [""] * len(batch.slots)
+    assert result is not None
+    return result
+
+
+def step_here(
+    stages: Sequence[TorchStage], sequence: str, position: int, ids: Sequence[int], want: Want = "token"
+) -> tuple[int, ...]:
+    """One sequence's step through a chain in this process; the last stage's tokens."""
+    return run_here(stages, batch_of((sequence, position, ids, want))).slots[0].tokens
 
 
 def generate_here(
@@ -66,28 +94,42 @@ def generate_here(
     sampling: Sampling | None = None,
 ) -> list[int]:
     """`count` tokens from a chain in this process, step by step."""
-    for stage in stages:
-        stage.reserve(session, len(ids) + count)
+    open_here(stages, session, len(ids) + count, sampling)
     answer: list[int] = []
     position, waiting = 0, list(ids)
     while len(answer) < count:
-        token = step_here(stages, session, position, waiting, sampling or Sampling())
-        assert token is not None
+        (token,) = step_here(stages, session, position, waiting)
         position += len(waiting)
         waiting = [token]
         answer.append(token)
     for stage in stages:
-        stage.free(session)
+        stage.close(session)
     return answer
 
 
-async def load_chain(engine: Engine, folder: Path, cuts: Sequence[int], *, dtype: Dtype = "float32") -> list[Stage]:
+@dataclass(frozen=True)
+class Part:
+    """A stage of a chain, wherever it lives, and its layers."""
+
+    stage: Stage
+    start: int
+    end: int
+
+    async def open(self, sequence: str, sampling: Sampling | None, tokens: int) -> None:
+        """Begin a sequence on all of them."""
+        await self.stage.open(sequence, self.start, self.end, sampling, tokens)
+
+
+async def load_chain(engine: Engine, folder: Path, cuts: Sequence[int], *, dtype: Dtype = "float32") -> list[Part]:
     """Stages for each pair of neighbouring cuts."""
-    return [await engine.load(StageSpec(str(folder), start, end, dtype, KV_BYTES)) for start, end in pairwise(cuts)]
+    return [
+        Part(await engine.load(StageSpec(str(folder), start, end, dtype, KV_BYTES)), start, end)
+        for start, end in pairwise(cuts)
+    ]
 
 
 async def generate(
-    stages: Sequence[Stage],
+    chain: Sequence[Part],
     ids: Sequence[int],
     count: int,
     *,
@@ -96,26 +138,26 @@ async def generate(
     chunk: int = 512,
 ) -> list[int]:
     """`count` tokens from a chain of stages, wherever they live; the prompt goes in chunks."""
-    for stage in stages:
-        await stage.reserve(session, len(ids) + count)
+    for part in chain:
+        await part.open(session, (sampling or Sampling()) if part is chain[-1] else None, len(ids) + count)
     answer: list[int] = []
     position, waiting = 0, list(ids)
     while len(answer) < count:
-        part, waiting = waiting[:chunk], waiting[chunk:]
-        data: Buffer = pack_ids(part)
+        now, waiting = waiting[:chunk], waiting[chunk:]
+        data: Buffer = pack_ids(now)
         dtype: Dtype | None = None
-        token = None
-        for stage in stages:
-            wanted = (sampling or Sampling()) if stage is stages[-1] and not waiting else None
-            result = await stage.run(Step(session, position, len(part), data, dtype, wanted))
-            data, dtype, token = result.data, stage.info.dtype, result.token
-        position += len(part)
+        tokens: tuple[int, ...] = ()
+        for part in chain:
+            want: Want = "token" if part is chain[-1] and not waiting else "nothing"
+            result = await part.stage.run(Batch((Slot(session, position, len(now), want),), data, dtype))
+            assert result.slots[0].problem == ""
+            data, dtype, tokens = result.data, part.stage.info.dtype, result.slots[0].tokens
+        position += len(now)
         if not waiting:
-            assert token is not None
-            answer.append(token)
-            waiting = [token]
-    for stage in stages:
-        await stage.free(session)
+            answer += tokens
+            waiting = list(tokens)
+    for part in chain:
+        await part.stage.close(session)
     return answer
 
 

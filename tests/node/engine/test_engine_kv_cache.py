@@ -8,40 +8,72 @@ from node.engine.kv_cache import Sequences
 from node.engine.memory import WorkerMemory
 from node.errors import EngineError, OutOfKV
 
+LAYERS = 4
 
-def sequences(capacity: int = 100) -> Sequences[list[int]]:
-    return Sequences(capacity, list)
+
+def sequences(capacity: int = 100, most: int = 10) -> Sequences[list[int]]:
+    """Of layers [2, 6), each of which takes 1 byte per token."""
+    return Sequences(2, (1,) * LAYERS, capacity, most)
+
+
+def begin(book: Sequences[list[int]], name: str, tokens: int, start: int = 2, end: int = 6) -> None:
+    book.open(name, start, end, None, tokens, list)
 
 
 def test_room_is_set_aside_and_given_back() -> None:
     book = sequences()
-    book.reserve("a", 60)
+    begin(book, "a", 60)
     with pytest.raises(OutOfKV) as full:
-        book.reserve("b", 41)
+        begin(book, "b", 41)
     assert (full.value.needed_tokens, full.value.free_tokens) == (41, 40)
-    book.reserve("b", 40)
+    begin(book, "b", 40)
     assert book.free_tokens == 0
-    book.free("a")
-    book.free("a")
+    book.close("a")
+    book.close("a")
     assert book.free_tokens == 60
     book.clear()
     assert book.free_tokens == 100
 
 
-def test_a_sequence_reserves_once() -> None:
+def test_a_sequence_over_half_of_the_layers_takes_half_the_room() -> None:
     book = sequences()
-    book.reserve("a", 1)
+    begin(book, "half", 100, 3, 5)
+    assert book.free_tokens == 50
+    with pytest.raises(OutOfKV) as full:
+        begin(book, "quarter", 201, 5, 6)
+    assert (full.value.needed_tokens, full.value.free_tokens) == (201, 200)
+    begin(book, "quarter", 200, 5, 6)
+    assert book.free_tokens == 0
+    assert book.ranges() == {(3, 5), (5, 6)}
+
+
+@pytest.mark.parametrize(("start", "end"), [(1, 3), (5, 7), (4, 4), (5, 3), (0, 9)])
+def test_layers_outside_the_stage_are_refused(start: int, end: int) -> None:
+    book = sequences()
+    with pytest.raises(EngineError, match=r"the stage holds \[2, 6\)"):
+        begin(book, "a", 1, start, end)
+    assert book.free_tokens == 100
+
+
+def test_a_sequence_is_opened_once_and_no_more_than_so_many_are() -> None:
+    book = sequences(most=2)
+    begin(book, "a", 1)
     with pytest.raises(EngineError, match="already"):
-        book.reserve("a", 1)
+        begin(book, "a", 1)
+    begin(book, "b", 1)
+    with pytest.raises(EngineError, match="2 sequences are open already"):
+        begin(book, "c", 1)
+    book.close("a")
+    begin(book, "c", 1)
 
 
 @pytest.mark.parametrize(
     ("position", "count", "match"),
-    [(0, 1, "holds 4"), (3, 1, "holds 4"), (5, 1, "holds 4"), (4, 7, "10 are reserved"), (4, 0, "0 tokens")],
+    [(0, 1, "holds 4"), (3, 1, "holds 4"), (5, 1, "holds 4"), (4, 7, "10 are reserved")],
 )
 def test_a_step_must_continue_its_sequence_within_its_room(position: int, count: int, match: str) -> None:
     book = sequences()
-    book.reserve("a", 10)
+    begin(book, "a", 10)
     book.at("a", 0, 4).cached = 4
     with pytest.raises(EngineError, match=match):
         book.at("a", position, count)
@@ -50,9 +82,9 @@ def test_a_step_must_continue_its_sequence_within_its_room(position: int, count:
 
 def test_unknown_and_broken_sequences_are_refused() -> None:
     book = sequences()
-    with pytest.raises(EngineError, match="reserve it first"):
+    with pytest.raises(EngineError, match="open it first"):
         book.at("a", 0, 1)
-    book.reserve("a", 10)
+    begin(book, "a", 10)
     book.at("a", 0, 1).broken = "its step failed"
     with pytest.raises(EngineError, match="cannot go on: its step failed"):
         book.at("a", 0, 1)
@@ -60,23 +92,37 @@ def test_unknown_and_broken_sequences_are_refused() -> None:
 
 def test_each_sequence_has_a_cache_of_its_own() -> None:
     book = sequences()
-    book.reserve("a", 1)
-    book.reserve("b", 1)
+    begin(book, "a", 1)
+    begin(book, "b", 1)
     assert book.at("a", 0, 1).cache is not book.at("b", 0, 1).cache
+
+
+def test_a_cache_that_cannot_be_made_leaves_no_sequence_behind() -> None:
+    book = sequences()
+
+    def fails() -> list[int]:
+        raise EngineError("no such layers")
+
+    with pytest.raises(EngineError, match="no such layers"):
+        book.open("a", 2, 6, None, 10, fails)
+    assert book.free_tokens == 100
+    begin(book, "a", 1)
 
 
 def test_stages_of_one_worker_share_its_memory() -> None:
     weights = 100
     memory = WorkerMemory(lambda: weights)
-    whole: Sequences[list[int]] = Sequences(50, list, memory, bytes_per_token=10)
-    part: Sequences[list[int]] = Sequences(110, list, memory, bytes_per_token=5)
+    whole: Sequences[list[int]] = Sequences(0, (5, 5), 50, 10)
+    part: Sequences[list[int]] = Sequences(0, (5,), 110, 10)
+    whole.share(memory)
+    part.share(memory)
     memory.enter(whole, 100 + 50 * 10)
     memory.enter(part, 50 + 110 * 5)
-    whole.reserve("a", 40)
+    begin(whole, "a", 40, 0, 2)
     assert (whole.free_tokens, part.free_tokens) == (10, 20)
-    part.reserve("b", 20)
+    begin(part, "b", 20, 0, 1)
     with pytest.raises(OutOfKV):
-        whole.reserve("c", 1)
+        begin(whole, "c", 1, 0, 2)
     whole.clear()
     assert (whole.free_tokens, part.free_tokens) == (40, 80)
     memory.coming_bytes = 300

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import queue
 import shutil
+from collections.abc import Generator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,20 @@ from safetensors.torch import load_file, save_file
 
 from node.engine.base import StageSpec
 from node.engine.loading import SharedTensors, load_stage
-from node.engine.messages import CloseStage, Load
+from node.engine.messages import (
+    PREFIX,
+    Done,
+    DropStage,
+    Load,
+    LoadGoesOn,
+    Refused,
+    Reply,
+    unpack_prefix,
+    unpack_reply,
+)
 from node.engine.torch_backend import TorchBackend
 from node.engine.torch_stage import TorchStage
-from node.engine.worker import Worker
+from node.engine.worker import Activity, Inbox, Replies, Worker
 from node.errors import LoadFailed
 from tests.node.engine.driving import CPU, generate_here, load_here, save_tiny, tiny_llama
 
@@ -58,18 +69,20 @@ def fails(folder: Path, match: str, start: int = 2, end: int = 4) -> None:
 def test_a_missing_tensor_of_the_range_fails_and_one_outside_does_not_matter(folder: Path) -> None:
     edit_tensors(folder, model__layers__3__mlp__up_proj__weight=None)
     fails(folder, r"missing: model\.layers\.3\.mlp\.up_proj\.weight")
-    load_here(folder, 0, 3)
+    assert load_here(folder, 0, 3).whole.layers == 3
 
 
 def test_a_tensor_without_use_in_the_range_fails(folder: Path) -> None:
     edit_tensors(folder, model__layers__2__self_attn__q_proj__bias=torch.zeros(64))
     fails(folder, r"without use: model\.layers\.2\.self_attn\.q_proj\.bias")
-    load_here(folder, 3, 6)
+    assert load_here(folder, 3, 6).whole.layers == 3
 
 
-def test_rotary_tables_that_old_checkpoints_store_are_passed_over(folder: Path) -> None:
+def test_rotary_tables_that_old_checkpoints_store_are_passed_over(folder: Path, tiny_folder: Path) -> None:
     edit_tensors(folder, model__layers__2__self_attn__rotary_emb__inv_freq=torch.zeros(8))
-    load_here(folder, 2, 4)
+    old, new = load_here(folder, 0, 6), load_here(tiny_folder, 0, 6)
+    assert old.info.weight_bytes == new.info.weight_bytes
+    assert generate_here([old], PROMPT, 5) == generate_here([new], PROMPT, 5)
 
 
 def test_a_wrong_shape_fails(folder: Path) -> None:
@@ -99,6 +112,7 @@ def test_missing_files_fail(folder: Path, tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
         ({"num_hidden_layers": 3}, "the model has 3 layers"),
         ({"intermediate_size": 100}, "expected"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
     ],
 )
 def test_a_config_that_does_not_fit_fails(folder: Path, changes: dict[str, Any], match: str) -> None:
@@ -170,10 +184,10 @@ def test_a_growing_range_reads_only_what_is_missing(tiny_folder: Path) -> None:
     assert shared.read_count == 3 * LAYER_TENSORS + 1
     whole = load_here(tiny_folder, 0, 6, shared=shared)
     assert shared.read_count == 6 * LAYER_TENSORS + 3
-    before, after = (stage.model.model.layers[1].mlp.up_proj.weight.data_ptr() for stage in (half, whole))
+    before, after = (stage.whole.model.model.layers[1].mlp.up_proj.weight.data_ptr() for stage in (half, whole))
     assert before == after
     answer = generate_here([whole], PROMPT, 5)
-    half.close()
+    half.drop()
     load_here(tiny_folder, 2, 6, shared=shared)  # shrinking reads nothing
     assert shared.read_count == 6 * LAYER_TENSORS + 3
     assert generate_here([whole], PROMPT, 5) == answer == generate_here([load_here(tiny_folder, 0, 6)], PROMPT, 5)
@@ -183,9 +197,9 @@ def test_tensors_that_no_stage_holds_are_dropped(tiny_folder: Path) -> None:
     shared = SharedTensors()
     stage = load_here(tiny_folder, 0, 3, shared=shared)
     other = load_here(tiny_folder, 1, 4, shared=shared)
-    stage.close()
+    stage.drop()
     assert len(shared) == 3 * LAYER_TENSORS
-    other.close()
+    other.drop()
     assert len(shared) == 0
 
 
@@ -215,37 +229,89 @@ def test_weights_that_are_being_read_are_counted_once_all_the_time(tiny_folder: 
             other = finished.value
             break
         if len(free) == 5:  # a part of the first range is made meanwhile
-            load_here(tiny_folder, 0, 1, shared=shared).close()
+            load_here(tiny_folder, 0, 1, shared=shared).drop()
         free.append(shared.memory.free_bytes)
     assert set(free) == {beside} == {shared.memory.free_bytes}
-    other.close()
+    other.drop()
     assert shared.memory.free_bytes == alone
-    held.close()
+    held.drop()
 
 
-@pytest.mark.parametrize("ending", ["given up", "fails"])
-def test_a_load_that_ends_in_its_first_steps_leaves_no_weights_in_the_worker(
-    folder: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+class LoadingWorker:
+    """A worker without a process: requests in, replies out, one turn at a time."""
+
+    def __init__(self, out: FileIO, folder: Path, backend: TorchBackend | None = None) -> None:
+        self.backend = backend or TorchBackend("cpu")
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.worker = Worker(self.inbox, Replies(out), Activity(), self.backend)
+        self.inbox.put((Load(1, 7, StageSpec(str(folder), 0, 6, "float32", 1 << 20)), b""))
+
+    def load_until_its_first_steps(self) -> None:
+        self.worker.serve_one()
+        assert self.worker.loads == 1
+        while not len(self.backend.shared) or self.backend.shared.memory.coming_bytes:
+            self.worker.serve_one()
+
+
+def replies_in(file: Path) -> list[Reply]:
+    """Those that tell something new: that a load goes on is none."""
+    data, replies = file.read_bytes(), []
+    while data:
+        header_bytes, body_bytes = unpack_prefix(data[: PREFIX.size])
+        replies.append(unpack_reply(data[PREFIX.size : PREFIX.size + header_bytes]))
+        data = data[PREFIX.size + header_bytes + body_bytes :]
+    return [reply for reply in replies if not isinstance(reply, LoadGoesOn)]
+
+
+def test_a_load_that_is_given_up_in_its_first_steps_leaves_no_weights_in_the_worker(
+    folder: Path, tmp_path: Path
 ) -> None:
-    if ending == "fails":
-        monkeypatch.setattr(TorchStage, "forward", lambda *_, **__: [][0])
-    with open(os.devnull, "wb", buffering=0) as out:
-        worker = Worker(queue.SimpleQueue(), out)
-        backend = worker._backend = TorchBackend("cpu")
-        worker._answer(Load(1, 7, StageSpec(str(folder), 0, 6, "float32", 1 << 20)), b"")
-        worker._load_some()
-        while backend.shared.memory.coming_bytes:
-            worker._load_some()
+    with FileIO(tmp_path / "out", "w") as out:
+        loading = LoadingWorker(out, folder)
+        loading.load_until_its_first_steps()
         gc.disable()
         try:
-            worker._load_some()
-            if ending == "given up":
-                assert len(backend.shared)
-                worker._answer(CloseStage(2, 7), b"")
-            assert not worker._loading
-            assert len(backend.shared) == 0
+            loading.worker.serve_one()
+            assert len(loading.backend.shared)
+            loading.inbox.put((DropStage(2, 7), b""))
+            while loading.worker.loads:
+                loading.worker.serve_one()
+            assert len(loading.backend.shared) == 0
         finally:
             gc.enable()
+    given_up, done = replies_in(tmp_path / "out")
+    assert isinstance(given_up, Refused)
+    assert (given_up.number, given_up.text) == (1, "the load was given up")
+    assert done == Done(2)
+
+
+class FailsInItsFirstSteps(TorchBackend):
+    """Reads all tensors, and then the library raises in the middle of a step."""
+
+    def load(self, spec: StageSpec) -> Generator[None, None, TorchStage]:
+        progress, all_read = super().load(spec), False
+        for _ in progress:
+            if all_read:
+                progress.throw(RuntimeError("no kernel"))
+            all_read = bool(len(self.shared)) and not self.shared.memory.coming_bytes
+            yield
+        raise AssertionError("it shall not get this far")
+
+
+def test_a_load_that_fails_in_its_first_steps_leaves_no_weights_in_the_worker(folder: Path, tmp_path: Path) -> None:
+    with FileIO(tmp_path / "out", "w") as out:
+        loading = LoadingWorker(out, folder, FailsInItsFirstSteps("cpu"))
+        gc.disable()
+        try:
+            loading.worker.serve_one()
+            while loading.worker.loads:
+                loading.worker.serve_one()
+            assert len(loading.backend.shared) == 0
+        finally:
+            gc.enable()
+    (failed,) = replies_in(tmp_path / "out")
+    assert isinstance(failed, Refused)
+    assert (failed.kind, failed.text) == ("load", "its first step failed: RuntimeError: no kernel")
 
 
 def test_a_load_that_is_given_up_keeps_nothing(tiny_folder: Path) -> None:

@@ -6,25 +6,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.engine.base import StageInfo, StageSpec
+from node.engine.base import BackendInfo, Slot, SlotResult, StageInfo, StageSpec
 from node.engine.messages import (
     HEADER_LIMIT_BYTES,
     PREFIX,
-    CloseStage,
+    Close,
     Done,
-    Free,
+    DropStage,
     Load,
     Loaded,
+    LoadGoesOn,
+    Open,
+    Ping,
+    Pong,
     Ran,
     Ready,
     Refused,
     Reply,
     Request,
-    Reserve,
+    Rewind,
     Run,
     SetThreads,
     Start,
     pack_head,
+    text_of,
     unpack_prefix,
     unpack_reply,
     unpack_request,
@@ -33,22 +38,30 @@ from node.errors import BadWireData, EngineError
 from node.wire.frames import BODY_LIMIT_BYTES, Sampling
 from node.wire.records import Hardware
 
+CPU = Hardware("cpu", "AMD EPYC", 1 << 34, 3e10, 1.5e11, 2)
+TORCH = BackendInfo("torch", "torch 2.13.0, transformers 5.23.0", ("float32", "bfloat16"), 8192, 256)
+
 REQUESTS: list[Request] = [
-    Start(1, "auto", 2),
+    Start(1, "torch", "auto", 2),
+    Start(1, "torch", "cpu", 2, CPU),
     Load(2, 7, StageSpec("/models/x", 0, 15, "bfloat16", 1 << 30)),
-    CloseStage(3, 7),
-    Reserve(4, 7, "session", 100),
-    Run(5, 7, "session", 0, 3, None, None),
-    Run(6, 7, "session", 3, 1, "float32", Sampling(0.5, 0.9, 40, 2**63 - 1)),
-    Free(7, 7, "session"),
-    SetThreads(8, 4),
+    DropStage(3, 7),
+    Open(4, 7, "sequence", 0, 15, None, 100),
+    Open(4, 7, "sequence", 0, 15, Sampling(0.5, 0.9, 40, 2**63 - 1), 100),
+    Run(5, 7, (Slot("a", 0, 3), Slot("b", 17, 1, "token"), Slot("c", 4, 5, "each")), None),
+    Run(6, 7, (Slot("a", 3, 1),), "float32"),
+    Rewind(7, 7, "sequence", 3),
+    Close(8, 7, "sequence"),
+    SetThreads(9, 4),
+    Ping(10),
 ]
 REPLIES: list[Reply] = [
-    Ready(1, Hardware("cpu", "AMD EPYC", 1 << 34, 3e10, 1.5e11, 2)),
+    Ready(1, CPU, TORCH),
+    LoadGoesOn(2),
     Loaded(2, StageInfo(100, 10, 5, 0.5, 576, "float32")),
-    Ran(5, None, 0.25, 0.0),
-    Ran(6, 17, 12.5, 1.5),
+    Ran(5, (SlotResult(), SlotResult((4,)), SlotResult(problem="full")), 0.25, 0.0, 100),
     Done(7),
+    Pong(8, "a batch of 3 rows", 0.5),
     Refused(9, "kv", "full", needed_tokens=10, free_tokens=3),
 ]
 
@@ -85,3 +98,27 @@ def test_sizes_are_bounded_on_both_sides() -> None:
     for header_bytes, body_bytes in [(HEADER_LIMIT_BYTES + 1, 0), (1, BODY_LIMIT_BYTES + 1)]:
         with pytest.raises(BadWireData, match="not a message"):
             unpack_prefix(PREFIX.pack(header_bytes, body_bytes))
+
+
+def test_the_largest_batch_fits_into_a_header() -> None:
+    slots = tuple(Slot(f"{number:0256}", 10**8, 8192, "each") for number in range(256))
+    pack_head(Run(2**40, 2**40, slots, "bfloat16"), 0)
+    pack_head(Ran(2**40, (SlotResult(tuple([2**31 - 1] * 8192)),), 1.0, 1.0, 2**60), 0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (REQUESTS[0], "opening the backend and measuring the machine"),
+        (REQUESTS[2], "loading layers [0, 15)"),
+        (REQUESTS[6], "a batch of 9 rows of 3 sequences"),
+        (REQUESTS[7], "a batch of 1 row of 1 sequence"),
+    ],
+)
+def test_a_request_is_told_to_people(request_: Request, text: str) -> None:
+    assert text_of(request_) == text
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_every_request_has_words(request_: Request) -> None:
+    assert text_of(request_)

@@ -15,11 +15,12 @@ import pytest
 import trio
 import trio.testing
 
-from node.engine.base import Stage, StageSpec, Step
-from node.engine.process import EngineProcess, last_sentence, open_engine
-from node.errors import EngineError, LoadFailed, OutOfKV, WorkerDied
+from node.engine.base import BATCHES_IN_FLIGHT, Batch, Slot, StageSpec
+from node.engine.patience import PING_EVERY_S, PING_S, STEP_LEAST_S
+from node.engine.process import EngineProcess, open_engine
+from node.errors import EngineError, LoadFailed, OutOfKV, WorkerDied, WorkerHung
 from node.wire.frames import BODY_LIMIT_BYTES, Sampling
-from tests.node.engine.driving import KV_BYTES, generate, generate_here, load_chain, load_here, pack_ids
+from tests.node.engine.driving import KV_BYTES, Part, batch_of, generate, generate_here, load_chain, load_here
 
 PROMPT = [5, 6, 7, 8]
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -64,6 +65,9 @@ def test_a_chain_in_a_worker_gives_the_tokens_of_a_chain_in_this_process(tiny_fo
 
     async def main() -> None:
         async with open_engine(threads=1, device="cpu") as engine:
+            assert engine.backend.name == "torch"
+            assert "torch 2." in engine.backend.version
+            assert "float32" in engine.backend.dtypes
             assert engine.hardware.device == "cpu"
             assert engine.hardware.bandwidth_bytes_per_s > 0
             stages = await load_chain(engine, tiny_folder, [0, 2, 6])
@@ -87,20 +91,26 @@ def test_refusals_cross_the_pipe_with_what_they_know_and_the_worker_lives(tiny_f
             assert failed.value.layers == "[1, 2)"
             stage = await engine.load(StageSpec(str(tiny_folder), 0, 3, "float32", KV_BYTES))
             with pytest.raises(OutOfKV) as full:
-                await stage.reserve("a", stage.info.kv_tokens + 1)
+                await stage.open("a", 0, 3, None, stage.info.kv_tokens + 1)
             assert (full.value.needed_tokens, full.value.free_tokens) == (
                 stage.info.kv_tokens + 1,
                 stage.info.kv_tokens,
             )
-            with pytest.raises(EngineError, match="reserve it first"):
-                await stage.run(Step("a", 0, 1, pack_ids([1]), None, None))
+            assert "open it first" in (await stage.run(batch_of(("a", 0, [1], "nothing")))).slots[0].problem
             with pytest.raises(EngineError, match="shorter prefill chunks"):
-                await stage.run(Step("a", 0, 1, bytes(BODY_LIMIT_BYTES + 1), None, None))
-            await stage.free("a")
-            await stage.close()
-            await stage.close()
+                await stage.run(Batch((Slot("a", 0, 1),), bytes(BODY_LIMIT_BYTES + 1), None))
+            with pytest.raises(EngineError, match="8 bytes for 1 rows"):
+                await stage.run(Batch((Slot("a", 0, 1),), bytes(8), None))
+            with pytest.raises(EngineError, match=r"layers \[2, 4\), but the stage holds \[0, 3\)"):
+                await stage.open("a", 2, 4, None, 1)
+            with pytest.raises(EngineError, match="open it first"):
+                await stage.rewind("a", 0)
+            await stage.close("a")
+            await stage.drop()
+            await stage.drop()
+            await stage.close("a")
             with pytest.raises(EngineError, match="closed"):
-                await stage.reserve("a", 1)
+                await stage.open("a", 0, 3, None, 1)
             with pytest.raises(EngineError, match=r"no (mps|cuda) device"):
                 async with open_engine(threads=1, device="cuda" if sys.platform == "darwin" else "mps"):
                     pass
@@ -123,20 +133,24 @@ def test_cancelled_callers_leave_no_reply_to_others_and_no_room_taken(tiny_folde
 
     async def main() -> None:
         async with open_engine(threads=1, device="cpu") as engine:
-            (stage,) = await load_chain(engine, tiny_folder, [0, 6])
-            right = await generate([stage], PROMPT, 4)
-            await stage.reserve("other", 10)
-            step = Step("other", 0, 2, pack_ids([50, 60]), None, Sampling())
-            await cancelled(engine, lambda: stage.run(step))
-            assert await generate([stage], PROMPT, 4) == right
-            with trio.CancelScope() as scope:  # freeing works even so
+            chain = await load_chain(engine, tiny_folder, [0, 6])
+            stage = chain[0].stage
+            right = await generate(chain, PROMPT, 4)
+            await chain[0].open("other", Sampling(), 10)
+            batch = batch_of(("other", 0, [50, 60], "token"))
+            await cancelled(engine, lambda: stage.run(batch))
+            assert await generate(chain, PROMPT, 4) == right
+            for _ in range(2 * BATCHES_IN_FLIGHT):  # whoever gives up takes no place with him
+                await cancelled(engine, lambda: stage.run(batch))
+            assert await generate(chain, PROMPT, 4) == right
+            with trio.CancelScope() as scope:  # closing works even so
                 scope.cancel()
-                await stage.free("other")
-            await cancelled(engine, lambda: stage.reserve("all", stage.info.kv_tokens))
-            await stage.reserve("all", stage.info.kv_tokens)
-            await stage.free("all")
+                await stage.close("other")
+            await cancelled(engine, lambda: chain[0].open("all", None, stage.info.kv_tokens))
+            await chain[0].open("all", None, stage.info.kv_tokens)
+            await stage.close("all")
             await cancelled(engine, lambda: load_chain(engine, tiny_folder, [0, 3]))
-            assert await generate([stage], PROMPT, 4) == right
+            assert await generate(chain, PROMPT, 4) == right
 
     run(main)
 
@@ -145,31 +159,63 @@ def test_cancelled_callers_leave_no_reply_to_others_and_no_room_taken(tiny_folde
 def test_a_killed_worker_ends_every_call_and_another_takes_its_place(tiny_folder: Path) -> None:
     async def main() -> None:
         async with open_engine(threads=1, device="cpu") as engine:
-            (stage,) = await load_chain(engine, tiny_folder, [0, 6])
-            right = await generate([stage], PROMPT, 4)
-            await stage.reserve("s", 10)
+            chain = await load_chain(engine, tiny_folder, [0, 6])
+            stage = chain[0].stage
+            right = await generate(chain, PROMPT, 4)
+            await chain[0].open("s", Sampling(), 10)
             deaths: list[WorkerDied] = []
 
             async def expect_death(call: Callable[[], Awaitable[object]]) -> None:
-                with pytest.raises(WorkerDied) as death:
+                with pytest.raises(WorkerDied, match=r"killed by signal 9 \(SIGKILL\): memory may be short") as death:
                     await call()
                 deaths.append(death.value)
 
-            step = Step("s", 0, 1, pack_ids([1]), None, Sampling())
-            async with trio.open_nursery() as nursery, stopped(engine):  # amid a step, a load and a reservation
-                nursery.start_soon(expect_death, lambda: stage.run(step))
+            batch = batch_of(("s", 0, [1], "token"))
+            async with trio.open_nursery() as nursery, stopped(engine):  # amid batches, a load and an opening
+                for _ in range(BATCHES_IN_FLIGHT + 3):
+                    nursery.start_soon(expect_death, lambda: stage.run(batch))
                 nursery.start_soon(expect_death, lambda: load_chain(engine, tiny_folder, [0, 3]))
-                nursery.start_soon(expect_death, lambda: stage.reserve("t", 10))
+                nursery.start_soon(expect_death, lambda: chain[0].open("t", None, 10))
                 await under_way()
                 os.kill(engine.pid, signal.SIGKILL)
                 await engine.died.wait()
             await expect_death(lambda: engine.set_threads(1))
-            assert [death.code for death in deaths] == [-signal.SIGKILL] * 4
-            assert len({id(death) for death in deaths}) == 4
-            await stage.free("s")  # harmless, as is closing
-            await stage.close()
-        async with open_engine(threads=1, device="cpu") as engine:
+            assert engine.death is not None
+            assert [death.code for death in (*deaths, engine.death)] == [-signal.SIGKILL] * (BATCHES_IN_FLIGHT + 7)
+            assert len({id(death) for death in deaths}) == len(deaths)
+            assert not any(isinstance(death, WorkerHung) for death in deaths)
+            await stage.close("s")  # harmless, as is dropping
+            await stage.drop()
+        async with open_engine(threads=1, device="cpu", known=engine.hardware) as engine:
             assert await generate(await load_chain(engine, tiny_folder, [0, 6]), PROMPT, 4) == right
+
+    run(main)
+
+
+@posix_only
+@pytest.mark.parametrize("at_work", [True, False])
+def test_a_worker_that_stands_still_is_seen_killed_and_told_while_it_computes_and_while_it_is_idle(
+    tiny_folder: Path, at_work: bool
+) -> None:
+    async def main() -> None:
+        async with open_engine(threads=1, device="cpu") as engine:
+            chain = await load_chain(engine, tiny_folder, [0, 6])
+            await chain[0].open("s", Sampling(), 10)
+            os.kill(engine.pid, signal.SIGSTOP)
+            asked_s = trio.current_time()
+            if at_work:
+                with pytest.raises(WorkerHung) as hung:
+                    await chain[0].stage.run(batch_of(("s", 0, [1], "token")))
+                assert "a batch of 1 row of 1 sequence" in hung.value.running
+            await engine.died.wait()
+            assert trio.current_time() - asked_s < STEP_LEAST_S + PING_EVERY_S + PING_S + 5
+            assert isinstance(engine.death, WorkerHung)
+            assert engine.death.code == -signal.SIGKILL
+            assert engine.death.waited_s >= min(STEP_LEAST_S, PING_S)
+            assert is_gone(engine.pid)
+            with pytest.raises(WorkerHung):
+                await engine.set_threads(1)
+            await chain[0].stage.close("s")
 
     run(main)
 
@@ -213,15 +259,15 @@ def test_a_stage_in_service_answers_and_gets_parts_while_another_loads(
 ) -> None:
     async def main() -> None:
         async with open_engine(threads=1, device="cpu") as engine:
-            (stage,) = await load_chain(engine, tiny_folder, [0, 6])
-            loaded: list[Stage] = []
+            chain = await load_chain(engine, tiny_folder, [0, 6])
+            loaded: list[Part] = []
 
             async def load() -> None:
                 loaded.extend(await load_chain(engine, default_model_folder, [0, 30]))
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(load)
-                await generate([stage], PROMPT, 2)
+                await generate(chain, PROMPT, 2)
                 await load_chain(engine, tiny_folder, [2, 3])
                 assert not loaded
             assert loaded
@@ -331,15 +377,3 @@ def test_our_folder_does_not_come_onto_the_workers_search_path() -> None:
         "assert sys.path == before, sys.path\n"
     )
     subprocess.run([sys.executable, "-P", "-c", program], check=True, cwd="/")
-
-
-@pytest.mark.parametrize(
-    ("stderr", "said"),
-    [
-        (b"", ""),
-        (b"warning\nTraceback:\n  File x\nValueError: bad\n\n", "ValueError: bad"),
-        (b"\xff half", "\N{REPLACEMENT CHARACTER} half"),
-    ],
-)
-def test_last_words_are_the_last_line_that_says_something(stderr: bytes, said: str) -> None:
-    assert last_sentence(stderr) == said

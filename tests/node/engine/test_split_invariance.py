@@ -45,14 +45,14 @@ class WholeModel:
 
 
 def through(stage: TorchStage, rows: torch.Tensor) -> torch.Tensor:
-    return stage.forward(rows, stage.new_cache(), 0, want_logits=False)
+    return stage.whole.forward(rows, stage.whole.new_cache(), 0)
 
 
 def answer_of(stage: TorchStage, states: torch.Tensor, prompt_length: int) -> list[int]:
     """The tokens that the last stage would choose at each position of the answer."""
     with torch.inference_mode():
         positions = torch.arange(len(states))[None]
-        logits = stage.model(inputs_embeds=states[None], position_ids=positions).logits[0]
+        logits = stage.whole.model(inputs_embeds=states[None], position_ids=positions).logits[0]
     return [int(token) for token in logits[prompt_length - 1 : -1].argmax(-1)]
 
 
