@@ -25,6 +25,7 @@ from node.pipeline.sessions import Sessions
 from node.pipeline.stage_session import StageSession, upstream_of
 from node.pipeline.stages import HeldStage, Stages
 from node.pipeline.work import Incoming
+from node.swarm.base import Lane
 from node.wire.frames import Accepted, Hop, Route
 from node.wire.ids import NodeId
 from node.wire.models import DTYPE_BYTES
@@ -152,8 +153,7 @@ class Admission:
         route = session.route
         accepted = Accepted(session.session, route.attempt, route.hop, session.credit_rows)
         if session.downstream is not None:
-            # On the prompt's lane: what follows it must not overtake it.
-            self._outbox.post(session.downstream, replace(route, hop=route.hop + 1), lane="bulk")
+            self._outbox.post(session.downstream, replace(route, hop=route.hop + 1), lane=lane_of(route))
         self._outbox.post(session.head, accepted)
 
     async def _open(self, route: Route) -> StageSession:
@@ -236,6 +236,11 @@ class Admission:
         row_bytes = 4 if route.hop == 0 else info.hidden_size * DTYPE_BYTES[info.dtype]
         wanted = min(most, (len(route.chain) + 1) * CHUNK_TOKENS)
         return self._credits.give(session, wanted, row_bytes, min(most, FIRST_ROWS))
+
+
+def lane_of(route: Route) -> Lane:
+    """Of the rows that come first: they must not overtake it."""
+    return "steps" if route.position else "bulk"
 
 
 _NO_MEMORY = "the memory for rows that wait here is taken by other sequences' prompts"

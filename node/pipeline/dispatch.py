@@ -137,9 +137,11 @@ class Dispatcher:
             output_tokens=min(generation.max_new_tokens, USUAL_OUTPUT_TOKENS),
         )
         impatient_at_s = self._clock() + PATIENCE_S
-        again_at_s, why, told = -inf, "a chain with room", ""
+        again_at_s, why, told = -inf, "its turn", ""
         with self._line.place(wanted.kv_tokens, detours.now()) as place:
-            while again_at_s < give_up_at_s:
+            if before := self._line.ahead(place):
+                waits(f"its turn: {before} before it {'wait' if before > 1 else 'waits'} for room")
+            while True:
                 with trio.move_on_at(give_up_at_s):
                     await self._turn(place, again_at_s)
                 look = self._look(generation.weights, wanted, detours, patient=self._clock() < impatient_at_s)
@@ -148,17 +150,14 @@ class Dispatcher:
                     self._line.goes(place)
                     return look.way
                 why = look.why_not
-                ahead = self._line.ahead(place)
-                text = f"{why}; {ahead} before it" if ahead else why
-                if text != told:
-                    told = text
-                    waits(text)
+                if why != told:
+                    told = why
+                    waits(why)
                 changes = (self._suspects.next_change_s(), detours.next_change_s(), impatient_at_s)
                 now_s = self._clock()
                 if now_s >= give_up_at_s:
-                    break
+                    return why
                 again_at_s = min(give_up_at_s, now_s + LOOK_ANYWAY_S, *(at for at in changes if at > now_s))
-        return why
 
     def failed(self, failure: NodeFailure, kv_tokens: int) -> None:
         """A node has ended a route."""

@@ -108,6 +108,8 @@ class EngineLoop:
                 result = await ran[0].session.stage.run(_batch_of(ran))
         except WorkerDied as error:
             self._worker_failed(error)
+            for work in works:
+                self._fail(work, str(error))
         except EngineError as error:
             for work in ran or works:
                 self._fail(work, str(error))

@@ -209,7 +209,7 @@ class Head:
     def route(self, live: LiveSequence, route: Route) -> None:
         """Send a route to its first stage, and what may follow it."""
         live.broken = False
-        self._outbox.post(NodeId(route.chain[0].node_id), route, lane="bulk")
+        self._outbox.post(NodeId(route.chain[0].node_id), route, lane="steps" if route.position else "bulk")
         self._feed(live)
 
     def leave(self, live: LiveSequence, reason: str, *, keep: bool = False) -> None:

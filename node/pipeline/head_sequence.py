@@ -54,6 +54,8 @@ class HeadSequence:
         self._standing: dict[int, Standing] = {}
         self._fed = self._through = self._input = 0
         """Tokens sent, known to be through the tail, and to be fed before the next one is sampled."""
+        self._streams_from = 0
+        """Position from which on somebody waits for each step."""
         self._steps = 0
         """Sent on this route; the tail's answers to those of the input's chunks before the last one are no tokens."""
         self._due = 0
@@ -83,7 +85,8 @@ class HeadSequence:
         self._fed = self._through = position
         self._steps = 0
         self._due = -(-(self._input - position) // self._chunk_tokens) - 1
-        return Route(self.sequence, self.attempt, chain, 0, position)
+        self._streams_from = position if keep else self._input
+        return Route(self.sequence, self.attempt, chain, 0, self._input, position)
 
     def feed(self) -> Iterator[Chunk]:
         """What may be sent now, within the credit: no stage queues a whole prompt."""
@@ -101,7 +104,7 @@ class HeadSequence:
         ids = self.tokens[position : self._fed]
         want = "token" if self._fed == self._input else "nothing"
         part = StepPart(self.session, self.attempt, 0, step, position, count, want, ())  # type: ignore[arg-type]
-        streams = position >= len(self.generation.prompt) and count == 1
+        streams = position >= self._streams_from
         return Chunk(part, struct.pack(f"<{count}i", *ids), streams)
 
     def accepted(self, hop: int, rows: int) -> None:

@@ -86,6 +86,10 @@ class StageSession:
     def is_tail(self) -> bool:
         return self.route.hop == len(self.route.chain) - 1
 
+    def is_decode(self, position: int) -> bool:
+        """Whether a step there is of an answer that streams, or goes on after a break from what was kept."""
+        return is_decode(self.route, position)
+
     @property
     def reserved_bytes(self) -> int:
         """KV cache set aside for its layers."""
@@ -161,6 +165,11 @@ class StageSession:
         if token in sequence.stop_tokens:
             return "stop"
         return "length" if position + 1 - sequence.prompt_tokens >= sequence.max_new_tokens else None
+
+
+def is_decode(route: Route, position: int) -> bool:
+    """Whether a step at `position` is of an answer that streams, not a chunk of what the head feeds first."""
+    return position >= route.input_tokens or route.position > 0
 
 
 def upstream_of(route: Route) -> NodeId:

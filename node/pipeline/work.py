@@ -33,7 +33,7 @@ class Work:
     @property
     def is_decode(self) -> bool:
         """Of an answer that streams, not a prompt's chunk."""
-        return self.position >= self.session.route.sequence.prompt_tokens
+        return self.session.is_decode(self.position)
 
     @property
     def is_current(self) -> bool:

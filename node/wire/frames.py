@@ -88,6 +88,8 @@ class Route(Struct, frozen=True, tag="route"):
     chain: Annotated[tuple[Hop, ...], Meta(min_length=1, max_length=1024)]
     hop: HopIndex
     """The receiver's place in the chain."""
+    input_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
+    """Of the sequence, when it takes this route: what the head feeds. What stands behind them streams."""
     position: Count = 0
     """Of the first row that will come: keys and values from there on are to be forgotten. Above 0 only where every
     stage has kept those before it."""

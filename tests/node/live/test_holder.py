@@ -16,12 +16,12 @@ import trio
 import trio.testing
 
 from node.engine.base import StageSpec
-from node.errors import EngineError, FetchFailed, HopLost, Overloaded
+from node.errors import FetchFailed, HopLost
 from node.live.holder import Holder
 from node.live.mover import FINISH_S, RETRY_S
-from node.live.parts import MAX_PARTS
+from node.live.served_ranges import ServedRanges
 from node.live.turn import PATIENCE_S
-from node.pipeline.head import Generation
+from node.pipeline.generation import Generation
 from node.pipeline.pipeline import Pipeline
 from node.swarm.base import LinkLost, MemberGone
 from node.wire.frames import Hop, Sampling
@@ -123,9 +123,9 @@ class Lab:
             yield engine
 
         files, events = Files(), list[Any]()
-        holder = Holder(swarm, files, open_engine, events.append, cores=4)  # type: ignore[arg-type]
-        pipeline = Pipeline(swarm, holder.lookup, lambda error: None)
-        holder.pipeline = pipeline
+        ranges = ServedRanges()
+        pipeline = Pipeline(swarm, ranges, lambda error: None)
+        holder = Holder(swarm, files, ranges, pipeline.stage, open_engine, events.append, cores=4)  # type: ignore[arg-type]
         self.nodes[name] = Node(swarm, holder, pipeline, files, engine, events)
         await self.nursery.start(pipeline.run)
         self.nursery.start_soon(holder.run)
@@ -135,9 +135,9 @@ class Lab:
     async def _read_news(self, node: Node) -> None:
         async for news in node.swarm.news:
             if isinstance(news, MemberGone):
-                node.pipeline.lost(news.node_id, news.why)
+                node.pipeline.member_gone(news.node_id, news.why)
             elif isinstance(news, LinkLost):
-                node.pipeline.lost(news.node_id, news.reason)
+                node.pipeline.link_lost(news.node_id, news.reason)
 
     def plan(self, **ranges: tuple[int, int]) -> Plan:
         """Give every node named a range; all of them follow."""
@@ -186,7 +186,7 @@ class Lab:
     async def ask(self, head: str, *hops: tuple[str, int, int], count: int = 5) -> list[int]:
         chain = tuple(Hop(self.id_of(name), start, end) for name, start, end in hops)
         generation = Generation(PROMPT, count, (), Sampling(), WEIGHTS)
-        async with self.nodes[head].pipeline.head.generate(generation, chain, self.epoch) as tokens:
+        async with self.nodes[head].pipeline.head.generate(generation, chain) as tokens:
             return [step.token async for step in tokens]
 
 
@@ -572,20 +572,6 @@ async def test_of_two_ranges_that_stand_in_for_one_another_one_is_kept(lab: Lab)
 
 
 @in_a_lab
-async def test_a_worker_that_cannot_close_a_range_does_not_end_the_node(lab: Lab) -> None:
-    ada = await lab.join("a")
-    await lab.join("b")
-    await lab.start(a=(0, 6))
-    ada.engine.close_error = EngineError("the backend failed")
-    lab.plan(a=(0, 3), b=(0, 6))
-    await trio.sleep(LOAD_S + 5)
-    assert ada.engine.close_error is None
-    lab.plan(a=(3, 6), b=(0, 6))
-    await trio.sleep(LOAD_S + 5)
-    assert ada.told == [(3, 6, "ready")]
-
-
-@in_a_lab
 async def test_a_route_chosen_a_moment_ago_still_finds_a_range_that_just_left(lab: Lab) -> None:
     await lab.join("a")
     await lab.join("b")
@@ -646,43 +632,26 @@ async def test_a_range_is_never_closed_under_a_sequence_that_is_being_opened(lab
 
 
 @in_a_lab
-async def test_the_part_that_was_not_used_for_longest_makes_room_for_another(lab: Lab) -> None:
+async def test_routes_over_parts_of_a_range_load_nothing(lab: Lab) -> None:
     await lab.join("a")
     await lab.start(a=(0, 6))
-    for end in (1, 2, 3, 4, 5):
-        assert await lab.ask("a", ("a", 0, end), ("a", end, 6)) == answer()
-    parts = [stage for stage in lab.nodes["a"].engine.stages if (stage.spec.start, stage.spec.end) != (0, 6)]
-    assert len(parts) == MAX_PARTS
-    assert {(0, 5), (5, 6)} <= {(stage.spec.start, stage.spec.end) for stage in parts}
-
-
-@in_a_lab
-async def test_with_all_parts_in_use_a_route_over_yet_another_one_is_told_to_go_elsewhere(lab: Lab) -> None:
-    await lab.join("a", step_s=0.1)
-    await lab.start(a=(0, 6))
-
     async with trio.open_nursery() as nursery:
-        for end in range(1, 1 + MAX_PARTS // 2):
-            nursery.start_soon(lab.ask, "a", ("a", 0, end), ("a", end, 6))
-        await trio.sleep(0.2)
-        with pytest.raises(Overloaded, match="parts"):
-            await lab.ask("a", ("a", 0, 5), ("a", 5, 6))
-    assert await lab.ask("a", ("a", 0, 5), ("a", 5, 6)) == answer()
+        for end in (1, 2, 3, 4, 5):
+            nursery.start_soon(partial(lab.ask, "a", ("a", 0, end), ("a", end, 6), count=20))
+    assert await lab.ask("a", ("a", 0, 2), ("a", 2, 4), ("a", 4, 6)) == answer()
+    assert len(lab.nodes["a"].engine.loads) == 1
 
 
 @in_a_lab
-async def test_a_part_that_becomes_the_nodes_own_range_is_kept_as_it_is(lab: Lab) -> None:
-    await lab.join("a")
-    await lab.join("b")
-    await lab.start(a=(0, 6))
-    assert await lab.ask("a", ("a", 0, 3), ("a", 3, 6)) == answer()
-    loads = len(lab.nodes["a"].engine.loads)
-    lab.plan(a=(0, 3), b=(3, 6))
-    await trio.sleep(8)
-    assert len(lab.nodes["a"].engine.loads) == loads
-    assert lab.nodes["a"].told == [(0, 3, "ready")]
-    assert [(s.spec.start, s.spec.end) for s in lab.nodes["a"].engine.stages] == [(0, 3)]
-    assert await lab.ask("b", ("a", 0, 3), ("b", 3, 6)) == answer()
+async def test_a_sequence_on_a_part_takes_room_for_its_layers_only(lab: Lab) -> None:
+    ada = await lab.join("a", step_s=0.1)
+    await lab.join("b", step_s=0.1)
+    await lab.start(a=(0, 6), b=(0, 6))
+    lab.nursery.start_soon(partial(lab.ask, "a", ("a", 0, 2), ("b", 2, 6), count=97))
+    await trio.sleep(0.3)
+    assert ada.pipeline.stage.reserved_bytes == 100 * 2 * KV_BYTES_PER_TOKEN_LAYER
+    assert lab.nodes["b"].pipeline.stage.reserved_bytes == 100 * 4 * KV_BYTES_PER_TOKEN_LAYER
+    assert ada.holder.kv_tokens_used == ceil(100 * 2 / 6)
 
 
 @in_a_lab

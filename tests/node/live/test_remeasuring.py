@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, Step
+from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, Slot
 from node.errors import EngineError, OutOfKV
 from node.live.remeasuring import EVERY_S, LOOK_EVERY_S, SETTLE_S, TURN_S
 from node.pipeline.idle_probe import SESSION
@@ -21,8 +21,8 @@ DUE_S = SETTLE_S - 1.0
 PROBED_S = DUE_S + 2 * LOOK_EVERY_S + 2 * PROBE_BUDGET_S
 
 
-def probes(node: Node) -> list[Step]:
-    return [step for stage in node.engine.stages for step in stage.steps if step.session == SESSION]
+def probes(node: Node) -> list[Slot]:
+    return [step for stage in node.engine.stages for step in stage.steps if step.sequence == SESSION]
 
 
 def layer_ms(node: Node) -> float:
@@ -165,7 +165,7 @@ async def test_a_range_that_closes_in_the_middle_ends_the_probe_alone(lab: Lab) 
     node = await lab.join("a", step_s=0.06)
     lab.plan(a=(0, LAYERS))
     await until_a_probe_runs(node)
-    await node.engine.stages[0].close()
+    await node.engine.stages[0].drop()
     await trio.sleep(1.0)
     assert node.pipeline.stage.times.layer() == AT_LOADING
     assert node.pipeline.stage.idle

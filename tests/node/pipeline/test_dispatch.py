@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,18 +13,23 @@ import pytest
 import trio
 import trio.testing
 
-from node.engine.base import Stage, StageSpec
-from node.errors import BadRequest, EngineError, HopLost, NoRoute, Overloaded, RequestError
-from node.pipeline.dispatch import MOST_TRIES, PAUSE_S, WAIT_LIMIT_S, Dispatcher
-from node.pipeline.head import ANSWER_LIMIT_S, Generation
+from node.engine.base import StageSpec
+from node.errors import BadRequest, HopLost, NoRoute, Overloaded, WorkerDied
+from node.live.served_ranges import ServedRange, ServedRanges
+from node.pipeline.course import FIRST_PAUSE_S, MOST_PAUSE_S, RESUME_LIMIT_S
+from node.pipeline.dispatch import LOOK_AGAIN_S, LOOK_ANYWAY_S, WAIT_LIMIT_S, Dispatcher
+from node.pipeline.generation import Generation
+from node.pipeline.head import ANSWER_LIMIT_S, LEAST_PATIENCE_S, QUESTION_S
 from node.pipeline.pipeline import Pipeline
-from node.swarm.base import MemberGone
-from node.wire.frames import Hop, Sampling
+from node.pipeline.suspects import FIRST_S, MOST_REFUSALS
+from node.swarm.base import LinkLost, MemberGone, MemberSeen
+from node.wire.events import NodeAvoided
+from node.wire.frames import Hop, Route, Sampling, Sequence
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plans import Override, Plan, PlanSettings
 from node.wire.records import HeldRange, LayerLatency
 from tests.fakes.engine import KV_BYTES_PER_TOKEN_LAYER, FakeEngine, expected_tokens
-from tests.fakes.swarm import FakeSwarm, fake_node_id, open_fake_network
+from tests.fakes.swarm import FakeNetwork, FakeSwarm, fake_node_id, open_fake_network
 
 LAYERS = 6
 KV_TOKENS = 100
@@ -40,13 +45,16 @@ class Node:
     engine: FakeEngine
     pipeline: Pipeline
     dispatcher: Dispatcher
-    stages: dict[tuple[int, int], Stage]
+    stages: ServedRanges
+    avoided: list[NodeAvoided]
     chains: list[tuple[Hop, ...]] = field(default_factory=list)
     """Those that its requests were opened on."""
+    waits: list[str] = field(default_factory=list)
+    """What its requests were told to wait for."""
 
     def request(self, prompt: int = 3, answer: int = 5, name: str = "a request") -> Any:
         generation = Generation((1,) * prompt, answer, (), Sampling(), PLAN.weights)
-        return self.dispatcher.generate(generation, name, self.chains.append)
+        return self.dispatcher.generate(generation, name, self.chains.append, self.waits.append)
 
     async def ask(self, prompt: int = 3, answer: int = 5, name: str = "a request") -> None:
         async with self.request(prompt, answer, name) as tokens:
@@ -54,7 +62,7 @@ class Node:
 
     async def tell(self) -> None:
         stage = self.pipeline.stage
-        start, end = next(iter(self.stages), (0, LAYERS))
+        start, end = next(((held.start, held.end) for held in self.stages), (0, LAYERS))
         used = stage.reserved_bytes // (KV_BYTES_PER_TOKEN_LAYER * (end - start))
         await self.swarm.update(sessions=stage.sessions, load=stage.load, kv_tokens_used=used)
 
@@ -66,28 +74,66 @@ class Node:
 @dataclass
 class Lab:
     nursery: trio.Nursery
-    swarms: Callable[..., FakeSwarm]
-    plan: Plan = PLAN
+    network: FakeNetwork
+    plan: Plan | None = PLAN
     nodes: list[Node] = field(default_factory=list)
+    silent: bool = False
+    """Nobody tells how it is."""
+
+    def soon(self, name: str, *ranges: tuple[int, int]) -> None:
+        self.nursery.start_soon(partial(self.join, name, *ranges))
+
+    def kill(self, node: Node) -> None:
+        self.nodes.remove(node)
+        self.network.kill(node.swarm)
+
+    def black_hole(self, name: str, *ranges: tuple[int, int], **record: Any) -> FakeSwarm:
+        """A member whose record is as good as any, and that reads nothing."""
+        held = tuple(HeldRange(start, end, "ready", 1) for start, end in ranges)
+        hardware = FakeEngine(LAYERS).hardware
+        told = {"machine_id": name, "hardware": hardware, "held": held, "kv_tokens_total": KV_TOKENS}
+        return self.network.add(name, **(told | record))
+
+    async def serve_again(self, node: Node) -> None:
+        """Its engine has been started anew, and has loaded all layers."""
+        engine = FakeEngine(LAYERS, step_s=0.01)
+        node.engine = engine
+        kv_bytes = KV_TOKENS * KV_BYTES_PER_TOKEN_LAYER * LAYERS
+        stage = await engine.load(StageSpec("toy", 0, LAYERS, "float32", kv_bytes))
+        node.stages.add(ServedRange(stage, "toy", 0, LAYERS, PLAN.weights, kv_bytes, 2))
+        await node.swarm.update(held=(HeldRange(0, LAYERS, "ready", 2),), kv_tokens_total=KV_TOKENS)
+
+    def hoard(self, head: Node, node: Node, number: int, tokens: int) -> None:
+        """Have a sequence opened that does nothing."""
+        chain = (Hop(node.swarm.node_id, 0, LAYERS),)
+        sequence = Sequence(f"{number:032x}", head.swarm.node_id, PLAN.weights, tokens, 2, tokens - 2, (), Sampling())
+
+        async def send() -> None:
+            link = await head.swarm.link(node.swarm.node_id)
+            await link.send(Route(sequence, 1, chain, 0, 2))
+
+        self.nursery.start_soon(send)
 
     async def join(self, name: str, *ranges: tuple[int, int], step_s: float = 0.01, **record: Any) -> Node:
         held = tuple(HeldRange(start, end, "ready", 1, self.plan.weights) for start, end in ranges)
         room = KV_TOKENS if ranges else 0
         engine = FakeEngine(LAYERS, step_s=step_s)
         told = {"machine_id": name, "hardware": engine.hardware, "held": held, "kv_tokens_total": room}
-        swarm = self.swarms(name, **(told | record))
-        stages: dict[tuple[int, int], Stage] = {}
+        swarm = self.network.add(name, **(told | record))
+        stages = ServedRanges()
         for start, end in ranges:
             kv_bytes = KV_TOKENS * KV_BYTES_PER_TOKEN_LAYER * (end - start)
-            stages[start, end] = await engine.load(StageSpec("toy", start, end, "float32", kv_bytes))
+            stage = await engine.load(StageSpec("toy", start, end, "float32", kv_bytes))
+            stages.add(ServedRange(stage, "toy", start, end, PLAN.weights, kv_bytes, 1))
 
-        async def lookup(start: int, end: int, weights: str) -> Stage | None:
-            await trio.lowlevel.checkpoint()
-            return stages.get((start, end))
+        def worker_failed(error: WorkerDied) -> None:
+            for held in stages:
+                pipeline.stage.drop_all_on(held.stage, str(error))
 
-        pipeline = Pipeline(swarm, lookup, lambda error: None)
-        dispatcher = Dispatcher(swarm.node_id, pipeline.head, lambda: self.plan, swarm.members)
-        node = Node(name, swarm, engine, pipeline, dispatcher, stages)
+        pipeline = Pipeline(swarm, stages, worker_failed)
+        avoided: list[NodeAvoided] = []
+        dispatcher = Dispatcher(swarm.node_id, pipeline.head, lambda: self.plan, swarm.members, avoided.append)
+        node = Node(name, swarm, engine, pipeline, dispatcher, stages, avoided)
         self.nodes.append(node)
         await self.nursery.start(pipeline.run)
         self.nursery.start_soon(self._watch, node)
@@ -97,18 +143,24 @@ class Lab:
     async def _watch(self, node: Node) -> None:
         async for news in node.swarm.news:
             if isinstance(news, MemberGone):
-                node.pipeline.lost(news.node_id, news.why)
+                node.pipeline.member_gone(news.node_id, news.why)
+                node.dispatcher.changed()
+            elif isinstance(news, LinkLost):
+                node.pipeline.link_lost(news.node_id, news.reason)
+            elif isinstance(news, MemberSeen):
+                node.dispatcher.heard(news.record)
 
     async def _report(self, node: Node) -> None:
         while True:
             await trio.sleep(1.0)
-            await node.tell()
+            if not self.silent:
+                await node.tell()
 
 
 @asynccontextmanager
 async def open_lab() -> AsyncIterator[Lab]:
     async with open_fake_network(delay_s=0.001) as network, trio.open_nursery() as nursery:
-        yield Lab(nursery, network.add)
+        yield Lab(nursery, network)
         nursery.cancel_scope.cancel()
 
 
@@ -290,14 +342,14 @@ async def test_a_node_that_refuses_for_lack_of_room_is_gone_around_meanwhile(lab
 
 
 @in_a_lab
-async def test_a_second_try_waits_for_room_as_long_as_the_first(lab: Lab) -> None:
+async def test_a_second_try_after_a_long_first_one(lab: Lab) -> None:
     head = await lab.join("h")
     slow = await lab.join("a", (0, 6), step_s=70.0, layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
     await lab.join("b", (0, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
 
     async def lose() -> None:
         await trio.sleep(WAIT_LIMIT_S + 5)
-        head.pipeline.lost(slow.swarm.node_id, "its cable was cut")
+        head.pipeline.member_gone(slow.swarm.node_id, "its cable was cut")
 
     await together(head.ask, lose)
     assert head.names() == [("a",), ("b",)]
@@ -331,14 +383,15 @@ async def test_a_node_that_failed_is_tried_again_where_the_others_are_full_and_h
     head, other_head = await lab.join("h"), await lab.join("o")
     quick = await lab.join("a", (0, 6), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
     await lab.join("b", (0, 6), layer_latency=LayerLatency(0.01, 0.01, 0.01), step_s=1.0)
-    quick_stages = dict(quick.stages)
+    quick_stages = list(quick.stages)
     quick.stages.clear()
     waited_s: dict[str, float] = {}
 
     async def ask(name: str, after_s: float) -> None:
         await trio.sleep(after_s)
         if name == "second":
-            quick.stages.update(quick_stages)
+            for held in quick_stages:
+                quick.stages.add(held)
         await head.ask(answer=60, name=name)
         waited_s[name] = trio.current_time() - started_s - after_s
 
@@ -348,8 +401,8 @@ async def test_a_node_that_failed_is_tried_again_where_the_others_are_full_and_h
         started_s = trio.current_time()
         await together(partial(ask, "first", 0.0), partial(ask, "second", 0.1))
     assert head.names() == [("a",), ("a",), ("a",)]
-    assert waited_s["second"] < PAUSE_S
-    assert waited_s["first"] < PAUSE_S + 2
+    assert waited_s["second"] < FIRST_PAUSE_S
+    assert waited_s["first"] < FIRST_PAUSE_S + 2
 
 
 @in_a_lab
@@ -360,7 +413,7 @@ async def test_a_node_that_is_lost_before_the_first_token_is_gone_around(lab: La
 
     async def lose() -> None:
         await trio.sleep(1)
-        head.pipeline.lost(bad.swarm.node_id, "its cable was cut")
+        head.pipeline.member_gone(bad.swarm.node_id, "its cable was cut")
 
     await together(head.ask, lose)
     assert head.names() == [("a",), ("b",)]
@@ -376,7 +429,7 @@ async def test_the_node_that_a_neighbour_has_lost_is_gone_around_and_not_the_nei
 
     async def lose() -> None:
         await trio.sleep(1)
-        first.pipeline.lost(lost.swarm.node_id, "its cable was cut")
+        first.pipeline.link_lost(lost.swarm.node_id, "its cable was cut")
 
     await together(head.ask, lose)
     assert head.names() == [("a", "b"), ("a", "c")]
@@ -389,7 +442,7 @@ async def test_a_lost_node_that_nobody_stands_in_for_is_named(lab: Lab) -> None:
 
     async def lose() -> None:
         await trio.sleep(1)
-        head.pipeline.lost(only.swarm.node_id, "its cable was cut")
+        head.pipeline.member_gone(only.swarm.node_id, "its cable was cut")
         await only.swarm.update(held=())
 
     async def ask() -> None:
@@ -403,49 +456,326 @@ async def test_a_lost_node_that_nobody_stands_in_for_is_named(lab: Lab) -> None:
 async def test_the_only_node_is_tried_again_when_it_has_told_how_it_is(lab: Lab) -> None:
     head = await lab.join("h")
     only = await lab.join("a", (0, 6))
-    kept = only.stages.pop((0, 6))
+    (kept,) = only.stages
+    only.stages.clear()
 
     async def recover() -> None:
         await trio.sleep(0.1)
-        only.stages[0, 6] = kept
+        only.stages.add(kept)
 
     await together(head.ask, recover)
     assert head.names() == [("a",), ("a",)]
 
 
 @in_a_lab
-async def test_after_three_failures_the_last_one_is_told(lab: Lab) -> None:
+async def test_where_all_fail_for_long_the_last_failure_is_told(lab: Lab) -> None:
     head = await lab.join("h")
     for name in "abcd":
         (await lab.join(name, (0, 6))).stages.clear()
+    started_s = trio.current_time()
     with pytest.raises(NoRoute, match="not ready"):
         await head.ask()
-    assert len(set(head.names())) == MOST_TRIES
+    assert WAIT_LIMIT_S - MOST_PAUSE_S <= trio.current_time() - started_s <= WAIT_LIMIT_S + 1
+    assert len(set(head.names()[:4])) == 4, "each before any is tried again"
+    assert len(head.chains) < 50
 
 
 @in_a_lab
-async def test_the_only_node_is_not_tried_for_ever(lab: Lab) -> None:
+async def test_the_only_node_is_tried_ever_more_rarely(lab: Lab) -> None:
     head = await lab.join("h")
     (await lab.join("a", (0, 6))).stages.clear()
-    with trio.fail_after(60), pytest.raises(NoRoute, match="not ready"):
+    with pytest.raises(NoRoute, match="not ready"):
         await head.ask()
-    assert head.names() == [("a",)] * MOST_TRIES
+    assert 5 <= len(head.chains) <= 12
+    assert any("which failed a moment ago" in reason for reason in head.waits)
+
+
+# --- before the first token nothing is refused that waiting would serve -----------------------------------------------
 
 
 @in_a_lab
-async def test_a_failure_in_the_middle_of_an_answer_is_told(lab: Lab) -> None:
+async def test_a_request_waits_for_layers_that_nobody_serves_yet(lab: Lab) -> None:
+    head = await lab.join("h", (0, 3))
+
+    async def load() -> None:
+        await trio.sleep(20)
+        await lab.join("a", (3, 6))
+
+    await together(head.ask, load)
+    assert head.names() == [("h", "a")]
+    assert "layers 3–5 of 6 have no ready node" in head.waits[0]
+    assert len(head.waits) == 1, "told once"
+
+
+@in_a_lab
+async def test_a_request_looks_again_as_soon_as_records_change_and_not_before(lab: Lab) -> None:
+    head = await lab.join("h", (0, 3))
+    looks = 0
+    route = head.dispatcher._router.route
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return route(*args, **kwargs)
+
+    head.dispatcher._router.route = counted  # type: ignore[method-assign]
+    lab.silent = True
+
+    async def load() -> None:
+        await trio.sleep(20.0)
+        before = looks
+        assert before <= 1 + 20 / LOOK_ANYWAY_S
+        await lab.join("a", (3, 6))
+        await trio.sleep(LOOK_AGAIN_S + 0.01)
+        assert looks == before + 1
+        lab.silent = False
+
+    await together(head.ask, load)
+
+
+@in_a_lab
+async def test_a_request_waits_for_a_plan(lab: Lab) -> None:
+    head = await lab.join("h", (0, 6))
+    lab.plan, plan = None, lab.plan
+
+    async def decide() -> None:
+        await trio.sleep(10)
+        lab.plan = plan
+        head.dispatcher.changed()
+
+    await together(head.ask, decide)
+    assert head.waits == ["a plan"]
+
+
+@in_a_lab
+async def test_a_request_whose_node_is_killed_before_the_first_token_waits_for_the_one_that_takes_over(
+    lab: Lab,
+) -> None:
+    head = await lab.join("h", (0, 3))
+    lost = await lab.join("a", (3, 6), step_s=2.0)
+
+    async def kill() -> None:
+        await trio.sleep(1)
+        lab.kill(lost)
+        await trio.sleep(12)
+        await lab.join("b", (3, 6))
+
+    await together(head.ask, kill)
+    assert head.names() == [("h", "a"), ("h", "b")]
+
+
+@in_a_lab
+async def test_a_request_whose_worker_died_waits_until_the_layers_are_loaded_again(lab: Lab) -> None:
     head = await lab.join("h")
-    nodes = [await lab.join(name, (0, 6)) for name in "ab"]
-    with pytest.raises(RequestError, match="refused on demand"):
-        async with head.request() as tokens:
+    only = await lab.join("a", (0, 6), step_s=1.0)
+
+    async def die() -> None:
+        await trio.sleep(0.5)
+        only.engine.die()
+        await trio.sleep(1)
+        only.stages.clear()
+        await only.swarm.update(held=(), kv_tokens_total=0)
+        await trio.sleep(8)
+        await lab.serve_again(only)
+
+    await together(head.ask, die)
+    assert head.names()[-1] == ("a",)
+
+
+@in_a_lab
+async def test_patience_runs_from_the_arrival_that_is_told(lab: Lab) -> None:
+    head = await lab.join("h")
+    started_s = trio.current_time()
+    generation = Generation((1, 2), 3, (), Sampling(), PLAN.weights)
+    with pytest.raises(NoRoute, match="waited in vain: layers 0–5"):
+        async with head.dispatcher.generate(generation, "r", arrived_s=started_s - 50):
+            pass
+    assert trio.current_time() - started_s == pytest.approx(WAIT_LIMIT_S - 50)
+
+
+@in_a_lab
+async def test_what_a_request_waits_for_and_how_many_are_before_it_is_told(lab: Lab) -> None:
+    head = await lab.join("h")
+    await lab.join("a", (0, 6), step_s=0.1)
+    await together(*(partial(head.ask, 10, 60, f"{number}") for number in range(3)))
+    assert "KV room for 70 tokens" in head.waits
+    assert "its turn: 2 before it wait for room" in head.waits
+
+
+# --- after it, the answer goes on -------------------------------------------------------------------------------------
+
+
+async def tell_after(seconds: float, act: Callable[[], object]) -> None:
+    await trio.sleep(seconds)
+    act()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("victim", ["a", "b"])
+def test_an_answer_whose_node_is_killed_goes_on_along_another_chain(victim: str, temperature: float) -> None:
+    @in_a_lab
+    async def run(lab: Lab) -> None:
+        head = await lab.join("h")
+        nodes = {name: await lab.join(name, layers) for name, layers in (("a", (0, 3)), ("b", (3, 6)))}
+        sampling = Sampling(temperature=temperature, seed=7)
+        generation = Generation((1, 2, 3), 60, (), sampling, PLAN.weights)
+        async with head.dispatcher.generate(generation, "r", head.chains.append, head.waits.append) as tokens:
+            got = [(await anext(tokens)).token for _ in range(7)]
+            lab.kill(nodes[victim])
+            lab.nursery.start_soon(tell_after, 5.0, partial(lab.soon, "c", (0, 3) if victim == "a" else (3, 6)))
+            steps = [step async for step in tokens]
+        got += [step.token for step in steps]
+        assert got == expected_tokens([1, 2, 3], LAYERS, 60, sampling=sampling)
+        assert head.names() == [("a", "b"), ("c", "b") if victim == "a" else ("a", "c")]
+        assert {hop.node_id[-1] for hop in steps[-1].chain} == {*head.names()[-1]}
+
+    run()
+
+
+@in_a_lab
+async def test_an_answer_goes_on_over_a_new_link_without_a_second_prompt(lab: Lab) -> None:
+    head = await lab.join("h")
+    first = await lab.join("a", (0, 3))
+    second = await lab.join("b", (3, 6))
+    async with head.request(prompt=20, answer=60) as tokens:
+        got = [(await anext(tokens)).token for _ in range(5)]
+        lab.network.break_link(first.swarm, second.swarm)
+        got += [step.token async for step in tokens]
+    assert got == expected_tokens([1] * 20, LAYERS, 60)
+    assert head.names() == [("a", "b")] * 2
+    (stage,) = second.engine.stages
+    assert sum(slot.count for slot in stage.steps) <= 20 + 60 + 1, "one position may be run twice"
+
+
+@in_a_lab
+async def test_an_answer_that_finds_no_other_chain_ends_with_the_name_of_the_node(lab: Lab) -> None:
+    head = await lab.join("h")
+    only = await lab.join("a", (0, 6))
+    started_s = 0.0
+    with pytest.raises(HopLost, match="node a"):
+        async with head.request(answer=60) as tokens:
             await anext(tokens)
-            for node in nodes:
-                node.engine.refuse_next(EngineError("refused on demand"))
+            lab.kill(only)
+            started_s = trio.current_time()
             async for _ in tokens:
                 pass
+    assert trio.current_time() - started_s == pytest.approx(RESUME_LIMIT_S, abs=1)
+
+
+@in_a_lab
+async def test_an_engine_that_fails_in_the_middle_of_an_answer_is_gone_around(lab: Lab) -> None:
+    head = await lab.join("h")
+    nodes = [await lab.join(name, (0, 6)) for name in "ab"]
+    async with head.request(answer=20) as tokens:
+        got = [(await anext(tokens)).token]
+        serving = next(node for node in nodes if node.name == head.names()[0][0])
+        serving.engine.problems.append("a number that is none")
+        got += [step.token async for step in tokens]
+    assert got == expected_tokens([1] * 3, LAYERS, 20)
+    assert len(set(head.names())) == 2
+
+
+# --- nodes that do not do what they say -------------------------------------------------------------------------------
+
+
+@in_a_lab
+async def test_a_node_that_takes_a_sequence_and_says_nothing_is_named_and_gone_around_from_then_on(lab: Lab) -> None:
+    head = await lab.join("h", (0, 3))
+    hole = lab.black_hole("a", (3, 6), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    await lab.join("b", (3, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+    started_s = trio.current_time()
+    await head.ask()
+    assert trio.current_time() - started_s < LEAST_PATIENCE_S + QUESTION_S + 1
+    assert head.names() == [("h", "a"), ("h", "b")]
+    (avoided,) = head.avoided
+    assert (avoided.node_id, avoided.name) == (hole.node_id, "a")
+    assert "no sign of life" in avoided.reason
+    head.chains.clear()
+    await head.ask(name="another")
+    assert head.names() == [("h", "b")]
+
+
+@in_a_lab
+async def test_a_node_that_did_it_again_is_avoided_for_longer_and_one_that_answers_is_trusted_again(lab: Lab) -> None:
+    head = await lab.join("h", (0, 3))
+    lab.black_hole("a", (3, 6), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    await lab.join("b", (3, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+    for number in range(40):
+        await head.ask(name=f"{number}")
+        await trio.sleep(1)
+    told = [event.for_s for event in head.avoided]
+    assert told == [FIRST_S * 2**times for times in range(len(told))]
+    assert 2 <= len(told) <= 3
+
+
+@in_a_lab
+async def test_a_node_that_always_says_that_it_is_full_is_avoided(lab: Lab) -> None:
+    head = await lab.join("h")
+    liar = await lab.join("a", (0, 6), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    for stage in liar.engine.stages:
+        stage.info = replace(stage.info, kv_tokens=0)
+    await lab.join("b", (0, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+    for number in range(8):
+        await head.ask(name=f"{number}")
+        await trio.sleep(1.1)
+    assert [event.name for event in head.avoided] == ["a"]
+    assert "room that its record tells" in head.avoided[0].reason
+    assert Counter(head.names())[("a",)] == MOST_REFUSALS
+
+
+@in_a_lab
+async def test_a_slow_node_that_answers_is_not_taken_for_a_dead_one(lab: Lab) -> None:
+    head = await lab.join("h")
+    await lab.join("a", (0, 6), step_s=30.0)
+    await head.ask(answer=2)
+    assert head.avoided == []
     assert len(head.chains) == 1
-    for node in nodes:
-        node.engine._refusals.clear()
+
+
+@in_a_lab
+async def test_a_link_that_a_chain_does_not_use_may_break(lab: Lab) -> None:
+    head = await lab.join("n0", (0, 1))
+    others = [await lab.join(f"n{k}", (k, k + 1) if k < 3 else (3, 6)) for k in range(1, 4)]
+    async with head.request(answer=40) as tokens:
+        got = [(await anext(tokens)).token for _ in range(5)]
+        lab.network.break_link(others[0].swarm, others[2].swarm)
+        got += [step.token async for step in tokens]
+    assert got == expected_tokens([1] * 3, LAYERS, 40)
+    assert len(head.chains) == 1
+
+
+@in_a_lab
+async def test_where_the_tail_cannot_reach_the_head_its_neighbour_says_so(lab: Lab) -> None:
+    head = await lab.join("h")
+    first = await lab.join("a", (0, 3))
+    tail = await lab.join("b", (3, 6))
+    await lab.join("c", (0, 6), layer_latency=LayerLatency(9.0, 9.0, 9.0))
+    async with head.request(answer=40) as tokens:
+        got = [(await anext(tokens)).token for _ in range(5)]
+        assert head.names() == [("a", "b")]
+        started_s = trio.current_time()
+        tail.pipeline.link_lost(head.swarm.node_id, "it is cut off")  # it alone notices
+        got += [step.token async for step in tokens]
+    assert got == expected_tokens([1] * 3, LAYERS, 40)
+    assert trio.current_time() - started_s < 3
+    assert first.swarm.alive
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+@in_a_lab
+async def test_one_member_that_takes_all_room_does_not_lock_the_others_out(lab: Lab) -> None:
+    greedy, modest = await lab.join("g"), await lab.join("h")
+    only = await lab.join("a", (0, 6), step_s=0.5)
+    for number in range(20):
+        lab.hoard(greedy, only, number, tokens=5)
+    await trio.sleep(0.5)
+    assert only.pipeline.stage.sessions == 20
+    started_s = trio.current_time()
+    await modest.ask(answer=7)
+    assert trio.current_time() - started_s < 8
+    lab.network.kill(greedy.swarm)
 
 
 @in_a_lab

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.engine.base import StageInfo, StepResult
+from node.engine.base import BatchResult, StageInfo
 from node.pipeline.latency import StepTimes
 from node.wire.records import LayerLatency
 
@@ -17,8 +17,8 @@ def loaded(layer_ms: float | None = 2.0, head_ms: float | None = None) -> StageI
     return StageInfo(100, 10, 5, 0.5, 576, "float32", layer_ms, head_ms)
 
 
-def step(compute_ms: float, head_ms: float = 0.0) -> StepResult:
-    return StepResult(b"", None, compute_ms, head_ms)
+def step(compute_ms: float, head_ms: float = 0.0) -> BatchResult:
+    return BatchResult(b"", (), compute_ms, head_ms)
 
 
 def test_nothing_is_told_before_a_range_was_loaded() -> None:
@@ -53,6 +53,15 @@ def test_another_range_of_the_model_keeps_the_heads_time_and_another_model_does_
     assert times.head_ms == 5.0
     times.loaded(loaded(None), "other")
     assert (times.layer(), times.head_ms) == (None, None)
+
+
+def test_how_many_sequences_shared_a_step_is_told() -> None:
+    times = StepTimes()
+    for sequences in (1, 3, 4, 4):
+        times.add(1, step(1.0), 0.0, sequences)
+    assert times.layer() == LayerLatency(1.0, 1.0, 1.0, 3)
+    times.renew(1, [(step(2.0), 0.0)])
+    assert times.layer() == LayerLatency(2.0, 2.0, 2.0, 1)
 
 
 def test_a_node_that_slows_down_is_told_of_soon() -> None:

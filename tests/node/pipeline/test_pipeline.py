@@ -321,7 +321,7 @@ async def test_a_member_outside_the_chain_can_neither_feed_nor_close_nor_steer_a
             for peer in here.peers:
                 link = await stranger.link(peer.swarm.node_id)
                 await link.send(Close(session, 1, "mine now"))
-                await link.send(Route(sequence(session, stranger.node_id), 2, chain, 0))
+                await link.send(Route(sequence(session, stranger.node_id), 2, chain, 0, 2))
                 await link.send(Sampled((SampledPart(session, 1, 1, 2, (7,), None, ()),), 0.0))
             seen += [step async for step in tokens]
             assert tokens_of(seen) == expected_tokens([8], LAYERS, 10)
@@ -427,7 +427,7 @@ async def test_a_sequence_that_nobody_touches_is_freed() -> None:
     async with lab(0, 3, 6) as here:
         link = await here.peers[1].swarm.link(here.peers[0].swarm.node_id)
         head = here.peers[1].swarm.node_id
-        await link.send(Route(sequence("a" * 32, head), 1, here.chain(0, 3, 6), 0))
+        await link.send(Route(sequence("a" * 32, head), 1, here.chain(0, 3, 6), 0, 2))
         await trio.sleep(1)
         assert here.live_sessions() == [1, 1]
         await trio.sleep(700)

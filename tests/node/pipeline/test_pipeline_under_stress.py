@@ -62,7 +62,7 @@ async def test_a_close_that_overtakes_its_open_wins() -> None:
         link = await first.swarm.link(second.swarm.node_id)
         session, head, chain = "a" * 32, first.swarm.node_id, here.chain(0, 3, 6)
         await link.send(Close(session, 1, "done"))
-        await link.send(Route(sequence(session, head), 1, chain, 1))
+        await link.send(Route(sequence(session, head), 1, chain, 1, 2))
         await here.quiet()
         assert second.pipeline.stage.sessions == 0
 
@@ -103,7 +103,7 @@ def test_activations_that_are_not_what_they_say_end_their_sequence_alone(
             first, second = here.peers
             link = await first.swarm.link(second.swarm.node_id)
             session, chain = "b" * 32, here.chain(0, 3, 6)
-            await link.send(Route(sequence(session, first.swarm.node_id), 1, chain, 1))
+            await link.send(Route(sequence(session, first.swarm.node_id), 1, chain, 1, 2))
             await trio.sleep(1)
             part = StepPart(session, 1, 1, 0, 0, 1, "token", (HopTiming(0, 0, 0, 0),) * timings)
             await link.send(Step((part,), width, "float32", 0.0), b"\0" * body_bytes)
