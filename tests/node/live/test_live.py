@@ -19,11 +19,12 @@ from node.live.holder import Holder
 from node.live.mover import RETRY_S
 from node.live.planner import REVIEW_S, REVIEWS_AGREED, SET_ASIDE_S, Planner
 from node.live.remembered import Remembered
+from node.live.served_ranges import ServedRanges
 from node.pipeline.dispatch import Dispatcher
-from node.pipeline.head import Generation
+from node.pipeline.generation import Generation
 from node.pipeline.pipeline import Pipeline
 from node.plan.live.decide import RETURN_MOST_S
-from node.swarm.base import LinkLost, MemberGone, PlanHeard
+from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard
 from node.wire.events import Event, ModelProgress, Notice, PlanImpossible
 from node.wire.frames import Sampling
 from node.wire.ids import NodeId
@@ -135,9 +136,9 @@ class Lab:
             engines[-1].dies_loading = peer.out_of_memory
             yield engines[-1]
 
-        holder = Holder(swarm, desk, open_engine, events.append, cores=4)  # type: ignore[arg-type]
-        pipeline = Pipeline(swarm, holder.lookup, lambda error: None)
-        holder.pipeline = pipeline
+        ranges = ServedRanges()
+        pipeline = Pipeline(swarm, ranges, lambda error: None)
+        holder = Holder(swarm, desk, ranges, pipeline.stage, open_engine, events.append, cores=4)  # type: ignore[arg-type]
         planner = Planner(
             swarm,
             desk.metadata,  # type: ignore[arg-type]
@@ -165,10 +166,13 @@ class Lab:
                 async for news in peer.swarm.news:
                     match news:
                         case MemberGone() as gone:
-                            peer.pipeline.lost(gone.node_id, gone.why)
+                            peer.pipeline.member_gone(gone.node_id, gone.why)
+                            peer.dispatcher.changed()
                             peer.planner.member_gone(gone)
                         case LinkLost(node_id=lost, reason=reason):
-                            peer.pipeline.lost(lost, reason)
+                            peer.pipeline.link_lost(lost, reason)
+                        case MemberSeen(record=record):
+                            peer.dispatcher.heard(record)
                         case PlanHeard(plan=plan):
                             peer.planner.heard(plan)
                     peer.planner.wake()
