@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from node.engine.base import Stage
 from node.errors import OutOfKV, Overloaded, ParallaxError, WorkerDied
-from node.pipeline.credit import CHUNK_TOKENS, FIRST_ROWS, Credits
+from node.pipeline.credit import FIRST_ROWS, Credits
 from node.pipeline.endings import Endings, Kind
 from node.pipeline.engine_loop import EngineLoop
 from node.pipeline.idle_probe import IdleProbe
@@ -25,6 +25,7 @@ from node.pipeline.sessions import Sessions
 from node.pipeline.stage_session import StageSession, upstream_of
 from node.pipeline.stages import HeldStage, Stages
 from node.pipeline.work import Incoming
+from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Lane
 from node.wire.frames import Accepted, Hop, Route
 from node.wire.ids import NodeId

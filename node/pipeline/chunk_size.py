@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from node.pipeline.credit import CHUNK_TOKENS
+from node.plan.chain_time import CHUNK_TOKENS
 from node.wire.frames import Hop
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord

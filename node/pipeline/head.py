@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager
 import trio
 
 from node.errors import HopLost, NoRoute, Overloaded, RequestError
-from node.pipeline.credit import CHUNK_TOKENS
 from node.pipeline.generation import FailureKind, Generation, NodeFailure, TokenStep
 from node.pipeline.head_sequence import HeadSequence
 from node.pipeline.outbox import Outbox
+from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Arrival
 from node.wire.frames import (
     Accepted,

@@ -12,8 +12,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from node.pipeline.credit import CHUNK_TOKENS, FIRST_ROWS
+from node.pipeline.credit import FIRST_ROWS
 from node.pipeline.generation import Generation
+from node.plan.chain_time import CHUNK_TOKENS
 from node.wire.frames import Hop, Route, SampledPart, Sequence, Standing, StepPart
 from node.wire.ids import NodeId
 

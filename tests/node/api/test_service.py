@@ -18,8 +18,9 @@ from node.errors import BadRequest
 from node.journal.log import Journal
 from node.journal.state import KEPT_REQUESTS
 from node.models import ChatModel
+from node.pipeline.course import Course
 from node.pipeline.dispatch import Dispatcher
-from node.pipeline.head import Generation, TokenStream
+from node.pipeline.generation import Generation
 from node.wire.events import RequestFinished, RequestStarted
 from node.wire.frames import Hop
 from node.wire.ids import RequestId
@@ -42,10 +43,10 @@ class SilentDispatcher:
 
     @asynccontextmanager
     async def generate(
-        self, generation: Generation, request_id: str, started: Callable[[tuple[Hop, ...]], None]
-    ) -> AsyncIterator[TokenStream]:
+        self, generation: Generation, request_id: str, started: Callable[[tuple[Hop, ...]], None], *_: object
+    ) -> AsyncIterator[Course]:
         started((Hop(DESK, 0, 30),))
-        yield cast("TokenStream", None)
+        yield cast("Course", None)
 
 
 def test_a_cancelled_request_is_told_however_many_came_after_it() -> None:

@@ -16,9 +16,9 @@ import trio.testing
 from node.engine.base import StageSpec
 from node.errors import HopLost, NoRoute, Overloaded, RequestError, WorkerDied
 from node.live.served_ranges import ServedRange, ServedRanges
-from node.pipeline.credit import CHUNK_TOKENS
 from node.pipeline.generation import Generation, TokenStep
 from node.pipeline.pipeline import Pipeline
+from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import LinkLost, MemberGone
 from node.wire.frames import Close, Hop, Route, Sampled, SampledPart, Sampling, Sequence, Step, StepPart
 from tests.fakes.engine import KV_BYTES_PER_TOKEN_LAYER, FakeEngine, expected_tokens

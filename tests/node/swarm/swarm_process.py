@@ -1,6 +1,6 @@
 """A node's swarm alone in a process of its own: commands as JSON lines on stdin, what happens as JSON lines on stdout.
 
-Every `Tokens` frame that arrives is answered by a `Progress` frame to its sender, so that a peer can see whether it is
+Every `Step` frame that arrives is answered by a `Progress` frame to its sender, so that a peer can see whether it is
 served. Run as `python swarm_process.py HOME NAME [--join TOKEN]… [--listen ADDRESS] [--lan]`.
 """
 
@@ -23,8 +23,9 @@ from node.home import Home
 from node.swarm.base import LinkLost, MemberGone, MemberSeen, PlanHeard
 from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.libp2p_swarm import Libp2pSwarm
-from node.wire.frames import Progress, Tokens
+from node.wire.frames import Progress, Step
 from node.wire.ids import NodeId
+from tests.fakes.frames import step_frame
 
 
 def say(**what: object) -> None:
@@ -48,10 +49,11 @@ async def report_news(swarm: Libp2pSwarm) -> None:
 async def answer_frames(swarm: Libp2pSwarm) -> None:
     async for arrival in swarm.arrivals:
         say(arrival=type(arrival.frame).__name__, peer=arrival.peer, body=len(arrival.body), wire_ms=arrival.wire_ms)
-        if isinstance(arrival.frame, Tokens):
+        if isinstance(arrival.frame, Step):
+            (part,) = arrival.frame.parts
             try:
                 link = await swarm.link(arrival.peer)
-                await link.send(Progress(arrival.frame.session, 0, arrival.frame.position))
+                await link.send(Progress(part.session, 1, part.position))
             except LinkClosed as error:
                 say(error=str(error))
 
@@ -83,9 +85,7 @@ async def obey(swarm: Libp2pSwarm, line: str) -> bool:
         case "send":
             try:
                 link = await swarm.link(NodeId(command["to"]))
-                await link.send(
-                    Tokens("0" * 32, 0, command["position"], 1, True, time.perf_counter()), bytes(command["bytes"])
-                )
+                await link.send(step_frame("0" * 32, command["position"], time.perf_counter()), bytes(command["bytes"]))
                 say(sent=command["position"])
             except ParallaxError as error:
                 say(sent=None, error=str(error))

@@ -8,7 +8,8 @@ from trio.testing import MockClock
 
 from node.errors import LinkClosed
 from node.swarm.base import LinkLost, MemberGone, MemberSeen, Swarm
-from node.wire.frames import Close, Progress, Tokens
+from node.wire.frames import Close, Progress
+from tests.fakes.frames import step_frame
 from tests.fakes.swarm import open_fake_network
 
 SESSION = "0" * 32
@@ -24,17 +25,17 @@ def test_frames_arrive_in_order_after_the_delay_with_their_own_copy_of_the_body(
             ada, bob = network.swarms
             link = await ada.link(bob.node_id)
             body = bytearray(b"abcd")
-            await link.send(Tokens(SESSION, 0, 0, 1, True, 0.0), body)
+            await link.send(step_frame(SESSION, 0, 0.0), body)
             body[:] = b"zzzz"
             for position in range(3):
-                await link.send(Progress(SESSION, 0, position))
+                await link.send(Progress(SESSION, 1, position))
             started = trio.current_time()
             first = await bob.arrivals.receive()
             assert trio.current_time() - started == pytest.approx(0.25)
             assert (first.peer, bytes(first.body)) == (ada.node_id, b"abcd")
             assert first.wire_ms == pytest.approx(250)
             rest = [await bob.arrivals.receive() for _ in range(3)]
-            assert [arrival.frame for arrival in rest] == [Progress(SESSION, 0, p) for p in range(3)]
+            assert [arrival.frame for arrival in rest] == [Progress(SESSION, 1, p) for p in range(3)]
             assert rest[0].wire_ms == 0
 
     run(main)
@@ -47,7 +48,7 @@ def test_killing_a_member_closes_its_links_and_is_told() -> None:
             link = await ada.link(bob.node_id)
             network.kill(bob)
             with pytest.raises(LinkClosed):
-                await link.send(Close(SESSION, 0, "test"))
+                await link.send(Close(SESSION, 1, "test"))
             with pytest.raises(LinkClosed):
                 await ada.link(bob.node_id)
             news = [await eve.news.receive() for _ in range(4)]
@@ -69,7 +70,7 @@ def test_a_partition_parts_two_and_heals() -> None:
             await bob.update(state="serving")
             network.heal(ada, bob)
             assert ada.members()[bob.node_id].state == "serving"
-            await (await ada.link(bob.node_id)).send(Close(SESSION, 0, "test"))
+            await (await ada.link(bob.node_id)).send(Close(SESSION, 1, "test"))
             assert (await bob.arrivals.receive()).peer == ada.node_id
 
     run(main)
@@ -80,12 +81,12 @@ def test_a_broken_link_loses_what_is_under_way_is_told_to_both_and_can_be_opened
         async with open_fake_network("ada", "bob", delay_s=0.5) as network:
             ada, bob = network.swarms
             link = await ada.link(bob.node_id)
-            await link.send(Close(SESSION, 0, "lost"))
+            await link.send(Close(SESSION, 1, "lost"))
             network.break_link(ada, bob)
             with pytest.raises(LinkClosed):
-                await link.send(Close(SESSION, 0, "too late"))
-            await (await ada.link(bob.node_id)).send(Close(SESSION, 0, "again"))
-            assert (await bob.arrivals.receive()).frame == Close(SESSION, 0, "again")
+                await link.send(Close(SESSION, 1, "too late"))
+            await (await ada.link(bob.node_id)).send(Close(SESSION, 1, "again"))
+            assert (await bob.arrivals.receive()).frame == Close(SESSION, 1, "again")
             for one, other in ((ada, bob), (bob, ada)):
                 news = [await one.news.receive() for _ in range(3)]
                 assert news[-1] == LinkLost(other.node_id, "the connection broke")

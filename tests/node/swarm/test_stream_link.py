@@ -16,8 +16,8 @@ from node.swarm.heartbeat import PeerClock
 from node.swarm.stream_link import LONGEST_WIRE_MS, receive_frames
 from node.wire.codec import encode
 from node.wire.control import Pong
-from node.wire.frames import Tokens
 from node.wire.ids import NodeId
+from tests.fakes.frames import step_frame
 
 
 class Bytes:
@@ -41,7 +41,7 @@ def arrived(sent_s: float) -> Arrival:
     """What a frame with that stamp arrives as."""
     clock = PeerClock()
     clock.pong(Pong(clock.ping(10.0), 10.0, 10.0), 10.001)
-    header = encode(Tokens("0" * 32, 0, 0, 1, True, sent_s))
+    header = encode(step_frame("0" * 32, 0, sent_s))
 
     async def main() -> Arrival:
         send, receive = trio.open_memory_channel[Arrival](1)

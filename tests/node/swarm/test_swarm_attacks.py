@@ -36,11 +36,12 @@ from node.swarm.strict_yamux import StrictYamux
 from node.swarm.upgrade import Upgrader
 from node.wire.codec import encode
 from node.wire.control import Admission, Hello, Proof, Told
-from node.wire.frames import Progress, Tokens
+from node.wire.frames import Progress
 from node.wire.ids import NodeId
 from node.wire.parts import Beat
 from node.wire.statements import Envelope
 from node.wire.versions import WIRE_VERSION
+from tests.fakes.frames import step_frame
 from tests.node.swarm.processes import NodeProcess, node_processes
 
 MULTISTREAM = b"\x13/multistream/1.0.0\n"
@@ -94,9 +95,9 @@ async def ask(swarm: Libp2pSwarm, target: NodeId) -> None:
         if target in swarm.members():
             break
     link = await swarm.link(target)
-    await link.send(Tokens("0" * 32, 0, 7, 1, True, time.perf_counter()), b"body")
+    await link.send(step_frame("0" * 32, 7, time.perf_counter()), b"body")
     arrival: Arrival = await swarm.arrivals.receive()
-    assert arrival.frame == Progress("0" * 32, 0, 7)
+    assert arrival.frame == Progress("0" * 32, 1, 7)
 
 
 @contextmanager

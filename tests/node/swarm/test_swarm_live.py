@@ -24,9 +24,10 @@ from node.swarm.identity import load_identity
 from node.swarm.libp2p_swarm import LINKS_PER_CONNECTION, Libp2pSwarm
 from node.swarm.socket_stream import SocketStream
 from node.swarm.upgrade import Upgrader
-from node.wire.frames import Close, Progress, Tokens
+from node.wire.frames import Close, Progress, Step
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plans import Assignment, Override, Plan, PlanSettings
+from tests.fakes.frames import step_frame
 
 MakeHome = Callable[..., Home]
 SESSION = "0" * 32
@@ -163,7 +164,7 @@ def test_dialing_each_other_at_the_same_moment_ends_with_one_connection_and_neve
             for one in everyone:
                 for other in everyone:
                     if other is not one:
-                        await (await one.swarm.link(other.id)).send(Close(SESSION, 0, "hello"))
+                        await (await one.swarm.link(other.id)).send(Close(SESSION, 1, "hello"))
 
     async def main() -> None:
         token: tuple[str, ...] = ()
@@ -251,17 +252,17 @@ def test_frames_arrive_whole_in_order_and_with_their_time_also_large_ones_both_w
             async def send(one: Watched, other: Watched) -> None:
                 link = await one.swarm.link(other.id)
                 for position in range(3):
-                    await link.send(Tokens(SESSION, 0, position, 1, True, time.perf_counter()), body)
-                    await link.send(Progress(SESSION, 0, position))
+                    await link.send(step_frame(SESSION, position, time.perf_counter()), body)
+                    await link.send(Progress(SESSION, 1, position))
 
             async def receive(one: Watched, other: Watched) -> None:
                 for position in range(3):
                     large = await one.swarm.arrivals.receive()
-                    assert isinstance(large.frame, Tokens)
-                    assert (large.peer, large.frame.position, large.body) == (other.id, position, body)
+                    assert isinstance(large.frame, Step)
+                    assert (large.peer, large.frame.parts[0].position, large.body) == (other.id, position, body)
                     assert 0 < large.wire_ms < 20_000
                     small = await one.swarm.arrivals.receive()
-                    assert small.frame == Progress(SESSION, 0, position)
+                    assert small.frame == Progress(SESSION, 1, position)
                     assert small.wire_ms == 0
 
             async with trio.open_nursery() as nursery:
@@ -279,12 +280,12 @@ def test_a_sender_that_is_cancelled_half_way_does_not_harm_the_link(make_home: M
             await ada.sees(bob)
             link = await ada.swarm.link(bob.id)
             with trio.move_on_after(0.02) as scope:
-                await link.send(Tokens(SESSION, 0, 1, 1, True, math.inf), bytes(16 * MIB))
+                await link.send(step_frame(SESSION, 1, math.inf), bytes(16 * MIB))
             assert scope.cancelled_caught
-            await link.send(Progress(SESSION, 0, 2))
+            await link.send(Progress(SESSION, 1, 2))
             first, second = await bob.swarm.arrivals.receive(), await bob.swarm.arrivals.receive()
             assert (len(first.body), first.wire_ms) == (16 * MIB, 0)
-            assert second.frame == Progress(SESSION, 0, 2)
+            assert second.frame == Progress(SESSION, 1, 2)
 
     run(main)
 
@@ -301,7 +302,7 @@ def test_a_link_to_a_lost_member_is_closed_and_to_a_stranger_never_opened(make_h
             await ada.until(lambda: bob.id in ada.gone())
             with pytest.raises(LinkClosed):
                 for _ in range(1000):
-                    await link.send(Close(SESSION, 0, "x"))
+                    await link.send(Close(SESSION, 1, "x"))
             with pytest.raises(LinkClosed):
                 await ada.swarm.link(bob.id)
 
@@ -315,8 +316,8 @@ def test_a_link_that_fails_is_told_to_both_and_opened_again_as_often_as_it_takes
             await bob.sees(ada)
             for number in range(1, 3 * LINKS_PER_CONNECTION):
                 link = await ada.swarm.link(bob.id)
-                await link.send(Progress(SESSION, 0, number))
-                assert (await bob.swarm.arrivals.receive()).frame == Progress(SESSION, 0, number)
+                await link.send(Progress(SESSION, 1, number))
+                assert (await bob.swarm.arrivals.receive()).frame == Progress(SESSION, 1, number)
                 link.close("test")
                 for one, other in ((ada, bob), (bob, ada)):
                     await one.until(lambda one=one, lost=[other.id] * number: one.links_lost() == lost)
@@ -350,7 +351,7 @@ def test_when_one_of_two_connections_dies_those_are_told_whose_link_it_carried(m
             for one in (ada, bob):
                 await one.until(lambda one=one: len(one.swarm.connections.all()) == 3)
             link = await ada.swarm.link(bob.id)
-            await link.send(Progress(SESSION, 0, 1))
+            await link.send(Progress(SESSION, 1, 1))
             await bob.swarm.arrivals.receive()
             carriers = [held for held in ada.swarm.connections.all() if held.links]
             idle = [held for held in ada.swarm.connections.all() if not held.links]
@@ -367,9 +368,9 @@ def test_when_one_of_two_connections_dies_those_are_told_whose_link_it_carried(m
                 await one.until(lambda one=one, other=other: one.links_lost() == [other.id])
                 await one.until(lambda one=one: len(one.swarm.connections.all()) == 1)
             with pytest.raises(LinkClosed):
-                await link.send(Progress(SESSION, 0, 2))
-            await (await ada.swarm.link(bob.id)).send(Progress(SESSION, 0, 3))
-            assert (await bob.swarm.arrivals.receive()).frame == Progress(SESSION, 0, 3)
+                await link.send(Progress(SESSION, 1, 2))
+            await (await ada.swarm.link(bob.id)).send(Progress(SESSION, 1, 3))
+            assert (await bob.swarm.arrivals.receive()).frame == Progress(SESSION, 1, 3)
             assert [one.gone() for one in (ada, bob)] == [[], []]
             nursery.cancel_scope.cancel()
 
@@ -398,7 +399,7 @@ def test_a_hundred_connections_that_come_and_go_leave_nothing_behind(make_home: 
             async def visit() -> None:
                 async with node(make_home("bob"), "bob", ada.swarm.invitation()) as bob:
                     await ada.sees(bob)
-                    await (await bob.swarm.link(ada.id)).send(Close(SESSION, 0, "hello"))
+                    await (await bob.swarm.link(ada.id)).send(Close(SESSION, 1, "hello"))
                     await ada.swarm.arrivals.receive()
 
             await visit()

@@ -72,7 +72,7 @@ def test_a_stopped_node_is_gone_within_five_seconds_and_back_when_it_goes_on(thr
     # what came before it was stopped is read first, so its view settles a moment after theirs
     while eve.do("send", "sent", to=ada.id, position=1, bytes=1000) != 1:
         assert eve.alive
-    ada.wait_for(lambda entry: entry.get("arrival") == "Tokens", since=marks[0])
+    ada.wait_for(lambda entry: entry.get("arrival") == "Step", since=marks[0])
 
 
 def test_a_killed_node_is_gone_everywhere_within_three_seconds_and_stays_gone_until_it_is_back(
