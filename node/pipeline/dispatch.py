@@ -227,7 +227,7 @@ class Dispatcher:
         entry = self._ledger.opened([NodeId(n) for n in route.nodes], wanted.kv_tokens)
         row_bytes = plan.facts.hidden_size * DTYPE_BYTES[plan.dtype]
         size = chunk_tokens(chain, self._records(), row_bytes)
-        return _Look(Way(chain, size, route.cost_ms / 1e3, partial(self._free, entry)), "", wanted.avoid)
+        return _Look(Way(chain, size, route.step_ms / 1e3, partial(self._free, entry)), "", wanted.avoid)
 
     def _to_avoid(self, detours: Detours) -> Iterator[frozenset[str]]:
         """Whom to keep away from, in turn, where the others cover the model: all who have failed this request or are

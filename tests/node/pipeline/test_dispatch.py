@@ -747,8 +747,9 @@ async def test_a_link_that_a_chain_does_not_use_may_break(lab: Lab) -> None:
 @in_a_lab
 async def test_where_the_tail_cannot_reach_the_head_its_neighbour_says_so(lab: Lab) -> None:
     head = await lab.join("h")
-    first = await lab.join("a", (0, 3))
-    tail = await lab.join("b", (3, 6))
+    quick = LayerLatency(1e-3, 1e-3, 1e-3)
+    first = await lab.join("a", (0, 3), layer_latency=quick)
+    tail = await lab.join("b", (3, 6), layer_latency=quick)
     await lab.join("c", (0, 6), layer_latency=LayerLatency(9.0, 9.0, 9.0))
     async with head.request(answer=40) as tokens:
         got = [(await anext(tokens)).token for _ in range(5)]

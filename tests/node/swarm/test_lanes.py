@@ -100,12 +100,12 @@ def test_a_decode_frame_waits_at_most_fifty_ms_for_prompts_on_ten_mbit() -> None
             steps, bulk = await ends.link("steps"), await ends.link("bulk")
             async with trio.open_nursery() as prompts:
                 for position in range(4):
-                    prompts.start_soon(bulk.send, Progress(SESSION, 0, position), PROMPT_BODY)
+                    prompts.start_soon(bulk.send, Progress(SESSION, 1, position), PROMPT_BODY)
                 await trio.sleep(0.2)
                 waited = []
                 for number in range(40):
                     asked = trio.current_time()
-                    await steps.send(Progress(SESSION, 0, 100 + number), DECODE_BODY)
+                    await steps.send(Progress(SESSION, 1, 100 + number), DECODE_BODY)
                     while ("steps", 100 + number) not in {entry[:2] for entry in ends.arrived}:  # noqa: ASYNC110
                         await trio.sleep(0.001)
                     own_s = (len(DECODE_BODY) + 100) * 8 / 10e6
@@ -127,7 +127,7 @@ def test_prompts_use_the_whole_link_when_nothing_else_does() -> None:
             bulk = await ends.link("bulk")
             began = trio.current_time()
             for position in range(8):
-                await bulk.send(Progress(SESSION, 0, position), PROMPT_BODY)
+                await bulk.send(Progress(SESSION, 1, position), PROMPT_BODY)
             while len(ends.arrived) < 8:  # noqa: ASYNC110
                 await trio.sleep(0.005)
             assert trio.current_time() - began < 1.4 * 8 * MIB * 8 / 100e6
@@ -142,11 +142,11 @@ def test_a_neighbour_that_reads_nothing_is_given_up_by_a_deadline(lane: Lane) ->
             link = await ends.link(lane, read=False)
             began = trio.current_time()
             with pytest.raises(LinkClosed, match="read nothing"):
-                await link.send(Progress(SESSION, 0, 0), bytes(8 * MIB))
+                await link.send(Progress(SESSION, 1, 0), bytes(8 * MIB))
             assert trio.current_time() - began < STALLED_AFTER_S[lane] + 1
             assert len(ends.over) == 1
             with pytest.raises(LinkClosed):
-                await link.send(Progress(SESSION, 0, 1))
+                await link.send(Progress(SESSION, 1, 1))
 
     run(main)
 
@@ -159,7 +159,7 @@ def test_no_more_waits_for_one_neighbour_than_the_bound() -> None:
 
             async def send(position: int) -> None:
                 try:
-                    await link.send(Progress(SESSION, 0, position), bytes(48 * MIB))
+                    await link.send(Progress(SESSION, 1, position), bytes(48 * MIB))
                 except LinkClosed:
                     refused.append(position)
 
@@ -178,7 +178,7 @@ class Announced:
     """A stream whose frame announces a body that never comes."""
 
     def __init__(self, body_bytes: int) -> None:
-        header = encode(Progress(SESSION, 0, 0))
+        header = encode(Progress(SESSION, 1, 0))
         self._data = len(header).to_bytes(4, "little") + body_bytes.to_bytes(4, "little") + header
         self.largest = 0
 
@@ -207,7 +207,7 @@ class Frames:
     """A stream of frames with bodies, as fast as they are read."""
 
     def __init__(self, body_bytes: int) -> None:
-        header = encode(Progress(SESSION, 0, 0))
+        header = encode(Progress(SESSION, 1, 0))
         self._frame = len(header).to_bytes(4, "little") + body_bytes.to_bytes(4, "little") + header
         self._left = b""
 
@@ -271,8 +271,8 @@ def test_a_frame_too_large_for_the_wire_is_refused_and_the_link_stays() -> None:
         async with connected(1000) as ends:
             link = await ends.link("steps")
             with pytest.raises(BadWireData):
-                await link.send(Progress(SESSION, 0, 0), bytes(65 * MIB))
-            await link.send(Progress(SESSION, 0, 1))
+                await link.send(Progress(SESSION, 1, 0), bytes(65 * MIB))
+            await link.send(Progress(SESSION, 1, 1))
             await trio.sleep(1)
             assert [entry[1] for entry in ends.arrived] == [1]
 

@@ -23,8 +23,9 @@ from node.swarm.relay import CIRCUITS_EACH, CIRCUITS_LIMIT, Relay
 from node.swarm.socket_stream import SocketStream
 from node.swarm.upgrade import Upgrader
 from node.wire.circuits import NotReached, Reached, Through
-from node.wire.frames import Progress, Tokens
+from node.wire.frames import Progress
 from node.wire.ids import NodeId
+from tests.fakes.frames import step_frame
 from tests.node.swarm.test_swarm_live import Watched
 
 MakeHome = Callable[..., Home]
@@ -79,13 +80,13 @@ def test_frames_go_through_a_third_in_both_directions_whole_and_in_order(make_ho
                     link = await one.swarm.link(other.id, lane)
                     body = bytes(range(256)) * 4096  # 1 MiB
                     for position in range(3):
-                        await link.send(Tokens(SESSION, 0, position, 1, True, time.perf_counter()), body)
-                        await link.send(Progress(SESSION, 0, position))
+                        await link.send(step_frame(SESSION, position, time.perf_counter()), body)
+                        await link.send(Progress(SESSION, 1, position))
                     for position in range(3):
                         large = await other.swarm.arrivals.receive()
                         assert (large.peer, large.body) == (one.id, body)
                         small = await other.swarm.arrivals.receive()
-                        assert small.frame == Progress(SESSION, 0, position)
+                        assert small.frame == Progress(SESSION, 1, position)
                     assert await one.swarm.link(other.id, lane) is link
             assert ada.swarm._relay._carried.total() == 4
             assert ada.links_lost() == bob.links_lost() == eve.links_lost() == []
@@ -99,20 +100,20 @@ def test_when_the_third_loses_one_of_them_both_are_told_and_it_holds_nothing(mak
     async def main() -> None:
         async with broken_pair(make_home) as (ada, bob, eve):
             link = await bob.swarm.link(eve.id)
-            await link.send(Progress(SESSION, 0, 1))
+            await link.send(Progress(SESSION, 1, 1))
             await eve.swarm.arrivals.receive()
             for connection in ada.swarm.connections.to(eve.id):
                 connection.end("disconnected", "test")
             await bob.until(lambda: not link.is_open)
             with pytest.raises(LinkClosed):
-                await link.send(Progress(SESSION, 0, 2))
+                await link.send(Progress(SESSION, 1, 2))
             await eve.until(lambda: bob.id in eve.gone() + eve.links_lost())
             await ada.until(lambda: ada.swarm._relay._carried.total() == 0)
             await ada.until(lambda: eve.id in ada.swarm.connections and eve.id in ada.swarm.members())
             await bob.until(lambda: eve.id in bob.swarm.members() and eve.id in bob.swarm.members()[ada.id].rtt_ms)
             again = await bob.swarm.link(eve.id)
-            await again.send(Progress(SESSION, 0, 3))
-            assert (await eve.swarm.arrivals.receive()).frame == Progress(SESSION, 0, 3)
+            await again.send(Progress(SESSION, 1, 3))
+            assert (await eve.swarm.arrivals.receive()).frame == Progress(SESSION, 1, 3)
 
     run(main)
 
@@ -125,15 +126,15 @@ def test_a_direct_way_is_taken_when_there_is_one_and_the_detour_ends_without_a_w
     async def main() -> None:
         async with broken_pair(make_home) as (ada, bob, eve), trio.open_nursery() as nursery:
             link = await bob.swarm.link(eve.id)
-            await link.send(Progress(SESSION, 0, 1))
+            await link.send(Progress(SESSION, 1, 1))
             await eve.swarm.arrivals.receive()
             nursery.start_soon(connect, make_home("bob"), bob, make_home("eve"), eve)
             await bob.until(lambda: eve.id in bob.swarm.connections)
             await bob.until(lambda: not link.is_open)
             now = await bob.swarm.link(eve.id)
             assert now is not link
-            await now.send(Progress(SESSION, 0, 2))
-            assert (await eve.swarm.arrivals.receive()).frame == Progress(SESSION, 0, 2)
+            await now.send(Progress(SESSION, 1, 2))
+            assert (await eve.swarm.arrivals.receive()).frame == Progress(SESSION, 1, 2)
             await ada.until(lambda: ada.swarm._relay._carried.total() == 0)
             assert bob.links_lost() == eve.links_lost() == []
             nursery.cancel_scope.cancel()
