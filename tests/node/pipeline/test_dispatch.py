@@ -750,7 +750,7 @@ async def test_where_the_tail_cannot_reach_the_head_its_neighbour_says_so(lab: L
     quick = LayerLatency(1e-3, 1e-3, 1e-3)
     first = await lab.join("a", (0, 3), layer_latency=quick)
     tail = await lab.join("b", (3, 6), layer_latency=quick)
-    await lab.join("c", (0, 6), layer_latency=LayerLatency(9.0, 9.0, 9.0))
+    await lab.join("c", (0, 6), layer_latency=LayerLatency(900.0, 900.0, 900.0))
     async with head.request(answer=40) as tokens:
         got = [(await anext(tokens)).token for _ in range(5)]
         assert head.names() == [("a", "b")]
