@@ -89,7 +89,7 @@ class Lab:
 
     def black_hole(self, name: str, *ranges: tuple[int, int], **record: Any) -> FakeSwarm:
         """A member whose record is as good as any, and that reads nothing."""
-        held = tuple(HeldRange(start, end, "ready", 1) for start, end in ranges)
+        held = tuple(HeldRange(start, end, "ready", 1, PLAN.weights) for start, end in ranges)
         hardware = FakeEngine(LAYERS).hardware
         told = {"machine_id": name, "hardware": hardware, "held": held, "kv_tokens_total": KV_TOKENS}
         return self.network.add(name, **(told | record))
@@ -101,7 +101,7 @@ class Lab:
         kv_bytes = KV_TOKENS * KV_BYTES_PER_TOKEN_LAYER * LAYERS
         stage = await engine.load(StageSpec("toy", 0, LAYERS, "float32", kv_bytes))
         node.stages.add(ServedRange(stage, "toy", 0, LAYERS, PLAN.weights, kv_bytes, 2))
-        await node.swarm.update(held=(HeldRange(0, LAYERS, "ready", 2),), kv_tokens_total=KV_TOKENS)
+        await node.swarm.update(held=(HeldRange(0, LAYERS, "ready", 2, PLAN.weights),), kv_tokens_total=KV_TOKENS)
 
     def hoard(self, head: Node, node: Node, number: int, tokens: int) -> None:
         """Have a sequence opened that does nothing."""
