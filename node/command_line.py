@@ -22,13 +22,13 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
         "--listen",
         action="append",
         metavar="HOST:PORT",
-        help="address for peers; may be repeated (default: all interfaces, a port that is kept from start to start)",
+        help="address for peers; may be repeated (default: all interfaces, one port that is kept from start to start)",
     )
     parser.add_argument(
         "--announce",
         action="append",
         metavar="HOST:PORT",
-        help="address that peers are told instead, where a router forwards a port; may be repeated",
+        help="address or dynamic name that peers are told instead, where a router forwards a port; may be repeated",
     )
     parser.add_argument(
         "--api",
