@@ -46,7 +46,7 @@ def own_folder(path: Path) -> Path:
     """
     private_folder(path)
     if (fault := _foreign(path)) is not None:
-        raise UsageError(f"{path}: {fault}; remove it, or set PARALLAX_HOME to a shorter path")
+        raise UsageError(f"{path}: {fault}; remove it, or set PARALLAX_HOME to a short path of your own")
     return path
 
 
@@ -144,8 +144,9 @@ class Home:
         try:
             private_folder(self.data)
             private_folder(self.runtime)
-            if self.socket_path.parent != self.runtime:
-                own_folder(self.socket_path.parent)
+            for folder in {self.runtime, self.socket_path.parent}:
+                if not folder.is_relative_to(self.data):
+                    own_folder(folder)
             beside = self.runtime / f".written.{secrets.token_hex(4)}"  # a folder that is there may be read-only
             beside.touch(0o600)
             beside.unlink()
@@ -207,7 +208,8 @@ class Home:
             fields = json.loads(self.control_file.read_bytes())
             control = Control(fields["socket_path"], fields["port"], fields["token"])
             folder = Path(control.socket_path).parent if control.socket_path else self.runtime
-            if folder == self.runtime or _foreign(folder) is None:  # a node may have died, and another user come
+            # elsewhere than in the home a node may have died, and another user have come
+            if folder.is_relative_to(self.data) or _foreign(folder) is None:
                 return control
             raise NoNode(_short(str(folder)))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -20,6 +20,7 @@ HARMLESS = frozenset(
         # for the operator's books, caches and queues
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "request_id"),
         *("prompt_cache_retention", "cache_salt", "cache_prompt", "priority", "keep_alive", "id_slot", "slot_id"),
+        *("ttl", "session_id", "chat_id", "conversation_id"),
         # about calls of tools, of which there are none; about a guess of the answer, which only makes it faster
         *("parallel_tool_calls", "prediction", "guided_decoding_backend"),
         # parts of something that is off, or else refused by its own name

@@ -127,6 +127,8 @@ class _Part(Struct, frozen=True, forbid_unknown_fields=True):
     text: str
     cache_control: Any = None
     """Concerns caches only."""
+    annotations: Any = None
+    """Of an answer that is sent back."""
 
 
 def shown(value: object) -> str:

@@ -105,6 +105,24 @@ def test_a_socket_folder_that_others_can_enter_is_not_taken(tmp_path: Path) -> N
         own_folder(tmp_path / "link")
 
 
+def test_a_runtime_folder_outside_the_home_must_be_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PARALLAX_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "shared"))
+    (tmp_path / "shared" / "parallax").mkdir(parents=True)
+    (tmp_path / "shared" / "parallax").chmod(0o777)
+    home = Home.from_environment()
+    assert home.runtime == tmp_path / "shared" / "parallax"
+    with pytest.raises(UsageError, match="entered by others"):
+        home.make_folders()
+    home.control_file.write_text('{"socket_path": null, "port": 5, "token": "x"}')
+    with pytest.raises(NoNode):
+        home.read_control()
+    home.runtime.chmod(0o700)
+    home.make_folders()
+    assert home.read_control().port == 5
+
+
 @needs_root
 def test_a_socket_folder_of_another_user_is_not_taken_and_not_asked(tmp_path: Path) -> None:
     folder = own_folder(tmp_path / "parallax-0-abc")

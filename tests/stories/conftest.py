@@ -59,13 +59,15 @@ class RealNode:
             "PYTHONPATH": str(ROOT),
         }
 
-    def start(self, *options: str) -> None:
+    def start(self, *options: str, invitation: str = "") -> None:
+        """An invitation goes where no list of processes shows it."""
         self.options = list(options)
+        given = {"PARALLAX_JOIN": invitation} if invitation else {}
         self.home.mkdir(parents=True, exist_ok=True)
         with open(self.home / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "node", "--name", self.name, "--api", "127.0.0.1:0", *options],
-                env=self.environment,
+                env={**self.environment, **given},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -202,7 +204,7 @@ def start_swarm(machine: Machine, *names: str) -> list[RealNode]:
     until("the first node answers", first.names, START_S)
     token = first.command("invite").stdout.strip()
     for other in others:
-        other.start("--join", token, "--no-discover")
+        other.start("--no-discover", invitation=token)
     for each in [first, *others]:
         each.wait_until_healthy()
     return [first, *others]
