@@ -3,6 +3,9 @@
 Philox is counter-based: the pair is its key, there is no state to carry from step to step or from node to node. numpy
 promises its raw stream for all versions. The rest is float64 on the processor, in token-id order, so that no device's
 order of summation changes a draw.
+
+What top-k and top-p keep is found without sorting the vocabulary: some of the highest logits are selected, and more of
+them where those turn out to be too few.
 """
 
 from __future__ import annotations
@@ -12,6 +15,11 @@ from numpy.typing import NDArray
 
 from node.errors import EngineError
 from node.wire.frames import Sampling
+
+FIRST_SELECTED = 256
+"""Of the highest logits: mostly more than top-p keeps, and little to sort."""
+WIDEN = 8
+"""Times as many are looked at next, where those are too few."""
 
 
 def sample(logits: NDArray[np.floating], sampling: Sampling, position: int) -> int:
@@ -27,12 +35,13 @@ def sample(logits: NDArray[np.floating], sampling: Sampling, position: int) -> i
         raise EngineError(f"the model's logits at position {position} have the maximum {highest}; no token to choose")
     if sampling.temperature == 0:
         return int(logits.argmax())
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the highest to -inf, as it should
-        weights = np.exp((logits.astype(np.float64) - highest) / sampling.temperature)
-    _keep_top(weights, logits, sampling)
+    kept = _kept(logits, highest, sampling)
+    weights = _weights(logits if kept is None else logits[kept], highest, sampling)
+    # in token-id order, and with all of the vocabulary's zeros left out, which change no sum
     cumulative = np.cumsum(weights)
     drawn = uniform(sampling.seed, position) * cumulative[-1]
-    return int(np.searchsorted(cumulative, drawn, side="right"))
+    index = int(np.searchsorted(cumulative, drawn, side="right"))
+    return index if kept is None else int(kept[index])
 
 
 def uniform(seed: int, position: int) -> float:
@@ -41,17 +50,83 @@ def uniform(seed: int, position: int) -> float:
     return float(int(raw) >> 11) * 2.0**-53
 
 
-def _keep_top(weights: NDArray[np.float64], logits: NDArray[np.floating], sampling: Sampling) -> None:
-    """Set the weights to 0 that top-k and top-p exclude. The most probable token always stays.
+def _weights(logits: NDArray[np.floating], highest: float, sampling: Sampling) -> NDArray[np.float64]:
+    """Of these tokens; the most probable one's is 1."""
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the highest to -inf, as it should
+        return np.exp((logits.astype(np.float64) - highest) / sampling.temperature)
+
+
+def _kept(logits: NDArray[np.floating], highest: float, sampling: Sampling) -> NDArray[np.intp] | None:
+    """The ids that top-k and top-p leave, rising; None for all. The most probable token always stays.
 
     The logits tell the order: of two that differ by next to nothing the weights are equal.
     """
-    if sampling.top_k == 0 and sampling.top_p == 1:
-        return
-    order = np.argsort(-logits, kind="stable")
-    keep = min(sampling.top_k, len(order)) if sampling.top_k else len(order)
-    if sampling.top_p < 1:
-        cumulative = np.cumsum(weights[order[:keep]])
-        # the fewest whose probabilities reach top_p together
-        keep = min(keep, 1 + int(np.searchsorted(cumulative, sampling.top_p * cumulative[-1], side="left")))
-    weights[order[keep:]] = 0
+    ids = _highest(logits, sampling.top_k) if 0 < sampling.top_k < len(logits) else None
+    if sampling.top_p == 1:
+        return ids
+    pool = logits if ids is None else logits[ids]
+    inside = _nucleus(pool, _weights(pool, highest, sampling), sampling.top_p)
+    return inside if ids is None else ids[inside]
+
+
+def _highest(logits: NDArray[np.floating], count: int) -> NDArray[np.intp]:
+    """The ids of the `count` highest, rising; of equal ones the lower ids."""
+    least = np.partition(logits, len(logits) - count)[len(logits) - count]
+    above, equal = np.flatnonzero(logits > least), np.flatnonzero(logits == least)
+    return np.sort(np.concatenate([above, equal[: count - len(above)]]))
+
+
+def _nucleus(logits: NDArray[np.floating], weights: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
+    """The indices of the fewest whose weights reach `top_p` of all together, rising.
+
+    By definition weights are added up from the highest on, one after another. Here whole groups are added up, so sums
+    differ by rounding; where that could matter, which it hardly ever does, all are sorted after all.
+    """
+    total = float(weights.sum())
+    slack = (len(weights) + 4) * 2.0**-50 * total
+    found = _roughly(logits, weights, top_p * total - slack, top_p * total + slack)
+    if found is None:
+        order = _in_order(logits, np.arange(len(logits)))
+        reached = np.cumsum(weights[order])
+        found = np.sort(order[: 1 + int(np.searchsorted(reached, top_p * reached[-1]))])
+    return found
+
+
+def _roughly(
+    logits: NDArray[np.floating], weights: NDArray[np.float64], least: float, most: float
+) -> NDArray[np.intp] | None:
+    """The fewest of the highest whose weights reach a sum between `least` and `most`, rising; None where it matters
+    what sum exactly. Narrows the part of the vocabulary in which the last of them is, without sorting it."""
+    kept = np.zeros(len(logits), np.bool_)
+    reached = 0.0
+    """By those."""
+    rest = np.arange(len(logits))
+    """Where the last one is, rising."""
+    count, bounded, equal = FIRST_SELECTED, False, False
+    while len(rest) > FIRST_SELECTED and not equal:  # equal ones are in their order already
+        count = min(count, len(rest) // 2)
+        own = logits[rest]
+        pivot = np.partition(own, len(own) - count)[len(own) - count]
+        for ties, group in ((False, rest[own > pivot]), (True, rest[own == pivot])):
+            sum_with = reached + float(weights[group].sum())
+            if least <= sum_with < most:
+                return None
+            if sum_with >= most:
+                rest, bounded, equal = group, True, ties
+                break
+            kept[group], reached = True, sum_with
+        else:
+            rest = rest[own < pivot]
+        count = len(rest) // 2 if bounded else count * WIDEN
+    order = _in_order(logits, rest)
+    sums = reached + np.cumsum(weights[order])
+    first, last = int(np.searchsorted(sums, least)), int(np.searchsorted(sums, most))
+    if first != last or last == len(order):
+        return None
+    kept[order[: last + 1]] = True
+    return np.flatnonzero(kept)
+
+
+def _in_order(logits: NDArray[np.floating], indices: NDArray[np.intp]) -> NDArray[np.intp]:
+    """These indices from the highest logit to the lowest; of equal ones the lower index first."""
+    return indices[np.argsort(-logits[indices], kind="stable")]

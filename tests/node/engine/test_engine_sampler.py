@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.engine.sampler import sample, uniform
 from node.errors import EngineError
 from node.wire.frames import Sampling
+from tests.node.engine.sorting_sampler import sample_by_sorting
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 finite_logits = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40).map(lambda x: np.array(x, np.float32))
@@ -108,3 +109,53 @@ def test_logits_that_name_no_token_are_an_error(logits: list[float], sampling: S
 @pytest.mark.parametrize("temperature", [1e-300, 1e-30, 5e-324])
 def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     assert drawn(Sampling(temperature=temperature, seed=1), count=20)[1] == 1
+
+
+some_values = st.lists(st.sampled_from([0.0, 1.0, 1.0 + 2**-20, -3.0, 5.0, -np.inf]), min_size=1, max_size=60)
+any_values = st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=60)
+top_ps = st.one_of(st.sampled_from([1e-300, 1e-9, 0.25, 0.5, 0.75, 0.9, 1 - 1e-9, 1 - 2**-53, 1.0]), st.floats(1e-6, 1))
+top_ks = st.one_of(st.integers(0, 80), st.sampled_from([1_000_000]))
+temperatures = st.one_of(st.floats(1e-3, 100), st.sampled_from([5e-324, 1e-30, 1.0]))
+
+
+@given(st.one_of(some_values, any_values), st.integers(1, 30), temperatures, top_ps, top_ks, seeds, positions)
+@settings(deadline=None)
+def test_the_token_is_that_of_sorting_the_vocabulary(
+    values: list[float], times: int, temperature: float, top_p: float, top_k: int, seed: int, position: int
+) -> None:
+    """With many equal logits, all of them, more and fewer than are selected at first."""
+    logits = np.array(values * times, np.float32)
+    if not np.isfinite(logits.max()):
+        return
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    assert sample(logits, sampling, position) == sample_by_sorting(logits, sampling, position)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.floats(0.0, 12.0),
+    st.sampled_from([np.float32, np.float16]),
+    temperatures,
+    top_ps,
+    st.sampled_from([0, 1, 40, 300, 5000, 151_936, 1_000_000]),
+    seeds,
+)
+@settings(deadline=None, max_examples=60)
+def test_of_a_large_vocabulary_too(
+    noise: int, spread: float, kind: type[np.floating], temperature: float, top_p: float, top_k: int, seed: int
+) -> None:
+    """Narrow numbers make thousands of ties; a spread of 0 makes nothing else."""
+    logits = (spread * np.random.default_rng(noise).standard_normal(151_936)).astype(kind).astype(np.float32)
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    for position in range(3):
+        assert sample(logits, sampling, position) == sample_by_sorting(logits, sampling, position)
+
+
+@pytest.mark.parametrize("copies", [3, 300, 3000])
+@pytest.mark.parametrize("top_p", [0.1, 0.2, 0.5, 2 / 3, 0.9])
+def test_a_sum_that_reaches_top_p_exactly_is_no_matter_of_rounding(copies: int, top_p: float) -> None:
+    logits = np.log(np.array([0.1, 0.2, 0.3, 0.4] * copies, np.float32))
+    for temperature in (0.1, 1.0, 10.0):
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=3)
+        for position in range(20):
+            assert sample(logits, sampling, position) == sample_by_sorting(logits, sampling, position)
