@@ -1,4 +1,5 @@
-"""Starts the worker under any interpreter: `python -P bootstrap.py`.
+"""Starts the worker under any interpreter: `python -P bootstrap.py`, or with `fork-server DESCRIPTOR BACKEND` what
+forks workers.
 
 The worker may run under an interpreter with an environment of its own, so our folder must not come onto its search
 path: beside `node` lie our environment's torch and transformers, which would hide the ones that belong there. So the
@@ -27,6 +28,11 @@ def make_node_known() -> None:
 
 if __name__ == "__main__":
     make_node_known()
-    from node.engine.worker import main
+    if len(sys.argv) > 1:
+        from node.engine.fork_server import main as serve_forks
 
-    main()
+        serve_forks(int(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]
+    else:
+        from node.engine.worker import main
+
+        main()

@@ -404,6 +404,7 @@ async def open_engine(
         with trio.CancelScope(shield=True):
             for pipe in (process.stdout, process.stderr):
                 await pipe.aclose()
+            process.release()
 
 
 def _error_of(refused: Refused) -> EngineError:

@@ -1,4 +1,4 @@
-"""How a worker's process comes to be: started anew, or forked from one that has imported everything. No messages."""
+"""A worker's process, and how one is started anew. No messages. See `forking` for the other way."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONUNBUFFERED": "1",
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's, which would start them at its import; the worker multiplies with torch
 }
 
 
@@ -44,6 +45,9 @@ class WorkerProcess(Protocol):
     def kill(self) -> None:
         """End it for sure, stopped or not. Harmless when it has ended."""
 
+    def release(self) -> None:
+        """Give up what the system keeps of it, once it has ended."""
+
 
 class SpawnedWorker:
     """A `WorkerProcess` that is a child of ours."""
@@ -64,6 +68,9 @@ class SpawnedWorker:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def release(self) -> None:
+        pass  # waiting for it did that
 
 
 async def spawn_worker(python: str) -> WorkerProcess:
