@@ -188,8 +188,8 @@ class ForkServer:
                         self._note_end(pid, code)
                     case _:
                         break
-        except OSError:
-            pass  # it is gone, or we are leaving
+        except (OSError, trio.ClosedResourceError):
+            pass  # it is gone, or we have ended it
         finally:
             with trio.CancelScope(shield=True):
                 await self.end()

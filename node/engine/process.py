@@ -161,6 +161,11 @@ class EngineProcess:
         return self._process.pid
 
     @property
+    def under_way(self) -> frozenset[int]:
+        """The numbers of the batches that the worker has."""
+        return frozenset(self._batches)
+
+    @property
     def death(self) -> WorkerDied | None:
         """Why it ended, once it has: a new instance each time, for an exception that is raised in two tasks mixes
         their tracebacks."""
