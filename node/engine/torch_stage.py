@@ -74,7 +74,7 @@ class TorchStage:
                 f"sequence {sequence} of up to {kv_tokens} tokens: this model's rotary table depends on the length of "
                 f"the whole text beyond {self._most_tokens} tokens, which a chain cannot know; use at most that many"
             )
-        self._sequences.open(sequence, start, end, sampling, kv_tokens, lambda: self._slice(start, end).new_cache())
+        self._sequences.open(sequence, start, end, sampling, kv_tokens, lambda: self.part(start, end).new_cache())
 
     def rewind(self, sequence: str, position: int) -> None:
         """See `base.Stage.rewind`."""
@@ -84,7 +84,7 @@ class TorchStage:
         if position == held.cached and not held.broken:
             return
         if position == 0:
-            held.cache = self._slice(held.start, held.end).new_cache()
+            held.cache = self.part(held.start, held.end).new_cache()
         elif not self.info.can_rewind:
             raise EngineError(
                 f"sequence {sequence} back to {position}: {type(self.whole.model).__name__} has layers that keep a "
@@ -116,7 +116,7 @@ class TorchStage:
         """Ranges that are made at present."""
         return len(self._slices)
 
-    def _slice(self, start: int, end: int) -> TorchSlice:
+    def part(self, start: int, end: int) -> TorchSlice:
         """Layers [start, end) of the stage, made where they are asked for the first time."""
         if (found := self._slices.pop((start, end), None)) is None:
             if self._cut is None:
@@ -141,7 +141,7 @@ class TorchStage:
         }
         if len(ranges) > 1:
             raise EngineError(f"one batch over several ranges of layers {sorted(ranges)}; make a batch of each")
-        part = self._slice(*ranges.pop()) if ranges else self.whole
+        part = self.part(*ranges.pop()) if ranges else self.whole
         rows = self._rows(batch, part)
         out = None if part.last else torch.zeros(batch.rows, part.width, dtype=part.dtype, device=part.device)
         results: list[SlotResult] = []

@@ -7,7 +7,8 @@ shared among splits: `after[b]` are the hidden states after layer b, computed la
     2 ranges [0, b) [b, 30):         [0, b) gives after[b] bit for bit, and [b, 30) makes the oracle's tokens of it;
     3 ranges [0, a) [a, b) [b, 30):  in addition [a, b) makes after[b] of after[a], bit for bit.
 
-So 29 + 29 + 406 stages are run instead of 29 * 2 + 406 * 3, and bit for bit is more than is asked.
+So 29 + 29 + 406 ranges are run instead of 29 * 2 + 406 * 3, and bit for bit is more than is asked. Those of the two are
+stages that are loaded, those of the three are some of the layers of the one stage that holds all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import trio
 
 from node.engine.loading import SharedTensors
 from node.engine.process import open_engine
+from node.engine.torch_slice import TorchSlice
 from node.engine.torch_stage import TorchStage
 from tests.conftest import Greedy
 from tests.node.engine.driving import generate, generate_here, load_chain, load_here
@@ -44,15 +46,15 @@ class WholeModel:
         return stage
 
 
-def through(stage: TorchStage, rows: torch.Tensor) -> torch.Tensor:
-    return stage.whole.forward(rows, stage.whole.new_cache(), 0)
+def through(part: TorchSlice, rows: torch.Tensor) -> torch.Tensor:
+    return part.forward(rows, part.new_cache(), 0)
 
 
-def answer_of(stage: TorchStage, states: torch.Tensor, prompt_length: int) -> list[int]:
+def answer_of(part: TorchSlice, states: torch.Tensor, prompt_length: int) -> list[int]:
     """The tokens that the last stage would choose at each position of the answer."""
     with torch.inference_mode():
         positions = torch.arange(len(states))[None]
-        logits = stage.whole.model(inputs_embeds=states[None], position_ids=positions).logits[0]
+        logits = part.model(inputs_embeds=states[None], position_ids=positions).logits[0]
     return [int(token) for token in logits[prompt_length - 1 : -1].argmax(-1)]
 
 
@@ -65,14 +67,14 @@ def states_after_each_layer(model: WholeModel, ids: list[int]) -> list[torch.Ten
     """`states[b]` after layers [0, b), made by stages of one layer each; `states[0]` are the ids."""
     states = [torch.tensor(ids)]
     for layer in range(LAYERS - 1):
-        states.append(through(model.stage(layer, layer + 1), states[-1]))
+        states.append(through(model.whole.part(layer, layer + 1), states[-1]))
     return states
 
 
 def test_every_split_into_two_ranges_gives_the_oracles_tokens(model: WholeModel, greedy_oracle: list[Greedy]) -> None:
     after = [states_after_each_layer(model, entry.ids + entry.out) for entry in greedy_oracle]
     for cut in range(1, LAYERS):
-        first, last = model.stage(0, cut), model.stage(cut, LAYERS)
+        first, last = model.stage(0, cut).whole, model.stage(cut, LAYERS).whole
         assert torch.equal(through(first, after[0][0]), after[0][cut]), f"[0, {cut})"
         for entry, states in zip(greedy_oracle, after, strict=True):
             assert answer_of(last, states[cut], len(entry.ids)) == entry.out, f"[{cut}, {LAYERS})"
@@ -82,7 +84,7 @@ def test_every_split_into_three_ranges_gives_the_oracles_tokens(model: WholeMode
     after = states_after_each_layer(model, greedy_oracle[0].ids[:MIDDLE_TOKENS])
     for start in range(1, LAYERS - 1):
         for end in range(start + 1, LAYERS):
-            middle = model.stage(start, end)
+            middle = model.whole.part(start, end)
             assert torch.equal(through(middle, after[start]), after[end]), f"[{start}, {end})"
 
 
