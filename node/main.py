@@ -25,6 +25,7 @@ from node.api.routes import client_app, control_app
 from node.api.serving import serve
 from node.arrival import tell_arrival
 from node.config import DEFAULT_API, Settings, announce_multiaddrs, is_loopback, listen_multiaddrs, parse_host_port
+from node.engine.workers import open_workers
 from node.errors import AlreadyRunning, ParallaxError, sentence
 from node.home import HAS_UNIX_SOCKETS, STOP_SIGNALS, Control, Home, write_private
 from node.live.member import Member
@@ -125,13 +126,16 @@ async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
             machine_id=machine_id(),
             software=f"parallax {node.__version__}",
         )
-        async with open_swarm(
-            swarm_settings,
-            pinned_layers=settings.layers,
-            memory_cap_bytes=settings.memory_bytes,
-            region=settings.region,
-        ) as swarm:
-            this = Member(settings, home, swarm, remembered)
+        async with (
+            open_workers() as workers,  # first: its libraries are imported while the swarm is looked for
+            open_swarm(
+                swarm_settings,
+                pinned_layers=settings.layers,
+                memory_cap_bytes=settings.memory_bytes,
+                region=settings.region,
+            ) as swarm,
+        ):
+            this = Member(settings, home, swarm, remembered, workers.engine)
             async with trio.open_nursery() as nursery:
                 await nursery.start(serve, control_app(this.service, token=control.token), [control_listener])
                 home.write_control(control)

@@ -36,12 +36,18 @@ class Workers:
             self._hardware = engine.hardware
             yield engine
 
-    async def _spawn(self) -> WorkerProcess:
-        if not CAN_FORK:
-            return await spawn_worker(self._python)
-        if self._server is None or self._server.ended.is_set():
+    async def prepare(self) -> None:
+        """Begin with what takes long, where it can be done before a worker is asked for.
+
+        Raises:
+            OSError: there is no such interpreter.
+        """
+        if CAN_FORK and (self._server is None or self._server.ended.is_set()):
             self._server = await ForkServer.start(self._nursery, self._python, self._backend)
-        return await self._server.fork()
+
+    async def _spawn(self) -> WorkerProcess:
+        await self.prepare()
+        return await (spawn_worker(self._python) if self._server is None else self._server.fork())
 
 
 @asynccontextmanager
@@ -50,5 +56,7 @@ async def open_workers(
 ) -> AsyncIterator[Workers]:
     """Workers of one backend on one device, under the interpreter `python` or the backend's own."""
     async with trio.open_nursery() as nursery:
-        yield Workers(nursery, backend, device, python)
+        workers = Workers(nursery, backend, device, python)
+        await workers.prepare()
+        yield workers
         nursery.cancel_scope.cancel()

@@ -27,6 +27,9 @@ from node.wire.plans import Plan
 
 log = logging.getLogger(__name__)
 
+MOST_PROBLEM = 512
+"""Characters of a record's problem."""
+
 RESTART_FIRST_S, RESTART_MOST_S = 0.5, 30.0
 """Pause before another worker is started; doubled each time one dies young."""
 
@@ -35,6 +38,10 @@ class MortalEngine(Engine, Protocol):
     """An engine whose end can be awaited."""
 
     died: trio.Event
+
+    @property
+    def death(self) -> WorkerDied | None:
+        """How it ended, once it has."""
 
 
 OpenEngine = Callable[[int], AbstractAsyncContextManager[MortalEngine]]
@@ -105,15 +112,18 @@ class Holder:
             try:
                 async with self._worker() as engine:
                     await self._serve(engine)
+                why = str(engine.death)
             except (EngineError, OSError) as error:  # it did not even start
                 if first:
                     raise
+                why = str(error)
                 log.error("%s", error)
             first = False
             if trio.current_time() - started_s > 60:
                 pause_s = RESTART_FIRST_S
-            self._emit(Notice.of("error", f"the engine worker died; another is started in {pause_s:.1f} s"))
-            await self._swarm.update(state="starting", held=(), problem="the engine worker died and is started again")
+            self._emit(Notice.of("error", f"the engine worker died; another is started in {pause_s:.1f} s: {why}"))
+            problem = f"the engine worker died and is started again: {why}"
+            await self._swarm.update(state="starting", held=(), problem=problem[:MOST_PROBLEM])
             await trio.sleep(pause_s)
             pause_s = min(RESTART_MOST_S, pause_s * 2)
 

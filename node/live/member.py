@@ -10,11 +10,10 @@ from msgspec.structs import replace
 
 from node.api.service import Service
 from node.config import Settings
-from node.engine.process import open_engine
 from node.errors import ParallaxError
 from node.home import Home
 from node.journal.log import Journal
-from node.live.holder import Holder
+from node.live.holder import Holder, OpenEngine
 from node.live.model_store import ModelStore
 from node.live.planner import Planner
 from node.live.remembered import Remembered
@@ -39,7 +38,9 @@ REPORT_EVERY_S, REPORT_SOON_S = 1.0, 0.2
 class Member:
     """This node as a member of its swarm. Also what the HTTP service knows of it (`node.api.service.Here`)."""
 
-    def __init__(self, settings: Settings, home: Home, swarm: Swarm, remembered: Remembered) -> None:
+    def __init__(
+        self, settings: Settings, home: Home, swarm: Swarm, remembered: Remembered, open_engine: OpenEngine
+    ) -> None:
         self._settings, self._home, self._swarm, self._remembered = settings, home, swarm, remembered
         self.journal = Journal(swarm.node_id)
         self.desk = ModelStore(home.models, self.emit)
@@ -50,7 +51,7 @@ class Member:
             self.desk,
             ranges,
             self.pipeline.stage,
-            lambda threads: open_engine(threads=threads),
+            open_engine,
             self.emit,
             cores(),
             settings.threads,

@@ -252,6 +252,10 @@ class FakeEngine:
         """The next load kills it, as where memory runs out."""
 
     @property
+    def death(self) -> WorkerDied | None:
+        return WorkerDied(-9, "killed on demand") if self.died.is_set() else None
+
+    @property
     def live_sessions(self) -> int:
         """Sequences over all stages; 0 when everything has been freed."""
         return sum(len(stage.sequences) for stage in self.stages)
