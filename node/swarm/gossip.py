@@ -82,6 +82,8 @@ class Gossip:
         self._profile: Profile | None = None
         self._status: Status | None = None
         self._trips: Trips | None = None
+        self._figures: tuple[object, ...] = ()
+        """What our trips were made of."""
         self._statements: dict[str, Envelope] = {}
         """Our own newest, by kind."""
         self._plan_envelope: Envelope | None = None
@@ -124,10 +126,10 @@ class Gossip:
             self._profile = profile
             envelopes.append(self._sign("profile", profile))
             seq += 1
-        trips = trips_of(msgspec.structs.replace(draft, seq=seq))
-        if self._trips is None or msgspec.structs.replace(trips, seq=self._trips.seq) != self._trips:
-            self._trips = trips
-            envelopes.append(self._sign("trips", trips))
+        figures = draft.rtt_ms, draft.mbps, draft.unreachable
+        if self._trips is None or figures != self._figures:
+            self._trips, self._figures = trips_of(msgspec.structs.replace(draft, seq=seq)), figures
+            envelopes.append(self._sign("trips", self._trips))
             seq += 1
         draft = msgspec.structs.replace(draft, seq=seq)
         status = status_of(draft, profile_seq=self._profile.seq, trips_seq=self._trips.seq)
@@ -227,11 +229,9 @@ class Gossip:
         if via is None:
             return [peer for peer in neighbours if peer != owner]
         ours, theirs, reach = mark_of(self.record.node_id), mark_of(owner), self._membership.reach_of(owner)
+        apart = [peer for peer in neighbours if mark_of(peer) not in reach and peer not in (via, owner)]
         return [
-            peer
-            for peer in neighbours
-            if peer not in (via, owner)
-            and passes_on(ours, theirs, reach, mark_of(peer), self._membership.reach_of(peer))
+            peer for peer in apart if passes_on(ours, theirs, reach, mark_of(peer), self._membership.reach_of(peer))
         ]
 
     # what comes

@@ -327,9 +327,10 @@ class Libp2pSwarm:
             )
             self._changes = {}
             envelopes, news = self._gossip.publish(changes, int(time.time() * 1000))
+            self._tell(news)
             for envelope in envelopes:
                 self._spread(envelope, None)
-            self._tell(news)
+                await trio.lowlevel.checkpoint()  # to a thousand neighbours, each takes some milliseconds
             pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_S, len(members) / MEMBERS_PER_S))
             await trio.sleep(pause_s)
             by_hearsay = self._gossip.is_known_by_hearsay(self.connections.peers())

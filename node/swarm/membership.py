@@ -177,6 +177,10 @@ class Membership:
             return []
         if is_news_of_life:
             known.dies_s = now + self._life_s(node_id, known)
+        if isinstance(part, Beat) and known.record is not None:
+            if not known.lacks("status"):
+                known.record = msgspec.structs.replace(known.record, seq=known.seq)
+            return []
         return self._show(node_id, known, now)
 
     def hear_leave(self, node_id: NodeId, seq: int, now: float) -> list[News]:

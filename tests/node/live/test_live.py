@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import trio.testing
 
 from node.engine.base import StageSpec
 from node.errors import FetchFailed, LoadFailed, PlanChanged, WorkerDied
+from node.live import planner
 from node.live.holder import Holder
 from node.live.mover import RETRY_S
 from node.live.planner import REVIEW_S, REVIEWS_AGREED, SET_ASIDE_S, Planner
@@ -29,7 +31,7 @@ from node.wire.events import Event, ModelProgress, Notice, PlanImpossible
 from node.wire.frames import Sampling
 from node.wire.ids import NodeId
 from node.wire.models import Dtype, ModelFacts, ModelRef
-from node.wire.plans import Assignment, Override, Plan, PlanSettings
+from node.wire.plans import Assignment, Override, Plan, PlanSettings, most_epoch
 from node.wire.records import LayerLatency
 from tests.fakes.engine import HEAD_SHARE, FakeEngine, FakeStage, expected_tokens
 from tests.fakes.swarm import FakeNetwork, FakeSwarm, fake_node_id, open_fake_network
@@ -533,6 +535,31 @@ async def test_an_epoch_from_nowhere_is_ignored(lab: Lab) -> None:
     assert ada.planner.plan is not None
     assert not ada.planner.heard(msgspec.structs.replace(ada.planner.plan, epoch=2**52))
     assert ada.planner.heard(msgspec.structs.replace(ada.planner.plan, epoch=2))
+
+
+@pytest.mark.parametrize("epoch", [2**52, 2**53, 10**9])
+def test_a_home_that_remembers_an_absurd_epoch_starts_without_it_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, epoch: int
+) -> None:
+    file = tmp_path / "model.json"
+    Remembered(file).remember(Plan(epoch, NodeId("b"), MODEL, "float32", FACTS, ()))
+    again = Remembered(file)
+    assert (again.epoch, again.model) == (0, None)
+    assert f"no planning has led to its epoch {epoch}" in caplog.text
+
+
+@in_a_lab
+async def test_where_somebody_has_used_up_the_epochs_the_next_plan_waits_for_the_clock(lab: Lab) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "time", SimpleNamespace(time=lambda: 1_790_000_000 + trio.current_time()))
+        ada = await lab.join("ada", wants=True)
+        await trio.sleep(5)
+        assert ada.planner.plan is not None
+        highest = most_epoch(planner.time.time())
+        assert ada.planner.heard(msgspec.structs.replace(ada.planner.plan, epoch=highest, assignments=()))
+        await trio.sleep(10)
+        assert ada.planner.plan.epoch == highest + 1
+        assert ada.planner.plan.assignments
 
 
 def test_what_is_remembered_survives_a_damaged_file_and_a_full_disk(tmp_path: Path) -> None:

@@ -56,6 +56,15 @@ def test_fewest_stages_win_among_alike_and_then_the_idle_node() -> None:
     assert routed(busy, whole) == [("z", 0, 6)]
 
 
+def test_ranges_of_another_model_or_in_a_state_that_is_not_known_here_cover_nothing() -> None:
+    foreign = record("a", held=(HeldRange(0, 6, "ready", 1, "another model"),))
+    untold = record("b", held=(HeldRange(0, 6, "ready", 1),))
+    newer = record("c", held=(HeldRange(0, 6, "half-asleep", 1, WEIGHTS),))
+    with pytest.raises(NoRoute, match="layers 0–5"):
+        routed(foreign, untold, newer)
+    assert routed(foreign, untold, newer, holding("d", (0, 6, "ready"))) == [("d", 0, 6)]
+
+
 def test_a_range_that_is_not_there_yet_is_not_used() -> None:
     with pytest.raises(NoRoute, match="layers 2–5 of 6"):
         routed(holding("a", (0, 2, "ready")), holding("b", (2, 6, "loading")))

@@ -425,6 +425,49 @@ def test_a_relay_is_forgiven_now_and_then_and_not_for_ever(gossip: Gossip) -> No
             gossip.fault(NodeId("relay"), 600.0)
 
 
+def newer(who: Identity, seq: int, record: NodeRecord) -> tuple[Envelope, ...]:
+    """What a node of a later version may say: new words, new fields, new kinds."""
+    parts = parts_of(replace(record, seq=seq))
+    profile = msgspec.to_builtins(parts["profile"])
+    profile |= {"hardware": NPU | {"watts": 30}, "wanted_dtype": "int3", "mood": {"today": ["good"]}}
+    status = [*msgspec.to_builtins(parts["status"])]
+    status[3] = 9  # of a state
+    status[5] = [[0, 15, 7, 4, "weights", "and more"], [15, 30, 1, 4, "weights"]]
+    beat = [seq, 0, 0, 0, "still", b"here"]
+    payloads = {"profile": profile, "status": [*status, 1.5, None], "beat": beat, "weather": {"sun": True}}
+    return tuple(who.sign(kind, msgspec.msgpack.encode(payload), MARK) for kind, payload in payloads.items())  # type: ignore[arg-type]
+
+
+NPU = {
+    "device": "npu",
+    "device_name": "a later processor",
+    "memory_bytes": 2**34,
+    "bandwidth_bytes_per_s": 1e11,
+    "matmul_flops_per_s": 1e13,
+    "cores": 8,
+}
+
+
+def test_words_that_a_newer_node_uses_read_as_unknown_and_are_passed_on_as_they_were_signed(
+    gossip: Gossip, bob: Identity, eve: Identity, record_of: Make
+) -> None:
+    wanted = record_of(bob.node_id, wanted_model=MODEL)
+    profile, status, beat, weather = newer(bob, 5, wanted)
+    for envelope in (profile, status):
+        assert hear(gossip, envelope, bob.node_id).spread
+    assert not hear(gossip, weather, bob.node_id).spread
+    assert not hear(gossip, beat, bob.node_id).spread, "it is no news beside the status"
+    told = gossip.members()[bob.node_id]
+    assert told.hardware is not None
+    assert (told.hardware.device, told.hardware.device_name) == ("unknown", "a later processor")
+    assert told.state == "unknown"
+    assert [held.state for held in told.held] == ["unknown", "ready"]
+    assert (told.wanted_model, told.wanted_dtype) == (None, None), "an arithmetic that we cannot plan for"
+    ask = Gossip(eve, record_of(eve.node_id, 0), MARK).hear_welcome(gossip.welcome(eve.node_id)[0], NodeId("x"), 0.0)
+    assert ask is not None
+    assert gossip.answer(ask, eve.node_id, 0.0) == [profile, status], "byte for byte"
+
+
 def test_trips_of_any_bytes_are_read_or_refused() -> None:
     with pytest.raises(ValueError, match="no figures"):
         Trips(1, b"12345678", b"", b"")

@@ -10,17 +10,19 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace
 from trio.testing import MockClock
 
+from node.errors import BadWireData
 from node.home import Home
 from node.swarm.address_book import AddressBook
-from node.swarm.base import Lane, LinkLost, MemberGone, MemberSeen, SwarmNews
+from node.swarm.base import Lane, LinkLost, MemberGone, MemberSeen, Misbehaved, SwarmNews
 from node.swarm.connection import Connection
 from node.swarm.connections import Connections
 from node.swarm.control_queue import ControlQueue
 from node.swarm.heartbeat import PeerClock
 from node.swarm.identity import Identity
-from node.swarm.libp2p_swarm import Libp2pSwarm
+from node.swarm.libp2p_swarm import SHUNNED_S, Libp2pSwarm
 from node.swarm.secret import SwarmSecret
 from node.wire.control import Pong, Told, Welcome
 from node.wire.ids import NodeId
@@ -43,10 +45,13 @@ class Link:
 
 
 class NoReach:
-    """Nobody dials."""
+    """Nobody dials; who would be, and on whose word, is noted."""
+
+    def __init__(self) -> None:
+        self.pursued: dict[NodeId, NodeId | None] = {}
 
     def pursue(self, peer: NodeId, *, polite: bool, source: NodeId | None = None) -> None:
-        pass
+        self.pursued.setdefault(peer, source)
 
     def forget(self, peer: NodeId) -> None:
         pass
@@ -220,5 +225,86 @@ def test_a_link_that_ends_alone_is_told(open_neighbourhood: Any, bob: Identity) 
             await swarm.serve_link(wire.real(), "steps", link)
             assert news_of(swarm) == [LinkLost(bob.node_id, "the member closed it", ("steps",))]
             assert wire.links == 0
+
+    run(main)
+
+
+def talkative(who: Identity, record: NodeRecord, mark: bytes, count: int) -> Iterator[Told]:
+    """So many statuses without a pause."""
+    for number in range(count):
+        (*_, status) = told_by(who, replace(record, seq=record.seq + number), mark)
+        yield Told((status,))
+
+
+def test_who_floods_is_let_go_named_once_and_kept_away_while_the_honest_are_heard(
+    open_neighbourhood: Any, bob: Identity, eve: Identity, record_of: Make
+) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            mark = swarm.secret.statement_mark()
+            wires = {each.node_id: Wire(each.node_id) for each in (bob, eve)}
+            for who in (bob, eve):
+                swarm.joined(wires[who.node_id].real())
+                swarm.told(wires[who.node_id].real(), Told(told_by(who, record_of(who.node_id, 1), mark)))
+            news_of(swarm)
+            with pytest.raises(BadWireData, match="without pause"):
+                for told in talkative(bob, record_of(bob.node_id, 10), mark, 400):
+                    swarm.told(wires[bob.node_id].real(), told)
+                    await trio.lowlevel.checkpoint()
+            swarm.parted(wires[bob.node_id].real())
+            assert [item.node_id for item in news_of(swarm) if isinstance(item, Misbehaved)] == [bob.node_id]
+            again = Wire(bob.node_id)
+            swarm.joined(again.real())
+            assert again.is_ending
+            assert bob.node_id not in swarm.connections
+            swarm.told(wires[eve.node_id].real(), Told(told_by(eve, record_of(eve.node_id, 2, sessions=3), mark)))
+            assert swarm.members()[eve.node_id].sessions == 3
+            await trio.sleep(SHUNNED_S)
+            swarm.joined(Wire(bob.node_id).real())
+            assert bob.node_id in swarm.connections
+
+    run(main)
+
+
+def test_a_relay_stays_whatever_it_passes_on_and_a_member_answers_for_its_own_words(
+    open_neighbourhood: Any, bob: Identity, eve: Identity, record_of: Make
+) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            mark = swarm.secret.statement_mark()
+            bad = (
+                replace(told_by(eve, record_of(eve.node_id), mark)[2], signature=bytes(64)),
+                eve.sign("status", b"\xc1", mark),
+                *told_by(eve, record_of(eve.node_id), b"another swarm"),
+            )
+            relay = Wire(bob.node_id)
+            swarm.joined(relay.real())
+            swarm.told(relay.real(), Told((*bad, *told_by(bob, record_of(bob.node_id), mark))))
+            assert set(swarm.members()) == {swarm.node_id, bob.node_id}, "what was badly told is left out"
+            own = Wire(eve.node_id)
+            swarm.joined(own.real())
+            for envelope in bad:
+                with pytest.raises(BadWireData):
+                    swarm.told(own.real(), Told((replace(envelope, node_id=""),)))
+            own.peer_most = WIRE_VERSION + 1
+            swarm.told(own.real(), Told((eve.sign("plan", b"\xc1", mark),)))
+
+    run(main)
+
+
+def test_members_that_are_only_told_of_are_dialed_on_the_word_of_who_told_and_not_written_down(
+    open_neighbourhood: Any, bob: Identity, eve: Identity, record_of: Make
+) -> None:
+    async def main() -> None:
+        with open_neighbourhood() as swarm:
+            mark = swarm.secret.statement_mark()
+            relay = Wire(bob.node_id)
+            swarm.joined(relay.real())
+            for who in (bob, eve):
+                swarm.told(relay.real(), Told(told_by(who, record_of(who.node_id), mark)))
+            assert swarm._reach.pursued == {bob.node_id: None, eve.node_id: bob.node_id}  # type: ignore[attr-defined]
+            assert swarm.book.peers() == [bob.node_id]
+            swarm.joined(Wire(eve.node_id).real())
+            assert set(swarm.book.peers()) == {bob.node_id, eve.node_id}
 
     run(main)

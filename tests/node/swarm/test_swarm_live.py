@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+import msgspec
 import psutil
 import pytest
 import trio
@@ -26,7 +27,9 @@ from node.swarm.socket_stream import SocketStream
 from node.swarm.upgrade import Upgrader
 from node.wire.frames import Close, Progress, Step
 from node.wire.models import ModelFacts, ModelRef
+from node.wire.parts import profile_of, status_of
 from node.wire.plans import Assignment, Override, Plan, PlanSettings
+from node.wire.versions import WIRE_VERSION
 from tests.fakes.frames import step_frame
 
 MakeHome = Callable[..., Home]
@@ -183,6 +186,46 @@ def test_dialing_each_other_at_the_same_moment_ends_with_one_connection_and_neve
         most: list[int] = []
         await meet(most)
         assert max(most) > 3, "this test is to dial twice at once"
+
+    run(main)
+
+
+def test_a_node_of_the_next_version_and_one_of_this_are_a_swarm(make_home: MakeHome) -> None:
+    """A rolling upgrade: the newer one has a device, a state and fields of which the older one has never heard."""
+
+    async def main() -> None:
+        home = make_home("ada")
+        async with node(home, "ada") as ada:
+            ada.swarm.versions = (WIRE_VERSION, WIRE_VERSION + 1)
+            async with (
+                node(make_home("bob"), "bob", ada.swarm.invitation()) as bob,
+                node(make_home("eve"), "eve", ada.swarm.invitation()) as eve,
+            ):
+                for one, *others in ((ada, bob, eve), (bob, ada, eve), (eve, ada, bob)):
+                    await one.sees(*others)
+                (connection,) = [c for c in bob.swarm.connections.all() if c.peer == ada.id]
+                assert (connection.version, connection.peer_most) == (WIRE_VERSION, WIRE_VERSION + 1)
+                mark, identity = ada.swarm.secret.statement_mark(), load_identity(home)
+                seq = ada.swarm.members()[ada.id].seq + 1
+                profile = msgspec.to_builtins(profile_of(ada.swarm.members()[ada.id]))
+                device = {"device": "npu", "device_name": "n", "memory_bytes": 1, "cores": 1, "watts": 9}
+                device |= {"bandwidth_bytes_per_s": 1.0, "matmul_flops_per_s": 1.0}
+                profile |= {"seq": seq, "hardware": device, "mood": ["good"]}
+                status = [*msgspec.to_builtins(status_of(ada.swarm.members()[ada.id], profile_seq=0, trips_seq=0)), "x"]
+                status[0:4] = [seq + 1, 1, seq, 42]
+                for kind, payload in (("profile", profile), ("status", status), ("plan", {"of": "a later kind"})):
+                    envelope = identity.sign(kind, msgspec.msgpack.encode(payload), mark)
+                    for other in ada.swarm.connections.best_of_each():
+                        other.outbox.tell(envelope)
+                for one in (bob, eve):
+                    await one.until(lambda one=one: one.swarm.members()[ada.id].state == "unknown")
+                    hardware = one.swarm.members()[ada.id].hardware
+                    assert hardware is not None
+                    assert hardware.device == "unknown"
+                link = await bob.swarm.link(ada.id)
+                await link.send(Progress(SESSION, 1, 1))
+                assert (await ada.swarm.arrivals.receive()).frame == Progress(SESSION, 1, 1)
+                assert [one.gone() for one in (ada, bob, eve)] == [[], [], []]
 
     run(main)
 
