@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from node.wire.models import Count, Dtype
-from node.wire.records import Id, Layer
+from node.wire.records import Id, Layer, make_printable
 
 HEADER_LIMIT_BYTES = 256 * 1024
 """A `Route` along 1,000 hops is about 100 KiB."""
@@ -26,7 +26,8 @@ MOST_PARTS = 256
 """Sequences in one frame."""
 
 Session = Annotated[str, Meta(min_length=32, max_length=32, pattern="^[0-9a-f]{32}$")]
-Reason = Annotated[str, Meta(max_length=1024)]
+REASON_LIMIT = 1024
+Reason = Annotated[str, Meta(max_length=REASON_LIMIT)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 HopIndex = Annotated[int, Meta(ge=0, le=1023)]
 """A place in the chain: one node may be several hops of it."""
@@ -215,6 +216,9 @@ class Close(Struct, frozen=True, tag="close"):
     attempt: Attempt
     reason: Reason
 
+    def __post_init__(self) -> None:
+        make_printable(self, reason=REASON_LIMIT)
+
 
 class Failed(Struct, frozen=True, tag="failed"):
     """A stage to the head: it cannot go on with this route. A stage that cannot reach the head tells its neighbours in
@@ -228,6 +232,9 @@ class Failed(Struct, frozen=True, tag="failed"):
     sent; the keys and values that were to have been kept."""
     suspect: Id | None = None
     """The node that is at fault, where it is not the sender: its link is lost, or its frames cannot be."""
+
+    def __post_init__(self) -> None:
+        make_printable(self, reason=REASON_LIMIT)
 
 
 Frame = Route | Step | Sampled | Accepted | Progress | Probe | Standing | Close | Failed
