@@ -8,9 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 
 import msgspec
 import trio
@@ -19,22 +17,19 @@ from node.errors import BadWireData, LinkClosed
 from node.swarm.address_book import AddressBook
 from node.swarm.addresses import Address, parse_all
 from node.swarm.base import Arrival, Lane, LinkLost, MemberGone, MemberSeen, Misbehaved, SwarmNews
-from node.swarm.circuits import CIRCUIT_PROTOCOL, RELAY_PROTOCOL, CircuitCarrier, Circuits, CircuitStream
 from node.swarm.connection import Connection
 from node.swarm.connections import Connections
 from node.swarm.gossip import Flood, Gossip, changed
 from node.swarm.heartbeat import PeerClock, interval_s
 from node.swarm.identity import Identity
 from node.swarm.invitation import Invitation
-from node.swarm.lanes import PROTOCOLS, lane_of, open_lane
+from node.swarm.links import Links
 from node.swarm.muxed_stream import MuxedStream
-from node.swarm.neighbour import Neighbour
 from node.swarm.news_queue import NewsQueue
 from node.swarm.quiet import Seldom
 from node.swarm.reach import Reach
-from node.swarm.relay import Relay
 from node.swarm.secret import SwarmSecret
-from node.swarm.stream_link import StreamLink, receive_frames
+from node.swarm.stream_link import StreamLink
 from node.swarm.told_trips import ToldTrips
 from node.wire.control import Ask, News, Told, Welcome
 from node.wire.ids import NodeId, short_id
@@ -64,14 +59,6 @@ SHUNNED_S = 30.0
 """Who was disconnected for what it sent is not a neighbour again for so long: it would only go on."""
 
 GOODBYE_S = 0.5
-LINK_WAIT_S = 3.0
-DIRECT_FIRST_S = 1.0
-"""For a direct connection, where a detour is known and there is hope for one."""
-
-RELAYS_TRIED = 3
-
-LINKS_PER_CONNECTION = 6
-"""Inbound; an honest neighbour has one of each lane, and for a moment two where it had to open it again."""
 
 ARRIVALS_BOUND = 64
 """Frames between the links and their one reader. Its purpose is only to bridge a few milliseconds of that reader; when
@@ -110,13 +97,8 @@ class Libp2pSwarm:
         """Until when."""
         self._changes: dict[str, object] = {}
         self._stirred = trio.Event()
-        self._joined = trio.Event()
         self._parted = trio.Event()
-        self._neighbours: dict[NodeId, Neighbour] = {}
-        self._circuits = Circuits(identity)
-        self._relay = Relay(connections.best, self._gossip.is_member)
-        self._carried_here: Counter[NodeId] = Counter()
-        """Circuits that end here, by their origin."""
+        self.links = Links(identity, connections, reach, self._gossip, self._arrivals_in, self._tell_of_link)
 
     # What others use of it: node.swarm.base.Swarm
 
@@ -154,7 +136,7 @@ class Libp2pSwarm:
         """One lane of the link to a member, opened on first use. Raises LinkClosed."""
         if peer == self.own_id or not self._gossip.is_member(peer):
             raise LinkClosed(peer, "no live member of this swarm")
-        return await self._neighbour(peer).link(lane, partial(self._open_link, peer))
+        return await self.links.link(peer, lane)
 
     def invitation(self) -> str:
         """A token that admits its bearer: one word, no spaces."""
@@ -176,12 +158,12 @@ class Libp2pSwarm:
         first, obsolete = self.connections.add(connection)
         for other in obsolete:
             other.end("disconnected", "a newer connection took its place")
-            self._neighbour(other.peer).close_links(other, "a newer connection took its place")
+            self.links.ended(other, "a newer connection took its place")
         has_restarted = any(other.life != connection.life for other in obsolete)
         if has_restarted:  # all that its former life held for us is gone, before that life's connection is known dead
             self._tell(self._gossip.disconnected(connection.peer, "disconnected", now, for_good=True))
         if first or has_restarted:
-            self._neighbour(connection.peer).clock.reset()
+            self.links.clock_of(connection.peer).reset()
             self._gossip.connected(connection.peer, now)
         if (record := self._gossip.members().get(connection.peer)) is not None:
             self._pursue(record, None)
@@ -189,8 +171,7 @@ class Libp2pSwarm:
         connection.outbox.welcome(welcome)
         for envelope in own:
             connection.outbox.tell(envelope)
-        self._joined.set()
-        self._joined = trio.Event()
+        self.links.joined()
         self._stirred.set()
         log.debug("connected with %s", short_id(connection.peer))
 
@@ -256,7 +237,7 @@ class Libp2pSwarm:
 
     def clock_of(self, peer: NodeId) -> PeerClock:
         """The one clock of that peer."""
-        return self._neighbour(peer).clock
+        return self.links.clock_of(peer)
 
     def beat_s(self, connection: Connection) -> float:
         """How long to wait between two pings on it."""
@@ -264,35 +245,16 @@ class Libp2pSwarm:
 
     def protocols(self, connection: Connection) -> tuple[str, ...]:
         """What the peer may open streams for."""
-        return (*PROTOCOLS.values(), RELAY_PROTOCOL, CIRCUIT_PROTOCOL)
+        return self.links.protocols
 
     async def serve_stream(self, connection: Connection, protocol: str, stream: MuxedStream) -> None:
         """A neighbour opened a stream to us for one of these."""
-        if lane := lane_of(protocol):
-            await self.serve_link(connection, lane, stream)
-        elif protocol == RELAY_PROTOCOL:
-            await self._relay.carry(connection, stream)
-        elif protocol == CIRCUIT_PROTOCOL:
-            await self._serve_circuit(stream)
-
-    async def serve_link(self, connection: Connection, lane: Lane, stream: MuxedStream) -> None:
-        """A neighbour opened a lane to us: hand its frames over until it ends."""
-        if connection.inbound_links >= LINKS_PER_CONNECTION:
-            raise BadWireData(f"connection of {short_id(connection.peer)}", "too many links at once")
-        connection.inbound_links += 1
-        connection.lanes[lane] += 1
-        neighbour = self._neighbour(connection.peer)
-        try:
-            await receive_frames(stream, connection.peer, neighbour.clock, neighbour.held[lane], self._arrivals_in)
-        finally:
-            connection.inbound_links -= 1
-            self._link_over(connection, lane, "the member closed it")
+        await self.links.serve_stream(connection, protocol, stream)
 
     def parted(self, connection: Connection) -> None:
         """An admitted connection is over."""
         peer = connection.peer
-        for neighbour in list(self._neighbours.values()):
-            neighbour.close_links(connection, "the connection ended")
+        self.links.ended(connection, "the connection ended")
         cut = connection.lanes_cut()
         if self.connections.remove(connection):
             self._tell(self._gossip.disconnected(peer, connection.why, trio.current_time()))
@@ -348,7 +310,7 @@ class Libp2pSwarm:
             self._tell(self._gossip.pass_time(now, stall_s))
             for connection in self.connections.redundant(now):
                 connection.end("disconnected", "the peer and this node have a better one")
-            self._tidy(now)
+            self.links.tidy(now)
 
     async def depart(self) -> None:
         """Say goodbye to everyone, in bounded time. What becomes of the others is no news of ours any more.
@@ -375,6 +337,9 @@ class Libp2pSwarm:
                 self._reach.forget(item.node_id)
             self.news.put(item)
 
+    def _tell_of_link(self, lost: LinkLost) -> None:
+        self._tell([lost])
+
     def _pursue(self, record: NodeRecord, source: NodeId | None) -> None:
         """Have a member dialed; remember where it says that it is, once it has proven to be there.
 
@@ -384,108 +349,7 @@ class Libp2pSwarm:
             self.book.learn(record.id, parse_all(record.addresses), time.time())
         self._reach.pursue(record.id, polite=True, source=source)
 
-    def _neighbour(self, peer: NodeId) -> Neighbour:
-        return self._neighbours.setdefault(peer, Neighbour())
-
-    def _tidy(self, now: float) -> None:
-        for peer, neighbour in list(self._neighbours.items()):
-            if peer in self.connections:
-                neighbour.retire_circuits(now)
-            elif neighbour.is_forgotten:
-                del self._neighbours[peer]
-
-    async def _open_link(self, peer: NodeId, lane: Lane) -> StreamLink:
-        relays = self._relays(peer)
-        connection = await self._direct(peer, self._direct_wait_s(peer, relays))
-        if connection is None:
-            return await self._open_circuit(peer, lane, relays)
-        stream = await open_lane(connection, lane)
-        if connection.is_over:
-            raise LinkClosed(peer, "the connection ended")
-        connection.lanes[lane] += 1
-        return StreamLink(lane, stream, connection, partial(self._link_over, connection, lane))
-
-    async def _open_circuit(self, peer: NodeId, lane: Lane, relays: Sequence[Connection]) -> StreamLink:
-        """A lane through the first of `relays` that carries it."""
-        problem = "it cannot be reached directly, and no member reaches it"
-        for via in relays[:RELAYS_TRIED]:
-            try:
-                circuit = await self._circuits.open(via, peer, lane)
-            except LinkClosed as error:
-                problem = error.reason
-                continue
-            link = StreamLink(lane, circuit, CircuitCarrier(peer, via), partial(self._circuit_over, peer, lane))
-            if not via.start(self._watch_circuit, link, circuit, via.peer):
-                problem = f"the connection to {short_id(via.peer)} ended"
-                continue
-            log.info("%s cannot be reached directly: %s go through %s", short_id(peer), lane, short_id(via.peer))
-            return link
-        raise LinkClosed(peer, problem)
-
-    async def _watch_circuit(self, link: StreamLink, circuit: CircuitStream, via: NodeId) -> None:
-        await circuit.ended()
-        link.close(f"the way through {short_id(via)} ended")
-
-    def _circuit_over(self, peer: NodeId, lane: Lane, reason: str) -> None:
-        if self._gossip.is_member(peer):
-            self._tell([LinkLost(peer, reason, (lane,))])
-
-    async def _serve_circuit(self, stream: MuxedStream) -> None:
-        """A member that cannot reach us comes through another. A door: its faults are not those of who carries it."""
-        try:
-            origin, lane, circuit = await self._circuits.accept(stream)
-        except Exception as error:
-            log.debug("a circuit was not opened: %r", error)
-            return
-        if not self._gossip.is_member(origin) or self._carried_here[origin] >= LINKS_PER_CONNECTION:
-            log.debug("a circuit of %s is not taken", short_id(origin))
-            return
-        self._carried_here[origin] += 1
-        neighbour, is_clean = self._neighbour(origin), False
-        try:
-            await receive_frames(circuit, origin, neighbour.clock, neighbour.held[lane], self._arrivals_in)
-            is_clean = origin in self.connections  # then it has taken the direct way
-        except BadWireData as error:
-            log.warning("%s sent what it must not, its circuit is closed: %s", short_id(origin), error)
-        except Exception as error:
-            log.debug("a circuit of %s ended: %r", short_id(origin), error)
-        finally:
-            self._carried_here -= Counter({origin: 1})
-            if not is_clean:
-                self._circuit_over(origin, lane, "the way through another member ended")
-
-    def _relays(self, peer: NodeId) -> list[Connection]:
-        """Direct connections to members who say that they reach `peer`, the shortest way first."""
-        found: list[tuple[float, NodeId, Connection]] = []
-        members = self._gossip.members()
-        for connection in self.connections.best_of_each():
-            record, ours_ms = members.get(connection.peer), connection.clock.rtt_ms
-            if record is not None and ours_ms is not None and peer in record.rtt_ms:
-                found.append((ours_ms + record.rtt_ms[peer], connection.peer, connection))
-        return [connection for _, _, connection in sorted(found, key=lambda entry: entry[:2])]
-
-    def _direct_wait_s(self, peer: NodeId, relays: Sequence[Connection]) -> float:
-        """How long to wait for a direct connection where there is none."""
-        if not relays:
-            return LINK_WAIT_S
-        return 0.0 if self._reach.is_hopeless(peer) else DIRECT_FIRST_S
-
-    def _link_over(self, connection: Connection, lane: Lane, reason: str) -> None:
-        """A lane in either direction is closed. Where its connection ends with it, `parted` tells what that means."""
-        if connection.lane_over(lane):
-            log.debug("a link with %s is over: %s", short_id(connection.peer), reason)
-            self._tell([LinkLost(connection.peer, reason, (lane,))])
-
     def _spread(self, envelope: Envelope, via: NodeId | None) -> None:
         for peer in self._gossip.targets(envelope, via, self.connections.peers()):
             if connection := self.connections.best(peer):
                 connection.outbox.tell(envelope)
-
-    async def _direct(self, peer: NodeId, wait_s: float) -> Connection | None:
-        with trio.move_on_after(wait_s):
-            while not (connection := self.connections.best(peer)):
-                self._reach.pursue(peer, polite=False)
-                self._reach.hurry(peer)
-                await self._joined.wait()
-            return connection
-        return self.connections.best(peer)

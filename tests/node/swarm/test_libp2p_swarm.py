@@ -171,7 +171,7 @@ def test_a_peer_that_restarts_is_gone_before_it_is_seen_again(
             assert news_of(swarm) == [MemberSeen(record_of(bob.node_id, 1))]
             async with trio.open_nursery() as nursery:
                 link = Link()
-                nursery.start_soon(swarm.serve_link, former, "steps", link)
+                nursery.start_soon(swarm.links.serve_link, former, "steps", link)
                 await trio.testing.wait_all_tasks_blocked()
                 now, second = Wire(bob.node_id, life=b"2"), Wire(bob.node_id, life=b"2")
                 swarm.joined(now.real())
@@ -203,7 +203,7 @@ def test_a_connection_that_ends_beside_another_is_told_only_where_it_carried_a_l
             async with trio.open_nursery() as nursery:
                 links = [Link(), Link()]
                 for link in links:
-                    nursery.start_soon(swarm.serve_link, two, "bulk", link)
+                    nursery.start_soon(swarm.links.serve_link, two, "bulk", link)
                 await trio.testing.wait_all_tasks_blocked()
                 assert two.links == 2
                 two.end("silent", "nothing came")
@@ -222,7 +222,7 @@ def test_a_link_that_ends_alone_is_told(open_neighbourhood: Any, bob: Identity) 
             wire, link = Wire(bob.node_id), Link()
             swarm.joined(wire.real())
             link.broken.set()
-            await swarm.serve_link(wire.real(), "steps", link)
+            await swarm.links.serve_link(wire.real(), "steps", link)
             assert news_of(swarm) == [LinkLost(bob.node_id, "the member closed it", ("steps",))]
             assert wire.links == 0
 

@@ -88,7 +88,7 @@ def test_frames_go_through_a_third_in_both_directions_whole_and_in_order(make_ho
                         small = await other.swarm.arrivals.receive()
                         assert small.frame == Progress(SESSION, 1, position)
                     assert await one.swarm.link(other.id, lane) is link
-            assert ada.swarm._relay._carried.total() == 4
+            assert ada.swarm.links.relay._carried.total() == 4
             assert ada.links_lost() == bob.links_lost() == eve.links_lost() == []
             for one, other in ((bob, eve), (eve, bob)):
                 assert other.id not in one.swarm.members()[one.id].rtt_ms, "a detour is no reach"
@@ -108,7 +108,7 @@ def test_when_the_third_loses_one_of_them_both_are_told_and_it_holds_nothing(mak
             with pytest.raises(LinkClosed):
                 await link.send(Progress(SESSION, 1, 2))
             await eve.until(lambda: bob.id in eve.gone() + eve.links_lost())
-            await ada.until(lambda: ada.swarm._relay._carried.total() == 0)
+            await ada.until(lambda: ada.swarm.links.relay._carried.total() == 0)
             await ada.until(lambda: eve.id in ada.swarm.connections and eve.id in ada.swarm.members())
             await bob.until(lambda: eve.id in bob.swarm.members() and eve.id in bob.swarm.members()[ada.id].rtt_ms)
             again = await bob.swarm.link(eve.id)
@@ -135,7 +135,7 @@ def test_a_direct_way_is_taken_when_there_is_one_and_the_detour_ends_without_a_w
             assert now is not link
             await now.send(Progress(SESSION, 1, 2))
             assert (await eve.swarm.arrivals.receive()).frame == Progress(SESSION, 1, 2)
-            await ada.until(lambda: ada.swarm._relay._carried.total() == 0)
+            await ada.until(lambda: ada.swarm.links.relay._carried.total() == 0)
             assert bob.links_lost() == eve.links_lost() == []
             nursery.cancel_scope.cancel()
 
@@ -162,7 +162,7 @@ def test_a_relay_that_pretends_to_be_the_target_is_found_out(make_home: MakeHome
                 await send(stream, Reached())
                 await impostor._noise.secure_inbound(raw_of(stream))
 
-            ada.swarm._relay.carry = carry  # type: ignore[method-assign]
+            ada.swarm.links.relay.carry = carry  # type: ignore[method-assign]
             with pytest.raises(LinkClosed):
                 await bob.swarm.link(eve.id)
 

@@ -28,7 +28,8 @@ from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.identity import Identity, identity_from_seed
 from node.swarm.invitation import read_invitation
 from node.swarm.lanes import PROTOCOLS
-from node.swarm.libp2p_swarm import LINKS_PER_CONNECTION, Libp2pSwarm
+from node.swarm.libp2p_swarm import Libp2pSwarm
+from node.swarm.links import LINKS_PER_CONNECTION
 from node.swarm.muxed_stream import MuxedStream
 from node.swarm.secret import SwarmSecret
 from node.swarm.socket_stream import SocketStream

@@ -22,7 +22,8 @@ from node.swarm.base import LinkLost, MemberGone, PlanHeard, SwarmNews
 from node.swarm.connection import Connection
 from node.swarm.host import SwarmSettings, open_swarm
 from node.swarm.identity import load_identity
-from node.swarm.libp2p_swarm import LINKS_PER_CONNECTION, Libp2pSwarm
+from node.swarm.libp2p_swarm import Libp2pSwarm
+from node.swarm.links import LINKS_PER_CONNECTION
 from node.swarm.socket_stream import SocketStream
 from node.swarm.upgrade import Upgrader
 from node.wire.frames import Close, Progress, Step
