@@ -34,6 +34,7 @@ def plan_reply(proposal: Proposal, before: Plan, names: Mapping[str, str], *, ap
         "applied": applied,
         "reason": proposal.reason,
         "load_bytes": proposal.load_bytes,
+        "load_s": proposal.load_s,
         "moves": [{**move, "name": name_of(str(move["node"]))} for move in _moves(before, proposal.plan)],
         "steps": [
             {

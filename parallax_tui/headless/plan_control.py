@@ -30,6 +30,7 @@ class PlanReply(msgspec.Struct, frozen=True):
     applied: bool
     reason: str
     load_bytes: int
+    load_s: float
     moves: tuple[Move, ...]
     problems: tuple[str, ...]
     left_out: tuple[tuple[int, int], ...]
@@ -79,7 +80,8 @@ def _moves(reply: PlanReply) -> list[str]:
         return ["no layers move"]
     widest = max(len(move.name) for move in reply.moves)
     moves = [f"  {move.name:<{widest}}  {_held(move.before)} → {_held(move.after)}" for move in reply.moves]
-    return ["changes:", *moves, f"  {size(reply.load_bytes)} to load"]
+    takes = f", about {reply.load_s:.0f} s" if reply.load_s else ""
+    return ["changes:", *moves, f"  {size(reply.load_bytes)} to load{takes}"]
 
 
 def _held(held: tuple[int, int] | None) -> str:

@@ -11,9 +11,9 @@ from node.plan.live.from_records import pool_of_records
 from node.plan.live.members import eligible
 from node.plan.machines.pool import Pool, PoolNode
 from node.plan.moving.order import Step, left_out
-from node.plan.moving.replan import Delta, loaded_bytes, replan, steps_between
+from node.plan.moving.replan import first_plan, replan
 from node.plan.objectives import BALANCED, SHARE, goal_named
-from node.plan.placement.allocate import DEFAULT_WORKLOAD, allocate
+from node.plan.placement.allocate import DEFAULT_WORKLOAD, allocate, reasons_of
 from node.plan.placement.allocation import Allocation, Stage, Standby
 from node.plan.placement.around_pins import pin_problem
 from node.plan.placement.evaluate import judged
@@ -24,8 +24,6 @@ from node.wire.plans import Objective, Plan, PlanSettings
 from node.wire.plans import Standby as ToldStandby
 from node.wire.records import NodeRecord
 
-MOST_NAMED = 5
-"""Nodes in a sentence."""
 MOST_SENTENCE = 400
 """Characters of a reason or a note on the wire."""
 
@@ -42,6 +40,8 @@ class Proposal:
     """Loads and drops that lead there from the plan in force, in order."""
     load_bytes: int
     """Weights to load, all nodes together."""
+    load_s: float
+    """How long that takes, about."""
     reason: str
     """Why, in a sentence."""
     problems: tuple[str, ...]
@@ -78,9 +78,9 @@ def propose(
     cost = cost_of_facts(model.name, facts, DTYPE_BYTES[dtype])
     pool = _beside_bad_pins(read.pool, cost, records, lenient)
     if pool.nodes and all(node.barred for node in pool.nodes):
-        reasons = "; ".join(f"{node.label}: {node.barred}" for node in pool.nodes[:MOST_NAMED])
         raise NotCovered(
-            f"no node may hold layers ({reasons}); `parallax plan --reset NAME --apply` takes settings back"
+            f"no node may hold layers ({reasons_of(pool.nodes)}); "
+            "`parallax plan --reset NAME --apply` takes settings back"
         )
     objective = resolved(settings, records, current)
     serves = current if current is not None and (current.model, current.dtype) == (model, dtype) else None
@@ -93,7 +93,7 @@ def propose(
             held = _allocation_of(serves, cost, pool, objective)
     if held is None or serves is None or serves.objective != objective:
         allocation = allocate(cost, pool.nodes, pool.links, objective, held)
-        delta = _as_delta(held, allocation, pool)
+        delta = first_plan(held, allocation, pool)
     else:
         delta = replan(held, pool)
         # The planner's own shares follow ranges set by hand, gaps and all; nobody shall open a gap by a change.
@@ -107,11 +107,19 @@ def propose(
     if serves is not None:
         same_choice = (serves.objective, serves.settings) == (objective, settings)
         if same_choice and assignments == serves.assignments and _who(standby) == _who(serves.standby):
-            return Proposal(serves, delta.plan, (), 0, delta.reason, read.problems, changes=False)
+            return Proposal(serves, delta.plan, (), 0, 0.0, delta.reason, read.problems, changes=False)
     plan = fit(Plan(epoch, author, model, dtype, facts, assignments, standby, objective, settings, note))
     out = tuple(left_out(held.stages(), delta.steps)) if held is not None else ()
     return Proposal(
-        plan, delta.plan, delta.steps, delta.load_bytes, delta.reason, read.problems, changes=True, left_out=out
+        plan,
+        delta.plan,
+        delta.steps,
+        delta.load_bytes,
+        delta.load_s,
+        delta.reason,
+        read.problems,
+        changes=True,
+        left_out=out,
     )
 
 
@@ -145,9 +153,11 @@ def resolved(settings: PlanSettings, records: Mapping[NodeId, NodeRecord], curre
 
 
 def _allocation_of(plan: Plan, cost: ModelCost, pool: Pool, objective: Objective) -> Allocation:
-    """The plan in force as phase 1 sees it, with what its members that are still here hold."""
+    """The plan in force as phase 1 sees it. What members hold that are gone is told too, so that their loss is known
+    from a plan that could be better; shares are of those who are here."""
     here = {node.node_id for node in pool.nodes}
-    stages = tuple(Stage(a.node_id, a.start, a.end) for a in plan.assignments if a.node_id in here)
+    by_memory = goal_named(objective).by_memory
+    stages = tuple(Stage(a.node_id, a.start, a.end) for a in plan.assignments if a.node_id in here or not by_memory)
     standby = tuple(Standby(s.node_id, s.reason, s.barred) for s in plan.standby if s.node_id in here)
     bare = Allocation(cost, pool, DEFAULT_WORKLOAD, objective, (), stages, standby, 0.0, 0.0, plan.note)
     return judged(bare, stages, pool)
@@ -156,11 +166,6 @@ def _allocation_of(plan: Plan, cost: ModelCost, pool: Pool, objective: Objective
 def _has_gap(plan: Plan) -> bool:
     held = {layer for a in plan.assignments for layer in range(a.start, a.end)}
     return len(held) < plan.facts.layers
-
-
-def _as_delta(before: Allocation | None, after: Allocation, pool: Pool) -> Delta:
-    steps = steps_between(before, after, pool)
-    return Delta(after, steps, loaded_bytes(steps), True, after.note)
 
 
 def _who(standby: tuple[ToldStandby, ...]) -> list[tuple[str, bool]]:

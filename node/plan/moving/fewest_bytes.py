@@ -24,18 +24,18 @@ MOST_EFFORT = 20_000
 Layout = dict[str, Stage]
 
 
-def patched(plan: Allocation, kept: Sequence[Stage], pool: Pool, *, exact: bool = True) -> list[Stage]:
+def patched(plan: Allocation, kept: Sequence[Stage], pool: Pool, *, without: str = "") -> list[Stage]:
     """`kept`, with the layers that nobody holds given to whoever has to load least for them, pins as they are set.
 
-    Layers that no patch gives to anybody stay uncovered. `exact`: search for fewer bytes than the greedy rule finds.
+    Layers that no patch gives to anybody stay uncovered. `without`: a node that is to take none of them.
     """
     layout = {stage.node_id: stage for stage in kept}
     for node in pool.nodes:
         if node.pinned is not None and not node.barred and node.pinned[1] <= plan.layers:
             layout[node.node_id] = Stage(node.node_id, *node.pinned)
-    free = [node for node in pool.nodes if not node.barred and node.pinned is None]
+    free = [node for node in pool.nodes if not node.barred and node.pinned is None and node.node_id != without]
     found = _greedy(plan, layout, free)
-    if exact and len(free) <= EXACT_NODES:
+    if len(free) <= EXACT_NODES:
         found = _Search(plan, layout, free).better_than(found)
     return list(found.values())
 

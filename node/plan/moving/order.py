@@ -1,4 +1,4 @@
-"""The order of loading and dropping that turns one layout into another, told in advance: by the rules of `turns`."""
+"""The order of loading and dropping that turns one layout into another, foretold by the rules of `whose_turn`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Literal
 
 from node.plan.costs.model import ModelCost
 from node.plan.moving.node_layers import NodeLayers, kept_layers, runs, weights_of
-from node.plan.moving.swap_pieces import Ways
 from node.plan.moving.whose_turn import NOBODY, turns
 from node.plan.placement.allocation import Stage
 
@@ -48,7 +47,6 @@ def ordered_steps(
         for node in sorted({*(held.keys() & memory.keys()), *wanted})
     }
     steps: list[Step] = []
-    ways: Ways = {}
 
     def carry_out(kind: Literal["load", "drop"], node: str, layers: AbstractSet[int]) -> None:
         for run in runs(layers):
@@ -58,7 +56,7 @@ def ordered_steps(
             steps.append(Step(kind, node, min(run), max(run) + 1, size))
             holdings[node] = replace(holdings[node], held=then)
 
-    while (due := turns(model, list(holdings.values()), context, ways)) != NOBODY:
+    while (due := turns(model, list(holdings.values()), context)) != NOBODY:
         covered = frozenset[int]().union(*(holding.held for holding in holdings.values()))
         for node, layers in sorted(due.loads.items(), key=lambda load: (load[1] <= covered, load[0])):  # gaps first
             carry_out("load", node, layers)

@@ -2,9 +2,13 @@
 
 1. *Keep*: stages whose node is still there, may serve and has the memory stay as they are.
 2. *Patch*: layers that nobody holds any more go to neighbours with room, to idle nodes, to replicas whose own layers
-   are held elsewhere, for the fewest bytes to load (`patch`). New nodes become replicas of the worst served layers.
+   are held elsewhere, for the fewest bytes to load (`fewest_bytes`); not to one that makes the swarm slower than the
+   bytes saved are worth. New nodes become replicas of the worst served layers.
 3. *Plan anew*, only when a layer stays uncovered, or when the new plan scores better by GAIN and what that gains within
    HORIZON_S outweighs moving: bytes / bandwidth + load time. Both bars are the hysteresis against flapping.
+
+When a node is lost, the others only fill what it leaves open: nothing moves that is held still. Whether those who are
+left would do better with another plan is asked later, when things are quiet.
 """
 
 from __future__ import annotations
@@ -31,6 +35,10 @@ GAIN = 0.2
 """A plan from scratch must score this much better than patching."""
 HORIZON_S = 900.0
 """Time over which a better plan repays its moves."""
+MOST_TAKERS = 4
+"""Of a patch, that are tried to do without."""
+SURE = 0.02
+"""Another patch than that of the fewest bytes must give this much more."""
 LOAD_RATE = 100e6
 """Bytes per second at which a node fetches and loads weights: a fast home line or a slow disk."""
 LOAD_S = 5.0
@@ -47,6 +55,8 @@ class Delta:
     """In this order: what is new is loaded before what is old is dropped."""
     load_bytes: int
     """Weights to fetch, all nodes together."""
+    load_s: float
+    """How long that takes: nodes load at once, the one with most to load sets the time."""
     anew: bool
     """Whether everything was planned anew."""
     reason: str
@@ -68,37 +78,78 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
         return _reshare(plan, pool)
     by_id = {node.node_id: node for node in pool.nodes}
     kept = [stage for stage in plan.stages() if _still_stands(plan, stage, by_id.get(stage.node_id))]
+    patch = _patch(plan, kept, pool)
+    gap = uncovered(plan.layers, patch.stages())
+    if gap is None and any(stage.node_id not in by_id for stage in plan.stages()):
+        return _kept_or_patched(plan, patch, pool)
     try:
         anew = allocate(plan.model, pool.nodes, pool.links, plan.objective, plan, plan.workload)
     except (DoesNotFit, NotCovered) as error:
-        patch = _judge(plan, patched(plan, kept, pool), pool)
-        steps = steps_between(plan, patch, pool)
-        gap = uncovered(plan.layers, patch.stages())
-        return Delta(patch, steps, loaded_bytes(steps), False, str(error), gap)
-    patch = _judge(plan, patched(plan, kept, pool), pool)
-    gap = uncovered(plan.layers, patch.stages())
+        return _delta(plan, patch, pool, str(error), gap=gap)
     if gap is not None:
-        steps = steps_between(plan, anew, pool)
         why = f"layers {gap[0]}–{gap[1] - 1} were held by nobody and no patch could hold them"
-        return Delta(anew, steps, loaded_bytes(steps), True, why)
+        return _delta(plan, anew, pool, why, anew=True)
     if {stage for pipeline in anew.pipelines for stage in pipeline.stages} <= set(patch.stages()):  # they stand already
         patch = max(patch, judged(replace(patch, pipelines=anew.pipelines), list(patch.stages()), pool), key=_score)
-    anew_steps = steps_between(plan, anew, pool)
     measured = judged(anew if plan.pipelines else replace(anew, pipelines=()), list(anew.stages()), pool).score
     gain = measured / patch.score - 1 if patch.score > 0 else float("inf")
-    steps = steps_between(plan, patch, pool)
-    moving_s = _moving_s(anew_steps) - _moving_s(steps)
+    moving_s = load_seconds(steps_between(plan, anew, pool)) - load_seconds(steps_between(plan, patch, pool))
     if gain >= GAIN and min(gain, 10.0) * HORIZON_S > moving_s:
-        why = f"planned anew: {gain:.0%} better, for {loaded_bytes(anew_steps) / 1e9:.2f} GB to load"
-        return Delta(anew, anew_steps, loaded_bytes(anew_steps), True, why)
-    same = not steps and patch.standby == plan.standby and set(patch.stages()) == set(plan.stages())
-    movers = len({step.node_id for step in steps})
-    why = (
-        "nobody's layers change"
-        if not movers
-        else _count(movers, "node changes what it holds", "nodes change what they hold")
-    )
-    return Delta(plan if same else patch, steps, loaded_bytes(steps), False, why)
+        delta = _delta(plan, anew, pool, "", anew=True)
+        return replace(delta, reason=f"planned anew: {gain:.0%} better, for {delta.load_bytes / 1e9:.2f} GB to load")
+    return _kept_or_patched(plan, patch, pool)
+
+
+def _kept_or_patched(plan: Allocation, patch: Allocation, pool: Pool) -> Delta:
+    delta = _delta(plan, patch, pool, "nobody's layers change")
+    if not delta.steps and patch.standby == plan.standby and set(patch.stages()) == set(plan.stages()):
+        return replace(delta, plan=plan)
+    if not delta.steps:
+        return delta
+    movers = len({step.node_id for step in delta.steps})
+    return replace(delta, reason=_count(movers, "node changes what it holds", "nodes change what they hold"))
+
+
+def _delta(
+    before: Allocation | None,
+    after: Allocation,
+    pool: Pool,
+    reason: str,
+    *,
+    anew: bool = False,
+    gap: tuple[int, int] | None = None,
+) -> Delta:
+    steps = steps_between(before, after, pool)
+    return Delta(after, steps, loaded_bytes(steps), load_seconds(steps), anew, reason, gap)
+
+
+def first_plan(before: Allocation | None, after: Allocation, pool: Pool) -> Delta:
+    """To a plan that owes nothing to the one before."""
+    return _delta(before, after, pool, after.note, anew=True)
+
+
+def _patch(plan: Allocation, kept: Sequence[Stage], pool: Pool) -> Allocation:
+    """What is kept and what is missing, by the takers who give most tokens within HORIZON_S, the loading counted: of
+    patches of the fewest bytes, and those in which one of their takers is left out."""
+    found = patched(plan, kept, pool)
+    best = _judge(plan, found, pool)
+    takers = sorted({stage.node_id for stage in found} - {stage.node_id for stage in kept})
+    takers += sorted({stage.node_id for stage in set(found) - set(kept)} - set(takers))
+    if uncovered(plan.layers, kept) is None or uncovered(plan.layers, found) is not None:
+        return best
+    most = _worth(plan, best, pool)
+    for taker in takers[:MOST_TAKERS]:
+        other = patched(plan, kept, pool, without=taker)
+        if uncovered(plan.layers, other) is None:
+            judged_other = _judge(plan, other, pool)
+            worth = _worth(plan, judged_other, pool)
+            if worth > most * (1 + SURE):
+                best, most = judged_other, worth
+    return best
+
+
+def _worth(plan: Allocation, patch: Allocation, pool: Pool) -> float:
+    return patch.score * max(0.0, HORIZON_S - load_seconds(steps_between(plan, patch, pool)))
 
 
 def _score(plan: Allocation) -> float:
@@ -108,12 +159,11 @@ def _score(plan: Allocation) -> float:
 def _reshare(plan: Allocation, pool: Pool) -> Delta:
     """Shares follow the members: who comes or goes changes everybody's."""
     after = allocate(plan.model, pool.nodes, pool.links, plan.objective, plan, plan.workload)
-    steps = steps_between(plan, after, pool)
     same = set(after.stages()) == set(plan.stages()) and after.standby == plan.standby
     why = "the shares stay as they are" if same else "the layers are divided anew among those who are here"
     gap = uncovered(after.layers, after.stages())
-    unchanged = same and after.note == plan.note
-    return Delta(plan if unchanged else after, steps, loaded_bytes(steps), not same, after.note if gap else why, gap)
+    delta = _delta(plan, after, pool, after.note if gap else why, anew=not same, gap=gap)
+    return replace(delta, plan=plan) if same and after.note == plan.note else delta
 
 
 def _count(number: int, one: str, several: str) -> str:
@@ -162,7 +212,7 @@ def loaded_bytes(steps: Sequence[Step]) -> int:
     return sum(step.weight_bytes for step in steps if step.kind == "load")
 
 
-def _moving_s(steps: Sequence[Step]) -> float:
+def load_seconds(steps: Sequence[Step]) -> float:
     """Nodes load at once: the one with most to load sets the time."""
     per_node: dict[str, int] = {}
     for step in steps:

@@ -5,12 +5,17 @@ All members look at the same records and come to the same answer, so nobody has 
 1. Who has room for old and new layers side by side loads at once. Who has not loads, as far as there is room, what
    nobody holds and only it shall hold.
 2. Who has no room for all drops, at any time, layers that another node holds and keeps under the plan.
-3. When nobody can do either, one node alone moves a piece that leaves no layer out (`pieces`).
+3. When nobody can do either, one node alone loads a piece of what it misses, as much as it has room for, that a node
+   gives up which waits for room itself: this one then drops it (rule 2), and has room for a piece in its turn. So two
+   nodes swap what they hold with room for one layer more on one of them, and no layer is ever left out. Pieces go first
+   to who holds what the other wants, for that room comes back.
 4. When there is none, one node alone drops layers that nobody keeps: those that leave the fewest layers without a
-   node, and no more than it needs. The model stands still then, until others can load what that makes possible.
+   node, and no more than it needs. The model stands still then, until others can load what that makes possible. (An
+   order of pieces that spares this is sometimes there to be found, around three nodes or more; looking for it saved one
+   standstill of 35.)
 
 Rules 1 and 2 commute, in whatever order they are carried out, so that 3 and 4 always find the same state: the swarm
-takes the way that `steps.ordered_steps` foretells.
+takes the way that `order.ordered_steps` foretells.
 """
 
 from __future__ import annotations
@@ -21,7 +26,6 @@ from dataclasses import dataclass, field, replace
 
 from node.plan.costs.model import ModelCost
 from node.plan.moving.node_layers import NodeLayers, kept_layers, runs
-from node.plan.moving.swap_pieces import Ways, next_piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,15 @@ class Turns:
     """By node, the layers that it drops to make room."""
 
 
+MOST_RUNS = 7
+"""Ranges that a node may hold for a swap: a record has room for eight, one of which is being loaded."""
+
 NOBODY = Turns()
 """All have what they shall hold, or none that misses anything is awaited."""
 
 
-def turns(model: ModelCost, holdings: Sequence[NodeLayers], context: int, ways: Ways | None = None) -> Turns:
-    """Whose turn it is, `context` tokens of KV cache counted for each layer. For `ways` see `pieces`."""
+def turns(model: ModelCost, holdings: Sequence[NodeLayers], context: int) -> Turns:
+    """Whose turn it is, `context` tokens of KV cache counted for each layer."""
     hosts = Counter(layer for holding in holdings for layer in holding.held)
     heirs = Counter(layer for holding in holdings if holding.awaited for layer in holding.missing)
     loads = {holding.node_id: frozenset[int]() for holding in holdings if holding.loading}
@@ -58,9 +65,8 @@ def turns(model: ModelCost, holdings: Sequence[NodeLayers], context: int, ways: 
     drops = {holding.node_id: holding.surplus & kept for holding in waiting if holding.surplus & kept}
     if loads or drops or not waiting:
         return Turns(loads, drops)
-    if piece := next_piece(model, holdings, context, ways):
-        moved = {piece.node_id: piece.layers}
-        return Turns(loads=moved) if piece.kind == "load" else Turns(drops=moved)
+    if swapped := _piece_to_swap(model, waiting, context):
+        return Turns(loads=swapped)
     choices = [
         (sum(hosts[layer] < 2 for layer in layers), holding.node_id, min(layers), layers)
         for holding in waiting
@@ -76,6 +82,40 @@ def _first_piece(model: ModelCost, holding: NodeLayers, layers: Sequence[int], c
     for layer in layers:
         apart = taken and layer - 1 not in taken
         if apart or not holding.has_room_for(model, taken | {layer}, context):
+            break
+        taken |= {layer}
+    return taken
+
+
+def _piece_to_swap(model: ModelCost, waiting: Sequence[NodeLayers], context: int) -> dict[str, frozenset[int]]:
+    """Who loads what, that another one who waits drops thereupon; nobody where there is no such piece."""
+    debtors: dict[int, list[NodeLayers]] = {}
+    for holding in waiting:
+        for layer in holding.surplus:
+            debtors.setdefault(layer, []).append(holding)
+    choices: list[tuple[bool, int, str, int, frozenset[int]]] = []
+    for holding in waiting:
+        owed = [layer for layer in sorted(holding.missing) if layer in debtors]
+        returns = {layer for layer in owed if any(other.missing & holding.surplus for other in debtors[layer])}
+        near = holding.held or holding.wanted
+        for some in (returns, set(owed) - returns):
+            for run in runs(some):
+                piece = _nearest_piece(model, holding, run, context)
+                if piece and len(runs(holding.held | piece)) <= max(MOST_RUNS, len(runs(holding.held))):
+                    distance = min(abs(layer - held) for layer in piece for held in near)
+                    choices.append((some is not returns, distance, holding.node_id, min(piece), piece))
+    if not choices:
+        return {}
+    _, _, node, _, piece = min(choices, key=lambda choice: choice[:4])
+    return {node: piece}
+
+
+def _nearest_piece(model: ModelCost, holding: NodeLayers, run: frozenset[int], context: int) -> frozenset[int]:
+    """Of neighbouring layers as many as fit beside what is held, from the end that is nearer to it."""
+    upwards = not holding.held or min(run) > min(holding.held)
+    taken = frozenset[int]()
+    for layer in sorted(run, reverse=not upwards):
+        if not holding.has_room_for(model, taken | {layer}, context):
             break
         taken |= {layer}
     return taken

@@ -15,11 +15,11 @@ from node.errors import DoesNotFit
 from node.plan import allocate, replan
 from node.plan.machines.pool import Links, Pool, PoolNode
 from node.plan.moving.order import layers_of, ordered_steps
-from node.plan.moving.replan import Delta
+from node.plan.moving.replan import LOAD_RATE, LOAD_S, Delta
 from node.plan.placement.allocation import Allocation, Objective, Stage
 from node.plan.placement.evaluate import hosts_of, judged
 from node.plan.routing.router import uncovered
-from tests.fakes.pools import machine, machines, mixture, small_model
+from tests.fakes.pools import machine, machines, mixture, small_model, unequal
 
 LINKS = Links()
 MIB = 1024**2
@@ -271,3 +271,51 @@ def test_a_plan_is_never_called_better_than_itself(
     except DoesNotFit:
         return
     assert not replan(travelled(plan, pool), pool).anew
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_loss_moves_nothing_on_those_who_are_left_but_what_is_missing(objective: Objective, seed: int) -> None:
+    nodes, links = unequal(8, seed, (3, 24))
+    model = small_model(24, 1024)
+    plan = allocate(model, nodes, links, objective)
+    for gone in nodes:
+        left = Pool(tuple(node for node in nodes if node is not gone), links)
+        delta = replan(plan, left)
+        before = {n: set(ls) for n, ls in layers_of(plan.stages()).items() if n != gone.node_id}
+        missing = set(range(24)) - set().union(*before.values()) if before else set(range(24))
+        if delta.anew or delta.uncovered is not None:
+            assert missing, "nothing was missing: why was it planned anew?"
+            continue
+        after = layers_of(delta.plan.stages())
+        idle = {node.node_id for node in left.nodes} - before.keys()
+        for name, held_before in before.items():
+            assert held_before <= after.get(name, set()) or missing, "whoever stays keeps what it holds"
+            if not missing:
+                assert after.get(name) == held_before
+        if not missing:
+            assert all(step.node_id in idle for step in delta.steps)
+
+
+def test_a_plan_tells_the_bytes_and_the_time_of_its_moves() -> None:
+    nodes = machines("AA")
+    plan = allocate(mixture(24), nodes, LINKS)
+    delta = change(plan, [*nodes, machine(7, "D")])
+    assert delta.load_bytes == sum(step.weight_bytes for step in delta.steps) > 0
+    assert delta.load_s == pytest.approx(LOAD_S + delta.load_bytes / LOAD_RATE)
+    assert change(plan, nodes).load_s == 0
+
+
+def test_who_is_behind_a_slow_link_is_not_asked_for_a_few_missing_layers() -> None:
+    """Two idle nodes could take them for as many bytes; one of them is far away."""
+    model = small_model(24, 64)
+    near = [PoolNode(name, 700 * MIB, 2e11, 2e13, "home") for name in "abc"]
+    far = PoolNode("aa far", 700 * MIB, 2e11, 2e13, "away")
+    spare = PoolNode("z near", 700 * MIB, 2e11, 2e13, "home")
+    links = Links({("home", "home"): 1.0, ("home", "away"): 150.0})
+    stages = (Stage("a", 0, 8), Stage("b", 8, 16), Stage("c", 16, 24))
+    plan = allocate(model, near, links)
+    plan = replace(plan, pipelines=(), replicas=stages, standby=())
+    delta = replan(plan, Pool((near[0], near[1], far, spare), links))
+    assert held(delta.plan)["z near"][1] == 24
+    assert delta.plan.pipelines[0].token_ms < 100

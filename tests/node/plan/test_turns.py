@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
-from node.plan.costs.model import ModelCost
-from node.plan.moving.node_layers import NodeLayers, bytes_of, holdings_of, kept_layers, weights_of
+from node.plan.moving.node_layers import NodeLayers, holdings_of, kept_layers, weights_of
 from node.plan.moving.order import layers_of, left_out, ordered_steps
 from node.plan.moving.whose_turn import Turns, turns
 from node.plan.placement.allocation import Stage
@@ -201,68 +197,24 @@ def test_members_that_do_nothing_keep_nobody_else_from_arriving(
     assert all(not holding.missing for name, holding in pool.items() if name not in idle)
 
 
-spare_rooms = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.3, 2.0]), min_size=4, max_size=4)
-tilings = st.integers(3, 7).flatmap(
-    lambda end: st.tuples(
-        st.just(end),
-        *[st.tuples(st.sets(st.integers(1, end - 1), max_size=3), st.permutations(range(4)), spare_rooms)] * 2,
-    )
+swaps = (
+    st.sets(st.integers(1, LAYERS - 1), min_size=4, max_size=4).map(sorted).map(lambda e: ((e[0], e[1]), (e[2], e[3])))
 )
 
 
-@given(tilings, st.sampled_from([64, 300, 600]))
-def test_no_layer_is_left_out_if_there_is_any_order_that_leaves_none(tiling: Any, vocab: int) -> None:
-    end, (cuts, _, spare), (new_cuts, order, _) = tiling
-    model = small_model(end, layer_mib=1, vocab=vocab * 4)
-    before = tiles(end, cuts, range(4))
-    after = tiles(end, new_cuts, order)
-    nodes = {stage.node_id for stage in (*before, *after)}
-    held, wanted = [{n: frozenset(ls.get(n, ())) for n in nodes} for ls in (layers_of(before), layers_of(after))]
-    memory = {
-        n: max(bytes_of(model, held[n], 0), bytes_of(model, wanted[n], 0)) + int(spare[int(n)] * model.layer_bytes)
-        for n in nodes
-    }
-    now = dict(held)
-    covered = True
-    for step in ordered_steps(model, before, after, memory, 0):
-        span = layers(step.start, step.end)
-        now[step.node_id] = now[step.node_id] | span if step.kind == "load" else now[step.node_id] - span
-        covered &= layers(0, end) <= frozenset().union(*now.values())
-        assert step.kind == "drop" or bytes_of(model, now[step.node_id], 0) <= memory[step.node_id]
-    assert now == wanted
-    assert covered or not can_stay_covered(model, held, wanted, memory)
-
-
-def tiles(end: int, cuts: set[int], order: Sequence[int]) -> list[Stage]:
-    """Ranges that cover [0, end), each on another node."""
-    edges = [0, *sorted(cuts), end]
-    return [Stage(str(node), *span) for node, span in zip(order, pairwise(edges), strict=False)]
-
-
-def can_stay_covered(
-    model: ModelCost,
-    held: dict[str, frozenset[int]],
-    wanted: dict[str, frozenset[int]],
-    memory: dict[str, int],
-) -> bool:
-    """Whether any order of single loads of what is wanted and drops of what is not leaves every layer on some node, by
-    looking at every state."""
-    nodes = sorted(held)
-    start, goal = tuple(held[n] for n in nodes), tuple(wanted[n] for n in nodes)
-    seen, new = {start}, [start]
-    while new:
-        state = new.pop()
-        if all(want <= have for want, have in zip(goal, state, strict=True)):
-            return True
-        for at, have in enumerate(state):
-            others = frozenset().union(*(each for n, each in enumerate(state) if n != at))
-            room = memory[nodes[at]]
-            loads = (have | {layer} for layer in goal[at] - have if bytes_of(model, have | {layer}, 0) <= room)
-            for then in (*loads, *(have - {layer} for layer in (have - goal[at]) & others)):
-                if (following := (*state[:at], then, *state[at + 1 :])) not in seen:
-                    seen.add(following)
-                    new.append(following)
-    return False
+@given(swaps, st.integers(1, 3), st.booleans(), st.integers(0, 2**32))
+def test_two_that_swap_leave_no_layer_out_while_one_has_room_for_one_more(
+    spans: tuple[tuple[int, int], tuple[int, int]], more: int, first: bool, seed: int
+) -> None:
+    left, right = spans
+    most = max(left[1] - left[0], right[1] - right[0])
+    rooms = (most + more, most) if first else (most, most + more)
+    pool = {"a": tight("a", left, right, rooms[0]), "b": tight("b", right, left, rooms[1])}
+    before, after = [Stage("a", *left), Stage("b", *right)], [Stage("a", *right), Stage("b", *left)]
+    memory = {name: holding.memory_bytes for name, holding in pool.items()}
+    assert left_out(before, ordered_steps(MODEL, before, after, memory, 0)) == []
+    assert play(pool, random.Random(seed)) == set()
+    assert all(not holding.missing for holding in pool.values())
 
 
 FACTS = ModelFacts(LAYERS, MIB, MIB, MIB, 8, 4, 251, 4096)
