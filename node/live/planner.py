@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import trio
 
@@ -57,6 +57,13 @@ CONFIRM_S, CONFIRM_LOOKS = 0.5, 10
 """A change by hand is done when all members follow it, or after so many looks, if nobody's plan has outranked it."""
 
 
+class InThread(Protocol):
+    """Calls a function beside the event loop: a plan takes a tenth of a second or two of a processor, however few the
+    nodes are."""
+
+    async def __call__(self, function: Callable[..., T], /, *arguments: Any) -> T: ...
+
+
 class Planner:
     """Decides when a plan is due. `plan` is the one in force; `adopt` makes it so."""
 
@@ -72,8 +79,11 @@ class Planner:
         joins: bool,
         last_epoch: int,
         settings: PlanSettings | None = None,
+        in_thread: InThread = trio.to_thread.run_sync,
     ) -> None:
+        """`in_thread` works something out while the event loop goes on; a test's stops its clock meanwhile."""
         self.plan: Plan | None = None
+        self._in_thread = in_thread
         self._swarm, self._metadata, self._adopt, self._emit = swarm, metadata, adopt, emit
         self._min_nodes, self._joins, self._last_epoch = min_nodes, joins, last_epoch
         self._first_settings = settings or PlanSettings()
@@ -105,7 +115,7 @@ class Planner:
         if plan is None:
             raise NoRoute(f"no plan yet: {self.waiting or 'the nodes measure themselves'}; try again in a moment")
         wanted = settings if settings is not None else plan.settings
-        return await _computed(
+        return await self._in_thread(
             propose,
             self._swarm.node_id,
             self._swarm.members(),
@@ -223,7 +233,7 @@ class Planner:
         outcome: Plan | Problem | None = None
         for settings in self._settings_to_try():
             for dtype, sizes in zip(dtypes, facts, strict=True):
-                outcome = await _computed(
+                outcome = await self._in_thread(
                     decide,
                     self._swarm.node_id,
                     self._swarm.members(),
@@ -352,11 +362,6 @@ class Planner:
             self._emit(PlanImpossible(problem))
             if problem:
                 log.warning("no plan: %s", problem)
-
-
-async def _computed(function: Callable[..., T], author: NodeId, records: dict[NodeId, NodeRecord], *rest: object) -> T:
-    """A plan takes a tenth of a second or two of a processor, and so is made in a thread, however few the nodes are."""
-    return await trio.to_thread.run_sync(function, author, records, *rest)
 
 
 def _fixed_in(record: NodeRecord) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -35,6 +35,8 @@ from node.wire.plans import Assignment, Override, Plan, PlanSettings, most_epoch
 from node.wire.records import LayerLatency
 from tests.fakes.engine import HEAD_SHARE, FakeEngine, FakeStage, expected_tokens
 from tests.fakes.swarm import FakeNetwork, FakeSwarm, fake_node_id, open_fake_network
+
+T = TypeVar("T")
 
 LAYERS = 6
 MIB, GIB = 1024**2, 1024**3
@@ -105,6 +107,24 @@ class Peer:
             return [step.token async for step in tokens]
 
 
+async def while_the_clock_stands(function: Callable[..., T], /, *arguments: Any) -> T:
+    """In a thread, as a node does; the test's clock, which jumps when all tasks wait, waits too."""
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, trio.testing.MockClock)
+    working.add(arguments[0])
+    clock.autojump_threshold = float("inf")
+    try:
+        return await trio.to_thread.run_sync(function, *arguments)
+    finally:
+        working.discard(arguments[0])
+        if not working:
+            clock.autojump_threshold = 0
+
+
+working: set[object] = set()
+"""Nodes that make a plan now."""
+
+
 @dataclass
 class Lab:
     network: FakeNetwork
@@ -151,6 +171,7 @@ class Lab:
             joins=joins,
             last_epoch=epoch,
             settings=settings,
+            in_thread=while_the_clock_stands,
         )
         dispatcher = Dispatcher(swarm.node_id, pipeline.head, lambda: planner.plan, swarm.members)
         peer = Peer(swarm, planner, holder, pipeline, dispatcher, desk, engines, trio.CancelScope(), events=events)
