@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,28 +15,38 @@ FIRST_PIECE_BYTES = 4 * 1024 * 1024
 LEAST_PIECE_BYTES, MOST_PIECE_BYTES = 256 * 1024, 256 * 1024 * 1024
 
 
-def copied(
-    stored: torch.Tensor, dtype: torch.dtype, device: torch.device, clock: Callable[[], float] = time.perf_counter
-) -> Generator[None, None, torch.Tensor]:
-    """A copy of `stored` on `device` in `dtype`; yields between two pieces.
+class PieceSize:
+    """How large the next piece is, so that it takes `PIECE_S`: small from a cold disk, large from memory."""
 
-    A piece is as large as the last ones' speed lets it take `PIECE_S`: a cold disk gets small ones, memory large ones.
-    """
+    def __init__(self) -> None:
+        self.bytes = FIRST_PIECE_BYTES
+
+    def took(self, taken_s: float) -> None:
+        """A piece of this size took so long."""
+        # half or twice at most: one piece, after a pause or of a busy machine, says little of the next
+        factor = min(2.0, max(0.5, PIECE_S / max(taken_s, 1e-6)))
+        self.bytes = int(min(MOST_PIECE_BYTES, max(LEAST_PIECE_BYTES, self.bytes * factor)))
+
+
+def copied(
+    stored: torch.Tensor, dtype: torch.dtype, device: torch.device, size: PieceSize
+) -> Generator[None, None, torch.Tensor]:
+    """A copy of `stored` on `device` in `dtype`; yields between two pieces. What they take is noted in `size`."""
     import torch
 
     copy = torch.empty(stored.shape, dtype=dtype, device=device)
     source, target = stored.reshape(-1), copy.view(-1)
-    step, begin = max(1, FIRST_PIECE_BYTES // stored.element_size()), 0
-    least, most = (bound // stored.element_size() for bound in (LEAST_PIECE_BYTES, MOST_PIECE_BYTES))
+    begin = 0
     while begin < source.numel():
         if begin:
             yield
-        started_s = clock()
-        target[begin : begin + step].copy_(source[begin : begin + step])
+        count = max(1, size.bytes // source.element_size())
+        whole = begin + count <= source.numel()
+        started_s = time.perf_counter()
+        target[begin : begin + count].copy_(source[begin : begin + count])
         if device.type != "cpu":
             torch.accelerator.synchronize()
-        taken_s = clock() - started_s
-        begin += step
-        # half the way at most, and at most twice: the first piece after a pause says little of the next
-        step = int(min(most, max(least, step * min(2.0, max(0.5, PIECE_S / max(taken_s, 1e-6))))))
+        if whole:
+            size.took(time.perf_counter() - started_s)
+        begin += count
     return copy

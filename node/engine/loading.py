@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from node.engine.base import StageInfo, StageSpec
 from node.engine.checkpoint import Checkpoint
-from node.engine.copying import copied
+from node.engine.copying import PieceSize, copied
 from node.engine.memory import WorkerMemory
 from node.engine.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage, layers_text
 from node.engine.tables import longest_with_one_table
@@ -61,10 +61,11 @@ class SharedTensors:
         missing = blanks.keys() - tensors.keys()
         coming = {name: blanks[name].nbytes for name in missing}
         self.memory.coming_bytes += sum(coming.values())
+        size = PieceSize()
         try:
             for name, stored in checkpoint.read(missing):
                 # A copy, even where the dtype is the same already: the original is a view of the file.
-                tensor = yield from copied(stored, blanks[name].dtype, device)
+                tensor = yield from copied(stored, blanks[name].dtype, device, size)
                 tensors[name] = self._tensors[keys[name]] = tensor
                 self.memory.coming_bytes -= coming.pop(name)
                 self.read_count += 1
