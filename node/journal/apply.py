@@ -56,7 +56,7 @@ def _apply(state: State, numbered: Numbered) -> State:
         case NodeAvoided() as event:
             avoided = AvoidedNode(event.node_id, event.name, event.reason, numbered.at_s + event.for_s)
             others = (a for a in state.avoided if a.node_id != event.node_id and a.until_s > numbered.at_s)
-            return replace(state, avoided=(*others, avoided)[-KEPT_AVOIDED:])
+            return replace(state, avoided=(*others, *([avoided] if event.for_s else ()))[-KEPT_AVOIDED:])
         case RequestWaiting() as event:
             if any(known.request_id == event.request_id for known in state.requests):
                 return _request(state, event.request_id, waits_for=event.reason)

@@ -176,7 +176,9 @@ class Dispatcher:
     def answered(self, chain: tuple[Hop, ...]) -> None:
         """A token came along `chain`: all of it works."""
         for hop in chain:
-            self._suspects.clear(hop.node_id)
+            if self._suspects.clear(hop.node_id):
+                node = NodeId(hop.node_id)
+                self._emit(NodeAvoided(node, self._head.name_of(node), "", 0.0))
 
     # --- looking ----------------------------------------------------------------------------------------------------
 

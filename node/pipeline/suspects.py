@@ -52,10 +52,10 @@ class Suspects:
         del self._refusals[node]
         return self.blame(node, f"it refused {MOST_REFUSALS} sequences in a row for lack of room that its record tells")
 
-    def clear(self, node: str) -> None:
-        """An answer came through it."""
-        self._known.pop(node, None)
+    def clear(self, node: str) -> bool:
+        """An answer came through it; whether it was suspected."""
         self._refusals.pop(node, None)
+        return self._known.pop(node, None) is not None
 
     def reason(self, node: str) -> str:
         return self._known[node].reason if node in self._known else ""

@@ -70,7 +70,8 @@ class ModelProgress(Struct, frozen=True, tag="model_progress"):
 
 
 class NodeAvoided(Struct, frozen=True, tag="node_avoided"):
-    """This node, as a head, keeps away from another one for a while, for what it did to a request."""
+    """This node, as a head, keeps away from another one for a while, for what it did to a request; 0 seconds take it
+    back, since an answer came through it."""
 
     node_id: NodeId
     name: str

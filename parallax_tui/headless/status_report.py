@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,10 @@ def as_json(state: State) -> str:
         "problem": state.plan_problem,
         "uncovered": [list(gap) for gap in state.uncovered()],
         "serving": plan is not None and not state.uncovered(),
+        "avoided": [
+            {"node": each.node_id, "name": each.name, "reason": each.reason, "until_s": each.until_s}
+            for each in state.avoided
+        ],
         "nodes": [_node(view, duties, memory) for view in _in_layer_order(state)],
         "assignments": [[a.node_id, a.start, a.end] for a in plan.assignments] if plan else [],
         "standby": [
@@ -58,12 +63,17 @@ def as_text(state: State) -> str:
         if state.plan_problem:
             head += f"\n{state.plan_problem}"
     remarks = [f"{view.record.name}: {view.record.problem}" for view in state.nodes.values() if view.record.problem]
+    remarks += [f"{each.name}: avoided until {_clock(each.until_s)}: {each.reason}" for each in state.avoided]
     if plan is not None:
         remarks += [f"standby: {reason}" for _, reason in standby_reasons(state)]
         remarks += [f"set by hand: {state.name_of(node_id)} {words}" for node_id, words in set_by_hand(plan)]
     return "\n".join(
         safe(line) for line in [*head.splitlines(), "", *_table(state), *([""] if remarks else []), *remarks]
     )
+
+
+def _clock(unix_s: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(unix_s))
 
 
 def _table(state: State) -> list[str]:

@@ -18,6 +18,7 @@ from node.journal.state import KEPT_NOTICES, KEPT_REQUESTS, State
 from node.wire.events import (
     Event,
     ModelProgress,
+    NodeAvoided,
     NodeGone,
     NodeSeen,
     Notice,
@@ -28,6 +29,7 @@ from node.wire.events import (
     RequestFinished,
     RequestProgress,
     RequestStarted,
+    RequestWaiting,
 )
 from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
@@ -51,6 +53,8 @@ events = st.one_of(
     st.text(max_size=9).map(PlanImpossible),
     st.text(max_size=9).map(lambda text: Notice("info", text)),
     st.just(ModelProgress("m", "fetch", 1, 2)),
+    requests.map(lambda request: RequestWaiting(request, 3, "KV room")),
+    st.builds(NodeAvoided, ids.map(NodeId), ids, st.text(max_size=9), st.sampled_from([0.0, 10.0])),
     requests.map(lambda request: RequestStarted(request, 3, ())),
     requests.map(lambda request: RequestProgress(request, 3, (), 0.5)),
     requests.map(lambda request: RequestFinished(request, 3, "stop", 1.0, 2.0, (), 0.5)),
@@ -95,6 +99,34 @@ def test_a_request_that_takes_another_chain_stays_one_request() -> None:
     for node in ("a", "b"):
         journal.append(RequestStarted(RequestId("r"), 3, (Hop(node, 0, 4),)))
     assert [(view.request_id, view.chain) for view in journal.state.requests] == [("r", (Hop("b", 0, 4),))]
+
+
+def test_a_request_that_waits_is_seen_with_what_for_until_it_has_a_chain() -> None:
+    journal = journal_from_zero()
+    told: list[tuple[str, int]] = []
+    for event in (
+        RequestWaiting(RequestId("r"), 3, "KV room for 70 tokens"),
+        RequestWaiting(RequestId("r"), 3, "layers 3–5"),
+        RequestStarted(RequestId("r"), 3, (Hop("a", 0, 4),)),
+        RequestWaiting(RequestId("r"), 3, "another chance of node a"),
+        RequestFailed(RequestId("r"), "lost"),
+    ):
+        journal.append(event)
+        (view,) = journal.state.requests
+        told.append((view.waits_for, len(view.chain)))
+    assert told == [("KV room for 70 tokens", 0), ("layers 3–5", 0), ("", 1), ("another chance of node a", 1), ("", 1)]
+
+
+def test_nodes_that_are_avoided_are_in_the_state_until_an_answer_comes_through_them() -> None:
+    now_s = 0.0
+    journal = Journal(NodeId("a"), lambda: now_s)
+    for at_s, node, for_s in ((0.0, "b", 10.0), (5.0, "c", 10.0), (7.0, "b", 20.0)):
+        now_s = at_s
+        journal.append(NodeAvoided(NodeId(node), node, "it said nothing", for_s))
+    assert [(each.name, each.until_s) for each in journal.state.avoided] == [("c", 15.0), ("b", 27.0)]
+    now_s = 16.0
+    journal.append(NodeAvoided(NodeId("b"), "b", "", 0.0))
+    assert journal.state.avoided == ()
 
 
 def test_a_reader_that_fell_behind_is_told_to_start_anew() -> None:

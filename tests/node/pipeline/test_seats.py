@@ -1,0 +1,85 @@
+"""Who makes room for whom: no member is locked out by another one, and none loses what is fairly its own."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.pipeline.credit import DECODE_ROWS, FIRST_ROWS, Credits
+from node.pipeline.seats import Taken, to_end
+
+
+def seats(**held: int) -> list[Taken[str]]:
+    return [Taken(f"{name}{k}", name, 1, k) for name, count in held.items() for k in range(count)]
+
+
+def test_what_fits_ends_nothing() -> None:
+    assert to_end(seats(ada=250), "ada", 1, free=6, total=256) == []
+
+
+def test_who_has_all_places_gives_its_newest_to_who_has_none() -> None:
+    assert to_end(seats(ada=256), "bob", 1, free=0, total=256) == ["ada255"]
+
+
+def test_who_has_a_fair_share_gets_no_more_when_all_is_taken() -> None:
+    assert to_end(seats(ada=128, bob=128), "bob", 1, free=0, total=256) is None
+    assert to_end(seats(ada=256), "ada", 1, free=0, total=256) is None
+
+
+def test_sequences_whose_chain_is_broken_go_first_oldest_first() -> None:
+    taken = [*seats(ada=254), Taken("new", "bob", 1, 9, suspended=True), Taken("old", "bob", 1, 5, suspended=True)]
+    assert to_end(taken, "ada", 1, free=0, total=256) == ["old"]
+
+
+def test_room_is_made_of_several_where_one_is_too_small() -> None:
+    taken = [Taken(f"a{k}", "ada", 10, k) for k in range(10)]
+    assert to_end(taken, "bob", 25, free=0, total=100) == ["a9", "a8", "a7"]
+
+
+members = st.sampled_from(["ada", "bob", "cy", "dee"])
+
+
+@given(
+    st.lists(st.tuples(members, st.integers(1, 30), st.booleans()), max_size=20),
+    members,
+    st.integers(1, 60),
+    st.integers(0, 10),
+)
+def test_ending_some_makes_room_and_leaves_everybody_a_fair_share(
+    held: list[tuple[str, int, bool]], asks: str, amount: int, free: int
+) -> None:
+    taken = [Taken(k, member, size, k, suspended) for k, (member, size, suspended) in enumerate(held)]
+    total = sum(size for _, size, _ in held) + free
+    ended = to_end(taken, asks, amount, free, total)
+    if ended is None:
+        return
+    gone = [taken[k] for k in ended]
+    assert free + sum(each.amount for each in gone) >= amount
+    running = [each for each in gone if not each.suspended]
+    assert all(each.member != asks for each in running)
+    share = total / len({asks, *(each.member for each in taken if not each.suspended)})
+    for member in {each.member for each in running}:
+        left = sum(each.amount for each in taken if each.member == member and each not in gone)
+        own = sum(each.amount for each in taken if each.member == asks and not each.suspended)
+        assert left >= min(share, own + amount)
+
+
+def test_rows_that_are_given_never_exceed_the_memory_set_aside() -> None:
+    credits = Credits(budget_bytes=1000 * 64)
+    assert credits.give("a", 512, 64) == 512
+    assert credits.give("b", 512, 64) == 1000 - 512
+    assert credits.give("c", 512, 64) == 0, "not even for the first rows"
+    assert credits.shrink("a", DECODE_ROWS) == DECODE_ROWS
+    assert credits.give("c", 512, 64) == 1000 - 488 - DECODE_ROWS
+    credits.take_back("b")
+    assert credits.free_bytes == 488 * 64
+    assert credits.give("a", 3, 64, least_rows=3) == 3, "a short sequence needs no more than it is long"
+    assert credits.give("d", 3, 64) == FIRST_ROWS
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 2000), st.integers(1, 4096)), max_size=60))
+def test_credit_stays_within_its_budget(given: list[tuple[int, int, int]]) -> None:
+    credits = Credits(budget_bytes=1 << 20)
+    for owner, rows, row_bytes in given:
+        credits.give(owner, rows, row_bytes)
+        assert credits.free_bytes >= 0
