@@ -144,9 +144,11 @@ class Mover:
         foreign = [held for held in self._ranges if held.weights != plan.weights]  # other model or arithmetic
         for held in foreign:
             held.leave(trio.current_time(), FINISH_S)
+        self._retiring.wake()
         if target is None:
             for held in self._ranges.whole():
                 held.state = "draining"
+            self._retiring.wake()
             await self._swarm.update(held=self._told(), plan_epoch=plan.epoch, state="standby", problem="")
             return
         serving = self._ranges.exact(target.start, target.end, plan.weights)
@@ -162,6 +164,7 @@ class Mover:
             held.state = "ready" if held is serving else "draining"
         serving.epoch = plan.epoch
         await self._swarm.update(held=self._told(), plan_epoch=plan.epoch, state="serving", problem="")
+        self._retiring.wake()
         self._emit(ModelProgress(plan.model.name, "ready", text=f"layers {target.start}–{target.end - 1}"))
 
     async def _fetch(self, plan: Plan, target: Assignment) -> str:
@@ -282,6 +285,7 @@ class Mover:
             if held.covers(old.start, old.end):
                 old.leave(trio.current_time())
         self._ranges.add(resized)
+        self._retiring.wake()
         return resized
 
     def bytes_beside(self, serving: ServedRange) -> int:
@@ -323,6 +327,7 @@ class Mover:
         return tuple(told)
 
     async def _tell(self) -> None:
+        self._retiring.wake()
         await self._swarm.update(held=self._told())
 
     async def _tell_failure(self, error: ParallaxError | OSError) -> None:

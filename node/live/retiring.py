@@ -17,6 +17,7 @@ from node.swarm.base import Swarm
 from node.wire.plans import Plan
 
 LOOK_EVERY_S = 0.5
+"""While something is on its way out, or would be if others had its layers; else nothing is looked at until `wake`."""
 
 LINGER_S = 1.0
 """In which every head has heard that a range is gone."""
@@ -36,11 +37,18 @@ class Retiring:
     ) -> None:
         self._ranges, self._swarm, self._plan = ranges, swarm, plan
         self._uses, self._close, self._tell = uses, close, tell
-        self._looked = trio.Event()
+        self._looked, self._news = trio.Event(), trio.Event()
+
+    def wake(self) -> None:
+        """A range has come, or is to go."""
+        self._news.set()
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
+            if all(held.stays and held.state == "ready" for held in self._ranges):
+                await self._news.wait()
+            self._news = trio.Event()
             await trio.sleep(LOOK_EVERY_S)
             if self._let_go():
                 await self._tell()
@@ -50,6 +58,7 @@ class Retiring:
 
     async def all_gone(self, leaving: Collection[ServedRange]) -> None:
         """Wait until these have been closed."""
+        self.wake()
         await self._tell()
         while any(held in self._ranges for held in leaving):
             await self._looked.wait()

@@ -237,21 +237,21 @@ def test_hostile_bytes_at_every_port_do_not_stop_the_answers(swarm: list[RealNod
     assert "Paris" in node.chat(CAPITAL)
 
 
-def test_a_killed_node_is_gone_in_three_seconds_its_request_fails_clearly_and_its_return_heals(
-    swarm: list[RealNode],
-) -> None:
+def test_a_killed_node_is_gone_in_three_seconds_its_answer_goes_on_and_its_return_heals(swarm: list[RealNode]) -> None:
     ada, bob, cy = swarm
-    before = ada.ranges()
     pids = [node.process.pid for node in (ada, bob) if node.process]
-    heard: list[str] = []
 
-    def long_request() -> None:
-        body = {"messages": [{"role": "user", "content": "Count to a million."}], "max_tokens": 1000, "stream": True}
-        with ada.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+    def ask(heard: list[str]) -> None:
+        messages = [{"role": "user", "content": "Count to a million."}]
+        body = {"messages": messages, "max_tokens": 200, "temperature": 0, "stream": True}
+        with ada.client() as client, client.stream("POST", "/v1/chat/completions", json=body, timeout=150) as response:
             for line in response.iter_lines():
                 heard.append(line)  # noqa: PERF402 - the test reads them as they come
 
-    running = threading.Thread(target=long_request)
+    undisturbed: list[str] = []
+    ask(undisturbed)
+    heard: list[str] = []
+    running = threading.Thread(target=ask, args=(heard,))
     running.start()
     until("the answer streams", lambda: any('"content"' in line for line in heard), 20)
     until("its sequences are told", lambda: open_sessions(swarm) == 3, 10)
@@ -262,15 +262,10 @@ def test_a_killed_node_is_gone_in_three_seconds_its_request_fails_clearly_and_it
     for node in (ada, bob):
         until(f"{node.name} no longer shows cy", lambda node=node: "cy" not in node.names(), 3.0 + 1.0, 0.05)
     assert time.monotonic() - killed_s < 4.0
-    running.join(10)
+    assert "Paris" in bob.chat(CAPITAL), "a new request waits for whoever takes the layers over"
+    running.join(90)
     assert not running.is_alive()
-    failed = [line for line in heard if '"error"' in line]
-    assert "cy" in failed[0], "the running request names the node that it lost"
-    with ada.client() as client:
-        reply = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]})
-    assert reply.status_code == 503
-    missing = "{}–{}".format(before["cy"][0], before["cy"][1] - 1)
-    assert missing in reply.json()["error"]["message"], "a new request is told which layers are missing"
+    assert text_of(heard) == text_of(undisturbed)
     until("its sequences are freed", lambda: open_sessions([ada, bob]) == 0, 5)
     until("the others have its layers", lambda: ada.healthy() and set(ada.ranges()) == {"ada", "bob"}, 60)
     cy.start(*cy.options)
@@ -278,6 +273,13 @@ def test_a_killed_node_is_gone_in_three_seconds_its_request_fails_clearly_and_it
         until(f"{node.name} is whole again", lambda node=node: node.healthy() and len(node.ranges()) == 3, 60)
     assert [node.process.pid for node in (ada, bob) if node.process] == pids
     assert "Paris" in bob.chat(CAPITAL)
+
+
+def text_of(lines: list[str]) -> str:
+    """Of a streamed answer; an error in it is no answer."""
+    assert not [line for line in lines if '"error"' in line]
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 def test_a_stopped_node_is_gone_in_five_seconds_and_back_when_it_goes_on(swarm: list[RealNode]) -> None:

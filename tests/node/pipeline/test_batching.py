@@ -59,7 +59,7 @@ async def test_answers_that_stream_share_batches_and_frames_and_never_mix() -> N
                 nursery.start_soon(one, k)
         assert answers == {k: expected_tokens([k, 7, k], LAYERS, 40) for k in range(16)}
         batches = here.peers[1].engine.stages[0].batches
-        assert len(batches) < 16 * 40 / 4, "alone they would be 640"
+        assert len(batches) < 16 * 40 / 3, "alone they would be 640"
         assert max(sizes) >= 4
         assert here.peers[0].engine.most_in_flight <= 2
 
@@ -323,6 +323,7 @@ async def test_another_heads_sequence_of_the_same_name_touches_nobodys() -> None
         for head in heads:
             link = await head.link(here.peers[0].swarm.node_id)
             await link.send(Route(sequence(SESSION, head.node_id), 1, here.chain(0, 6), 0, 2))
+            await trio.sleep(0.1)
         (failed,) = await frames(heads[1], Failed)
         assert isinstance(failed.frame, Failed)
         assert "another head" in failed.frame.reason
