@@ -37,6 +37,8 @@ class EngineLoop:
         self._batches: list[tuple[Work, ...]] = []
         self._turn = Turn()
         self._number = 0
+        self._ended_s = 0.0
+        """When the last batch ended, by `perf_counter`: one that lay ready waited until then."""
         self._news = trio.Event()
 
     def __len__(self) -> int:
@@ -106,6 +108,7 @@ class EngineLoop:
             ran = [work for work in works if await self._is_in_place(work)]
             if ran:
                 result = await ran[0].session.stage.run(_batch_of(ran))
+                started_s, self._ended_s = max(started_s, self._ended_s), perf_counter()
         except WorkerDied as error:
             self._worker_failed(error)
             for work in works:

@@ -1,5 +1,8 @@
 """Decode speed and time to first token of 1, 2 and 3 local nodes, as ratios to transformers' `generate`.
 
+Greedy; of one node also with the model's recommended sampling, which is what a request gets that asks for nothing, and
+with several requests at a time, whose tokens per second are added up.
+
     python -m tests.bench.pipeline [--tokens 48] [--rounds 5] [--prompt-words 90]
 
 Everything is measured in one run, in turns (baseline, 1 node, 2 nodes, 3 nodes, again), with the same weights in fp32
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,14 +101,27 @@ def ask_baseline(process: subprocess.Popen[str], ids: list[int], tokens: int) ->
     return reply["ttft_s"], reply["tpot_s"]
 
 
-def ask_nodes(client: httpx.Client, prompt: str, tokens: int) -> tuple[float, float, dict[str, Any]]:
+AT_ONCE = 4
+
+
+def ask_at_once(client: httpx.Client, prompt: str, tokens: int) -> tuple[float, float]:
+    """Mean TTFT of `AT_ONCE` requests, and the time per token of all of them together."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        asked = [pool.submit(ask_nodes, client, f"{number}. {prompt}", tokens) for number in range(AT_ONCE)]
+        answers = [each.result() for each in asked]
+    return statistics.fmean(ttft_s for ttft_s, _, _ in answers), 1 / sum(1 / tpot_s for _, tpot_s, _ in answers)
+
+
+def ask_nodes(
+    client: httpx.Client, prompt: str, tokens: int, *, sampled: bool = False
+) -> tuple[float, float, dict[str, Any]]:
     """TTFT and TPOT as the client sees them, and the node's own account."""
-    body = {
+    body: dict[str, Any] = {
         "messages": [{"role": "user", "content": prompt}],
-        "temperature": 0,
         "max_tokens": tokens,
         "stream": True,
     }
+    body |= {"seed": 1} if sampled else {"temperature": 0}
     start = time.perf_counter()
     stamps: list[float] = []
     account: dict[str, Any] = {}
@@ -138,7 +155,8 @@ def main() -> None:
     from node.models import ChatModel
 
     ids = ChatModel.load(folder).render([{"role": "user", "content": prompt}])
-    samples = {name: Samples() for name in ("generate", "1 node", "2 nodes", "3 nodes")}
+    names = ("generate", "1 node", "2 nodes", "3 nodes", "1 sampled", f"1, {AT_ONCE} asked")
+    samples = {name: Samples() for name in names}
     accounts: dict[str, dict[str, Any]] = {}
     for _ in range(options.rounds):
         with baseline(folder, threads) as process:
@@ -153,6 +171,9 @@ def main() -> None:
                 ask_nodes(client, prompt, 4)
                 ttft_s, tpot_s, accounts[name] = ask_nodes(client, prompt, options.tokens)
                 samples[name].add(ttft_s, tpot_s)
+                if count == 1:
+                    samples["1 sampled"].add(*ask_nodes(client, prompt, options.tokens, sampled=True)[:2])
+                    samples[f"1, {AT_ONCE} asked"].add(*ask_at_once(client, prompt, options.tokens))
                 state = read_state(nodes.home)
                 own = state.nodes[state.self_id].record.hardware
                 assert own is not None
