@@ -258,9 +258,9 @@ class Head:
                     if (live := self._of(part.session, part.attempt)) is not None and self._is_tail(live, peer):
                         self._sampled(live, part, arrival.wire_ms)
             case Progress():
-                if (live := self._of(frame.session, frame.attempt)) is not None and self._is_tail(live, peer):
+                live = self._of(frame.session, frame.attempt)
+                if live is not None and self._is_tail(live, peer) and live.state.progress(frame.position):
                     live.alive()
-                    live.state.progress(frame.position)
                     self._feed(live)
             case Accepted() | Standing():
                 live = self._of(frame.session, frame.attempt)
@@ -283,15 +283,15 @@ class Head:
         if isinstance(frame, Standing):
             live.stands(frame)
             return
-        live.alive()
-        live.state.accepted(frame.hop, frame.rows)
-        self._feed(live)
+        if live.state.accepted(frame.hop, frame.rows):
+            live.alive()
+            self._feed(live)
 
     def _sampled(self, live: LiveSequence, part: SampledPart, wire_ms: float) -> None:
         state = live.state
-        live.alive()
-        if not state.sampled(part):
+        if not state.sampled(part):  # no sign of life either: who says what is not asked for may say it for ever
             return
+        live.alive()
         token, finish = part.tokens[0], part.finish
         if state.is_complete:  # whatever the tail says: there is no room for more
             finish = "stop" if token in state.generation.stop_tokens else "length"

@@ -108,14 +108,19 @@ class HeadSequence:
         streams = position >= self._streams_from
         return Chunk(part, struct.pack(f"<{count}i", *ids), streams)
 
-    def accepted(self, hop: int, rows: int) -> None:
-        """A hop has taken it. The first word counts: what it gives back later it gives back as the prompt goes on."""
-        if hop < len(self.chain):
-            self._accepted.setdefault(hop, rows)
+    def accepted(self, hop: int, rows: int) -> bool:
+        """A hop has taken it; False where it has said so before: its first word counts."""
+        if hop >= len(self.chain) or hop in self._accepted:
+            return False
+        self._accepted[hop] = rows
+        return True
 
-    def progress(self, position: int) -> None:
-        """Tokens below `position` are through."""
-        self._through = max(self._through, min(position, self._fed))
+    def progress(self, position: int) -> bool:
+        """Tokens below `position` are through; False where that is known, or cannot be."""
+        if not self._through < position <= self._fed:
+            return False
+        self._through = position
+        return True
 
     def sampled(self, part: SampledPart) -> bool:
         """Take the token that is due; False where this is another one, or one that cannot be."""

@@ -12,9 +12,23 @@ from node.errors import HopLost, Overloaded
 from node.pipeline.chunk_size import LEAST_TOKENS, chunk_tokens
 from node.pipeline.endings import MOST_SUSPENDED, SUSPENDED_S
 from node.pipeline.generation import Generation
+from node.pipeline.head import LEAST_PATIENCE_S
 from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Arrival
-from node.wire.frames import Accepted, Close, Failed, Hop, Route, Sampled, Sampling, Sequence, Step, StepPart
+from node.wire.frames import (
+    Accepted,
+    Close,
+    Failed,
+    Hop,
+    Progress,
+    Route,
+    Sampled,
+    SampledPart,
+    Sampling,
+    Sequence,
+    Step,
+    StepPart,
+)
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
 from tests.fakes.engine import expected_tokens, layer_output, token_from
@@ -146,6 +160,32 @@ async def test_a_repeated_step_is_ignored_and_one_from_another_attempt_too() -> 
         await trio.sleep(1)
         assert len(here.peers[0].engine.stages[0].steps) == 1
         assert here.live_sessions() == [1]
+
+
+@timed
+async def test_a_tail_that_only_repeats_itself_gives_no_sign_of_life() -> None:
+    async with lab(0, 3) as here:
+        (first,) = here.peers
+        liar = here.network.add("liar")
+        chain = (Hop(first.swarm.node_id, 0, 3), Hop(liar.node_id, 3, 6))
+
+        async def lie() -> None:
+            (session,) = first.pipeline.head._live
+            link = await liar.link(first.swarm.node_id)
+            while True:
+                await link.send(Progress(session, 1, 1))
+                await link.send(Accepted(session, 1, 1, 128))
+                await link.send(Sampled((SampledPart(session, 1, 7, 7, (5,), None, ()),), 0.0))
+                await trio.sleep(1)
+
+        started_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(HopLost, match=r"liar.*no sign of life"):
+                async with first.pipeline.head.generate(asked([1, 2, 3]), chain) as tokens:
+                    nursery.start_soon(lie)
+                    await anext(tokens)
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - started_s < 3 * LEAST_PATIENCE_S
 
 
 # --- credit -----------------------------------------------------------------------------------------------------------

@@ -138,6 +138,15 @@ async def test_a_pipeline_that_has_ended_takes_frames_in_silence() -> None:
             await anext(tokens)
             first.scope.cancel()
             await trio.sleep(0.1)
+            seen = first.engine.stages[0].steps[:]
+            assert here.live_sessions()[1] == 1
+            link = await here.peers[1].swarm.link(first.swarm.node_id)
+            await link.send(Close("0" * 32, 1, "late"))
+            await trio.sleep(1)
+            assert first.engine.stages[0].steps == seen, "it does nothing any more"
+        here.network.kill(first.swarm)
+        await here.quiet()
+        assert here.live_sessions() == [0]
 
 
 @timed
