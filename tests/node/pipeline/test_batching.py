@@ -23,7 +23,6 @@ from node.wire.frames import (
     Progress,
     Route,
     Sampled,
-    SampledPart,
     Sampling,
     Sequence,
     Step,
@@ -175,7 +174,6 @@ async def test_a_tail_that_only_repeats_itself_gives_no_sign_of_life() -> None:
             while True:
                 await link.send(Progress(session, 1, 1))
                 await link.send(Accepted(session, 1, 1, 128))
-                await link.send(Sampled((SampledPart(session, 1, 7, 7, (5,), None, ()),), 0.0))
                 await trio.sleep(1)
 
         started_s = trio.current_time()
