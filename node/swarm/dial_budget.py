@@ -6,7 +6,7 @@ finds one of them empty is tried later.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from node.swarm.addresses import Address
 from node.wire.ids import NodeId
@@ -43,6 +43,18 @@ class DialBudget:
         """Each source, and each peer for what it says of itself."""
         self._by_host = Bucket(32, 60)
         """A house behind one router, or a machine with several nodes, is one host."""
+        self._put_off: dict[NodeId, tuple[Address, ...]] = {}
+
+    def choose(self, peer: NodeId, places: Sequence[Address], source: NodeId, now: float) -> list[Address]:
+        """Those of a peer's places that may be dialed now; counts them. What has to wait comes first the next time."""
+        put_off = self._put_off.pop(peer, ())
+        ordered = [*(place for place in put_off if place in places), *(p for p in places if p not in put_off)]
+        chosen = [place for place in ordered if self.allows(place, source, now)]
+        if len(chosen) < len(ordered):
+            self._put_off[peer] = tuple(place for place in ordered if place not in chosen)
+            if len(self._put_off) > KEYS_LIMIT:
+                del self._put_off[next(iter(self._put_off))]
+        return chosen
 
     def allows(self, address: Address, source: NodeId, now: float) -> bool:
         """Whether this address may be dialed now on the word of `source`; counts it if so."""

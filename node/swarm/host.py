@@ -229,7 +229,7 @@ class _Host:
         """Connect to a peer and have it admitted. Raises SwarmError where that fails."""
         now = trio.current_time()
         known = self._places(peer)
-        places = [place for place in known if self._budget.allows(place, source or peer, now)]
+        places = self._budget.choose(peer, known, source or peer, now)
         if known and not places:
             raise SwarmError("too many connections have been tried in the last minute")
         muxed, socket = await first_to_answer(places, lambda socket: self._upgrader.dialed(socket, peer))

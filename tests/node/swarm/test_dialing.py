@@ -52,6 +52,18 @@ def test_two_hundred_invented_members_cost_a_third_party_few_connections() -> No
     assert knocks <= 24 + 24
 
 
+def test_where_a_peer_names_many_places_each_has_its_turn() -> None:
+    """A peer with 16 addresses is tried every 15 s: no place may wait for ever behind those that are named first."""
+    budget, places = DialBudget(), [place(number) for number in range(ADDRESS_LIMIT)]
+    dialed: Counter[Address] = Counter()
+    for tried in range(40):
+        dialed.update(budget.choose(ADA, places, ADA, tried * 15.0))
+    assert set(dialed) == set(places)
+    assert 2 * min(dialed.values()) >= max(dialed.values())
+    two, other = places[:2], NodeId("other")
+    assert budget.choose(other, two, other, 600.0) == two, "where there is room, in their order"
+
+
 def test_many_liars_together_do_not_make_us_knock_without_end() -> None:
     budget, by_host = DialBudget(), Counter[str]()
     for second in range(60):
