@@ -16,15 +16,15 @@ _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
 def parse_layers(text: str, option: str = "--layers") -> tuple[int, int]:
-    """`A:B` as the half-open range [A, B).
+    """`A–B`, both included, as ranges are shown (`0-14` will do), or half-open `A:B`: as [start, end).
 
     Raises:
         UsageError: it is none; names the option.
     """
-    match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text.strip(), re.ASCII)
-    if not match or int(match[1]) >= int(match[2]):
-        raise UsageError(f"{option} {text!r}: write A:B with A < B, such as 0:15 for the first fifteen layers")
-    start, end = int(match[1]), int(match[2])
+    match = re.fullmatch(r"(\d{1,5})\s*([-–:])\s*(\d{1,5})", text.strip(), re.ASCII)
+    start, end = (int(match[1]), int(match[3]) + (match[2] != ":")) if match else (0, 0)
+    if start >= end:
+        raise UsageError(f"{option} {text!r}: write A-B, such as 0-14 (or 0:15) for the first fifteen layers")
     if end > MOST_LAYERS:
         raise UsageError(f"{option} {text!r}: no model has more than {MOST_LAYERS} layers")
     return start, end

@@ -3,8 +3,9 @@
 The event loop is a heap of (time, number, what). A node serves one batch at a time: decode steps that wait, and one
 chunk of a prompt, so that decode never waits behind a long prompt. Of the decode steps it takes no more than would be
 there if they were spread evenly over their chains: else all of them gather in one batch, and every stage waits for it.
-Nodes and links take the cost model's times; who holds what and who serves whom is up to a `Scheduler`: ours
-(`TwoPhase`), or another to compare with.
+Nodes and links take the times of `node.plan.chain_time`, so that one user alone gets what that says; a link carries
+one message after another. Who holds what and who serves whom is up to a `Scheduler`: ours (`TwoPhase`), or another to
+compare with.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from node.errors import BadPool, DoesNotFit, NoRoute
+from node.plan.chain_time import CHUNK_TOKENS, NodeTimes, hop_time, node_times
 from node.plan.costs.model import ModelCost
-from node.plan.costs.roofline import decode_cost, fitted_efficiency, fitted_head_efficiency, prefill_cost
 from node.plan.machines.pool import Links, Pool, PoolNode, Workload, checked
 from node.plan.moving.replan import LOAD_RATE, LOAD_S, replan
 from node.plan.placement.allocate import allocate
@@ -26,12 +27,9 @@ from node.plan.placement.allocation import Allocation, Objective, Stage
 from node.plan.placement.water_filling import whole
 from node.plan.routing.router import Host, Request, Router, route_or_wait
 
-CHUNK_TOKENS = 256
-"""A prompt goes through the chain in chunks of this size."""
 MOST_IN_BATCH = 64
 ROUNDING = 1e-9
-BATCHES = (1, 16)
-"""A step's time is linear between and beyond these batch sizes."""
+USUAL_WORK = Workload(448, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +179,7 @@ class _Machine:
     """A node as the simulation runs it."""
 
     node: PoolNode
-    layer_ms: tuple[float, float]
-    """Decode with a batch of each of BATCHES."""
-    head_ms: float
-    prompt_ms: float
-    """Per layer and prompt token."""
+    times: NodeTimes
     queue: deque[_Work] = field(default_factory=deque)
     busy: bool = False
     load: float = 0.0
@@ -204,10 +198,13 @@ class Simulation:
         scheduler: Scheduler,
         arrivals: Sequence[Arrival],
         happenings: Sequence[Happening] = (),
-        context: int = 512,
+        work: Workload = USUAL_WORK,
     ) -> None:
+        """`work` tells how long the sequences are whose steps are timed."""
         self.model, self.links, self.scheduler = model, pool.links, scheduler
-        self._context = context
+        self._work = work
+        self._lanes_free_ms: dict[tuple[str, str, bool], float] = {}
+        """By direction, and whether for prompts: when what is being sent has gone out."""
         self.now_ms = 0.0
         self._events: list[tuple[float, int, object]] = []
         self._count = 0
@@ -261,11 +258,7 @@ class Simulation:
         heapq.heappush(self._events, (at_ms, self._count, what))
 
     def _machine(self, node: PoolNode) -> _Machine:
-        efficiency = fitted_efficiency(self.model, node)
-        small, large = (decode_cost(self.model, b, self._context).layer_ms(node, efficiency) for b in BATCHES)
-        prompt = prefill_cost(self.model, CHUNK_TOKENS).layer_ms(node, efficiency) / CHUNK_TOKENS
-        head = decode_cost(self.model, 1, self._context).head_ms(node, fitted_head_efficiency(self.model, node))
-        return _Machine(node, (small, large), head, prompt)
+        return _Machine(node, node_times(self.model, node, self._work))
 
     def _current_hosts(self) -> list[Host]:
         """What serves now. Which ranges do changes only with the pool and with loads."""
@@ -283,10 +276,13 @@ class Simulation:
                 machine.node.node_id,
                 start,
                 end,
-                machine.layer_ms[0],
+                machine.times.layer_ms,
                 machine.node.region,
                 machine.load,
                 max(0, (room - machine.kv_used) // (end - start)),
+                overhead_ms=machine.times.overhead_ms,
+                head_ms=machine.times.head_ms,
+                chunk_layer_ms=machine.times.chunk_layer_ms,
             )
             for machine, start, end, room in self._serving
         ]
@@ -297,7 +293,13 @@ class Simulation:
             session = self._waiting[0]
             left = session.arrival.output_tokens - session.made
             prompt = session.arrival.prompt_tokens + session.made
-            request = Request(self.model.hop_bytes(1), prompt + left, None, session.number)
+            request = Request(
+                self.model.hop_bytes(1),
+                prompt + left,
+                spread=session.number,
+                prompt_tokens=prompt,
+                output_tokens=left,
+            )
             chain = self.scheduler.route(self._current_hosts(), self._hosts_stale, request)
             self._hosts_stale = False
             if chain is None and not self._running and not self._changes_due:
@@ -337,7 +339,7 @@ class Simulation:
         """All decode steps that wait, and the first chunk of a prompt."""
         batch: list[_Work] = []
         rest: deque[_Work] = deque()
-        decodes, layers, prompt_ms, head_ms, chunk = 0, 0, 0.0, 0.0, False
+        decodes, layers, heads, prompt_ms, chunk = 0, 0, 0, 0.0, False
         most = min(MOST_IN_BATCH, max(1, math.ceil(machine.load - ROUNDING)))
         while machine.queue:
             work = machine.queue.popleft()
@@ -349,20 +351,24 @@ class Simulation:
                 continue
             if work.prompt:
                 chunk = True
-                prompt_ms = stage.layers * machine.prompt_ms * work.tokens
+                prompt_ms = machine.times.stage(stage.layers, last=False).prompt_step_ms(work.tokens)
+                prompt_ms -= machine.times.overhead_ms  # of the batch, below
             else:
                 decodes += 1
                 layers = max(layers, stage.layers)
             if work.last and stage.end == self.model.layers:
-                head_ms = machine.head_ms
+                heads += 1
             batch.append(work)
         machine.queue = rest
         if not batch or machine.node.node_id not in self._machines:
             machine.busy = False
             return
-        small, large = machine.layer_ms
-        step_ms = small + (large - small) * (decodes - 1) / (BATCHES[1] - BATCHES[0]) if decodes else 0.0
-        self._at(self.now_ms + layers * step_ms + prompt_ms + head_ms, [machine, batch])
+        times = machine.times._replace(overhead_ms=0.0, head_ms=0.0, large_head_ms=0.0)
+        decode_ms = times.stage(layers, last=False).batch_step_ms(decodes) if decodes else 0.0
+        heads_only = machine.times._replace(overhead_ms=0.0).stage(0, last=True)
+        head_ms = heads_only.batch_step_ms(heads) if heads else 0.0
+        took_ms = decode_ms + prompt_ms + head_ms + machine.times.overhead_ms
+        self._at(self.now_ms + took_ms, [machine, batch])
 
     def _finish_batch(self, done: list[object]) -> None:
         machine, batch = done
@@ -380,8 +386,8 @@ class Simulation:
         if work.stage + 1 < len(session.chain):
             following = self._machines.get(session.chain[work.stage + 1].node_id)
             if following is not None:
-                hop = self.links.hop_ms(node, following.node, self.model.hop_bytes(work.tokens))
-                self._at(self.now_ms + hop, replace(work, stage=work.stage + 1))
+                there_ms = self._send(node, following.node, self.model.hop_bytes(work.tokens), work.prompt)
+                self._at(there_ms, replace(work, stage=work.stage + 1))
             return
         if not work.last:
             return
@@ -393,8 +399,14 @@ class Simulation:
             return
         first = self._machines.get(session.chain[0].node_id)
         if first is not None:
-            hop = self.links.hop_ms(node, first.node, 0.0)
-            self._at(self.now_ms + hop, _Work(session, session.life, 0, 1, False, True))
+            there_ms = self._send(node, first.node, 0.0, prompt=False)
+            self._at(there_ms, _Work(session, session.life, 0, 1, False, True))
+
+    def _send(self, a: PoolNode, b: PoolNode, sent_bytes: float, prompt: bool) -> float:
+        """When a message is there. Links have two lanes: decode steps do not wait for prompts."""
+        hop, lane = hop_time(self.links, a, b), (a.node_id, b.node_id, prompt)
+        self._lanes_free_ms[lane] = max(self.now_ms, self._lanes_free_ms.get(lane, 0.0)) + sent_bytes * hop.byte_ms
+        return self._lanes_free_ms[lane] + hop.way_ms
 
     def _complete(self, session: _Session) -> None:
         self._hold(session, -1)
@@ -413,8 +425,7 @@ class Simulation:
         elif node_id in self._machines:  # who is told to join and is here has new figures at most
             fresh = self._machine(happening.node)
             machine = self._machines[node_id]
-            machine.node, machine.layer_ms = fresh.node, fresh.layer_ms
-            machine.head_ms, machine.prompt_ms = fresh.head_ms, fresh.prompt_ms
+            machine.node, machine.times = fresh.node, fresh.times
         elif happening.kind == "join":
             self._machines[node_id] = self._machine(happening.node)
         self._place_again()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from node.errors import BadPool
 from node.plan import allocate, predict
+from node.plan.chain_time import chain_of_nodes
 from node.plan.machines.pool import Links, Pool, PoolNode, Workload
 from node.plan.placement.allocation import Stage
 from node.plan.routing.router import Host, Request, route
@@ -23,7 +27,7 @@ LINKS = Links({("eu", "us"): 60.0})
 def run(nodes: Sequence[PoolNode], arrivals: Sequence[Arrival], happenings: Sequence[Happening] = ()) -> Outcome:
     model = mixture(24)
     scheduler = TwoPhase(model, "balanced", WORK)
-    return Simulation(model, Pool(tuple(nodes), LINKS), scheduler, arrivals, happenings, context=144).run(3_600_000)
+    return Simulation(model, Pool(tuple(nodes), LINKS), scheduler, arrivals, happenings, WORK).run(3_600_000)
 
 
 def test_one_user_gets_what_is_predicted() -> None:
@@ -32,8 +36,51 @@ def test_one_user_gets_what_is_predicted() -> None:
     prediction = predict(allocate(mixture(24), nodes, LINKS, workload=WORK))
     served = outcome.served[0]
     per_token_ms = (served.done_ms - served.first_token_ms) / 31
-    assert per_token_ms == pytest.approx(prediction.tpot_ms, rel=0.05)
-    assert served.first_token_ms == pytest.approx(prediction.ttft_ms, rel=0.5)
+    assert per_token_ms == pytest.approx(prediction.tpot_ms, rel=0.01)
+    assert served.first_token_ms == pytest.approx(prediction.ttft_ms, rel=0.01)
+
+
+class Fixed:
+    """One chain, whoever asks."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+
+    def place(self, pool: Pool) -> Sequence[Stage]:
+        return self._stages
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        return self._stages
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.floats(1e10, 2e12), st.floats(0.5, 50), st.floats(0, 5), st.floats(0, 20)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.floats(0.2, 200),
+    st.floats(1, 10_000),
+    st.integers(1, 2000),
+    st.integers(2, 40),
+)
+def test_one_users_times_are_those_of_the_chain(
+    rows: list[tuple[int, float, float, float, float]], rtt_ms: float, mbps: float, prompt: int, output: int
+) -> None:
+    model, work = mixture(sum(layers for layers, *_ in rows)), Workload(prompt, output)
+    nodes, stages, at = [], [], 0
+    for i, (layers, bandwidth, intensity, overhead_ms, head_ms) in enumerate(rows):
+        node = PoolNode(f"n{i}", 10**12, bandwidth, bandwidth * intensity, overhead_ms=overhead_ms, head_ms=head_ms)
+        nodes.append(node)
+        stages.append(Stage(node.node_id, at, at + layers))
+        at += layers
+    links = Links({}, near_ms=rtt_ms)
+    links = replace(links, mbps={(a.node_id, b.node_id): mbps for a, b in combinations(nodes, 2)})
+    chain = chain_of_nodes(model, links, nodes, [s.layers for s in stages], work)
+    served = Simulation(model, Pool(tuple(nodes), links), Fixed(stages), [Arrival(0.0, prompt, output)], (), work).run()
+    first_ms, done_ms = served.served[0].first_token_ms, served.served[0].done_ms
+    assert first_ms == pytest.approx(chain.prompt_ms(prompt), rel=0.01)
+    assert (done_ms - first_ms) / (output - 1) == pytest.approx(chain.step_ms(), rel=0.01)
 
 
 def test_users_wait_for_one_another_but_all_are_served() -> None:

@@ -28,6 +28,8 @@ def test_layers_that_are_none_are_refused(text: str) -> None:
 
 def test_layers_are_read() -> None:
     assert parse_layers("0:15") == (0, 15)
+    assert parse_layers("0-14") == parse_layers("0 – 14") == (0, 15)
+    assert parse_layers("7-7") == (7, 8)
     assert parse_layers(f" 3:{MOST_LAYERS} ") == (3, MOST_LAYERS)
 
 

@@ -142,6 +142,8 @@ class Links:
             checked(f"link {a}–{b}", "rtt_ms", milliseconds, zero=True)
         for (a, b), rate in self.mbps.items():
             checked(f"link {a}–{b}", "mbps", rate)
+        for key in ("near_ms", "far_ms", "trips"):
+            checked("links", key, getattr(self, key), zero=True)
 
     def rtt(self, a: Located, b: Located) -> float:
         """Round trip in ms; 0 to itself."""

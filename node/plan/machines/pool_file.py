@@ -3,6 +3,7 @@ rtt_ms, mbps`, where a link's ends are two nodes or two regions. Every error nam
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 from node.errors import BadPool
@@ -130,13 +131,13 @@ def _figure(table: dict[str, object], key: str, at: str, where: str, *, zero: bo
 
 
 def _range(value: object, at: str, where: str) -> tuple[int, int] | None:
-    """`layers = "0:12"`: set by hand."""
+    """`layers = "0-11"`, both included, or `"0:12"`: set by hand."""
     if value is None:
         return None
-    parts = value.split(":") if isinstance(value, str) else []
-    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 6 for part in parts):
-        raise BadPool(where, at, f"{str(value)[:40]!r} is not a range like 0:12")
-    start, end = int(parts[0]), int(parts[1])
+    match = re.fullmatch(r"\s*(\d{1,5})\s*([-–:])\s*(\d{1,5})\s*", value, re.ASCII) if isinstance(value, str) else None
+    if match is None:
+        raise BadPool(where, at, f"{str(value)[:40]!r} is not a range like 0-11 (or 0:12)")
+    start, end = int(match[1]), int(match[3]) + (match[2] != ":")
     if end <= start:
-        raise BadPool(where, at, f"{start}:{end} is empty")
+        raise BadPool(where, at, f"{str(value)[:40]!r} is empty")
     return start, end

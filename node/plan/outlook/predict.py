@@ -1,28 +1,24 @@
-"""What a plan will achieve, and what limits it. The same roofline and links as the placement, asked for one workload.
+"""What a plan will achieve, and what limits it: its chains' times, asked for one workload.
 
-TTFT = Σ stages prefill(P) + Σ hops (RTT·trips + P·activation / bandwidth) + head        P: prompt tokens
-TPOT = Σ stages decode(1)  + Σ hops (RTT·trips + activation / bandwidth) + head + tail → first
-both + Σ stages overhead: a step's time at a node outside its layers
-tokens/s of m users on one pipeline = min(m / around(b), b / slowest stage(b)),  b = ⌈m / stages⌉ per micro-batch
+The times are those of `node.plan.chain_time`, which placement, routing and simulator use as well: TTFT is a prompt's
+time, its chunks overlapping, TPOT the loop. What would help is found by changing the layout and timing it again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from node.plan.costs.model import ModelCost
-from node.plan.costs.roofline import (
-    decode_cost,
-    fitted_efficiency,
-    fitted_head_efficiency,
-    layer_capacity,
-    prefill_cost,
-)
+from node.plan.chain_time import ChainTime, chain_of_nodes
+from node.plan.costs.roofline import layer_capacity
 from node.plan.machines.pool import PoolNode, Workload
-from node.plan.outlook.figures import figure
+from node.plan.outlook.crossover import Crossover, crossover
+from node.plan.outlook.figures import milliseconds
 from node.plan.placement.allocation import Allocation, Pipeline, Stage
+
+LEAST_GAIN = 0.01
+"""A smaller one is not worth a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +63,24 @@ class Prediction:
     """One user's decode step along the fastest pipeline, in order."""
     bottleneck: str
     """What limits the swarm and what would help, in a sentence."""
+    splitting: Crossover | None = None
+    """Up to which round trip it pays one user; None where the model has to be split."""
 
 
 def predict(plan: Allocation, workload: Workload | None = None) -> Prediction:
     """What `plan` achieves under `workload` (by default the one that it was made for)."""
     work = workload or plan.workload
-    fastest = min(plan.pipelines, key=lambda p: _around_ms(plan, p, work, 1), default=None)
     memory = _memory(plan, work)
-    if fastest is None:
+    timed = [(chain_of(plan, pipeline, work), pipeline) for pipeline in plan.pipelines]
+    if not timed:
         reason = "no chain of ready ranges covers the model"
         return Prediction(0.0, 0.0, 0.0, work.users, 0.0, 0.0, memory, (), reason)
-    shares = _shares(plan, fastest, work, 1)
-    tpot = sum(share.milliseconds for share in shares)
-    total = _users_rate(plan, work)
+    chain, fastest = min(timed, key=lambda pair: pair[0].step_ms())
+    tpot = chain.step_ms()
+    total = _users_rate(timed, work)
+    shares = _shares(fastest, chain)
     return Prediction(
-        ttft_ms=_ttft_ms(plan, fastest, work),
+        ttft_ms=chain.prompt_ms(work.prompt_tokens),
         tpot_ms=tpot,
         tokens_per_s=1000 / tpot,
         users=work.users,
@@ -90,29 +89,25 @@ def predict(plan: Allocation, workload: Workload | None = None) -> Prediction:
         memory=memory,
         shares=shares,
         bottleneck=_bottleneck(plan, fastest, work, shares),
+        splitting=crossover(plan.model, plan.pool, work),
     )
 
 
-def stage_ms(model: ModelCost, node: PoolNode, layers: int, *, last: bool, batch: int, context: int) -> float:
-    """One decode step of `batch` sequences in `layers` layers of `node`, and what goes around them there."""
-    cost = decode_cost(model, batch, context)
-    head = cost.head_ms(node, fitted_head_efficiency(model, node)) if last else 0.0
-    return layers * cost.layer_ms(node, fitted_efficiency(model, node)) + head + node.overhead_ms
+def chain_of(plan: Allocation, pipeline: Pipeline, work: Workload) -> ChainTime:
+    """The times of one of the plan's pipelines."""
+    return chain_of_nodes(plan.model, plan.pool.links, _nodes(plan, pipeline), pipeline.ran, work)
 
 
-def _shares(plan: Allocation, pipeline: Pipeline, work: Workload, batch: int) -> tuple[Share, ...]:
-    model, links = plan.model, plan.pool.links
-    nodes = _nodes(plan, pipeline)
-    context = min(work.prompt_tokens + work.output_tokens // 2, model.context_tokens)
+def _shares(pipeline: Pipeline, chain: ChainTime) -> tuple[Share, ...]:
+    """A step's parts in order; they add up to it."""
+    ids = [stage.node_id for stage in pipeline.stages]
     shares: list[Share] = []
-    for i, (node, layers) in enumerate(zip(nodes, pipeline.ran, strict=True)):
-        last = i == len(nodes) - 1
-        time = stage_ms(model, node, layers, last=last, batch=batch, context=context)
-        shares.append(Share(node.node_id, time))
-        if len(nodes) > 1:
-            following = nodes[0] if last else nodes[i + 1]
-            sent = 0.0 if last else model.hop_bytes(batch)
-            shares.append(Share(f"{node.node_id}→{following.node_id}", links.hop_ms(node, following, sent)))
+    for i, (node_id, stage, hop) in enumerate(zip(ids, chain.stages, chain.hops, strict=True)):
+        shares.append(Share(node_id, stage.batch_step_ms(1)))
+        if len(ids) > 1:
+            is_back = i == len(ids) - 1
+            sent = 0.0 if is_back else chain.token_bytes
+            shares.append(Share(f"{node_id}→{ids[0] if is_back else ids[i + 1]}", hop.way_ms + sent * hop.byte_ms))
     return tuple(shares)
 
 
@@ -121,41 +116,15 @@ def _nodes(plan: Allocation, pipeline: Pipeline) -> list[PoolNode]:
     return [by_id[stage.node_id] for stage in pipeline.stages]
 
 
-def _around_ms(plan: Allocation, pipeline: Pipeline, work: Workload, batch: int) -> float:
-    return sum(share.milliseconds for share in _shares(plan, pipeline, work, batch))
-
-
-def _ttft_ms(plan: Allocation, pipeline: Pipeline, work: Workload) -> float:
-    model, links, nodes = plan.model, plan.pool.links, _nodes(plan, pipeline)
-    cost = prefill_cost(model, work.prompt_tokens)
-    time = 0.0
-    for i, (node, layers) in enumerate(zip(nodes, pipeline.ran, strict=True)):
-        time += layers * cost.layer_ms(node, fitted_efficiency(model, node)) + node.overhead_ms
-        if i == len(nodes) - 1:
-            time += cost.head_ms(node, fitted_head_efficiency(model, node))
-    return time + sum(links.hop_ms(a, b, model.hop_bytes(work.prompt_tokens)) for a, b in pairwise(nodes))
-
-
-def pipeline_rate(plan: Allocation, pipeline: Pipeline, work: Workload, users: int) -> float:
-    """Tokens per second of `users` users on one pipeline."""
-    if users < 1:
-        return 0.0
-    stages = len(pipeline.stages)
-    running = max(1, min(users, pipeline.sequences))
-    batch = -(-running // stages)
-    shares = _shares(plan, pipeline, work, batch)
-    slowest = max(share.milliseconds for share in shares[:: 2 if stages > 1 else 1])
-    return 1000 * min(running / sum(share.milliseconds for share in shares), batch / slowest)
-
-
-def _users_rate(plan: Allocation, work: Workload) -> float:
-    """Users go to pipelines in proportion to what these can do."""
-    total = sum(p.tokens_per_s for p in plan.pipelines)
-    ordered = sorted(plan.pipelines, key=lambda p: (p.token_ms, p.stages[0].node_id))
+def _users_rate(timed: Sequence[tuple[ChainTime, Pipeline]], work: Workload) -> float:
+    """Tokens per second of all: users go to pipelines in proportion to what these can do."""
+    total = sum(pipeline.tokens_per_s for _, pipeline in timed)
+    ordered = sorted(timed, key=lambda pair: (pair[1].token_ms, pair[1].stages[0].node_id))
     left, rate = work.users, 0.0
-    for i, pipeline in enumerate(ordered):
-        part = left if i == len(ordered) - 1 else min(left, -(-work.users * pipeline.tokens_per_s // total).__int__())
-        rate += pipeline_rate(plan, pipeline, work, part)
+    for i, (chain, pipeline) in enumerate(ordered):
+        part = left if i == len(ordered) - 1 else min(left, math.ceil(work.users * pipeline.tokens_per_s / total))
+        if part > 0:
+            rate += chain.tokens_per_s(max(1, min(part, pipeline.sequences)), work)
         left -= part
     return rate
 
@@ -176,26 +145,27 @@ def _memory(plan: Allocation, work: Workload) -> tuple[NodeMemory, ...]:
 
 
 def _bottleneck(plan: Allocation, pipeline: Pipeline, work: Workload, shares: Sequence[Share]) -> str:
-    """The largest part of a step, and the move of one to three layers that helps most."""
+    """The largest part of a step, and the move of one to three layers that makes one user's answers fastest."""
     names = {node.node_id: node.label for node in plan.pool.nodes}
     total = sum(share.milliseconds for share in shares)
     stages = [share for share in shares if "→" not in share.what]
     network = sum(share.milliseconds for share in shares if "→" in share.what)
-    worst = max(shares, key=lambda share: (share.milliseconds, share.what))
     if network > total / 2:
         hop = max((s for s in shares if "→" in s.what), key=lambda s: (s.milliseconds, s.what))
         a, b = hop.what.split("→")
         return (
             f"the network limits you: {network / total:.0%} of a step; "
-            f"the longest hop is {names.get(a, a)} to {names.get(b, b)}, {figure(hop.milliseconds)} ms"
+            f"the longest hop is {names.get(a, a)} to {names.get(b, b)}, {milliseconds(hop.milliseconds)}"
         )
-    slowest = max(stages, key=lambda share: (share.milliseconds, share.what)) if "→" in worst.what else worst
+    slowest = max(stages, key=lambda share: (share.milliseconds, share.what))
     said = f"{names[slowest.what]} limits you: {slowest.milliseconds / total:.0%} of a step"
+    if len(stages) == 1:
+        return f"{said}; it runs alone"
     best = _best_move(plan, pipeline, work, slowest.what)
-    if best is None or best[0] < 0.01:
-        return said if len(stages) > 1 else f"{said}; it runs alone"
+    if best is None or best[0] < LEAST_GAIN:
+        return said
     gain, layers, taker = best
-    return f"{said}; {_number(layers)} to {names[taker]} ≈ +{gain:.0%}"
+    return f"{said}; {_number(layers)} to {names[taker]} would make one user's answers {gain:.0%} faster"
 
 
 def _number(layers: int) -> str:
@@ -203,36 +173,30 @@ def _number(layers: int) -> str:
 
 
 def _best_move(plan: Allocation, pipeline: Pipeline, work: Workload, giver: str) -> tuple[float, int, str] | None:
-    """Gain, layers and taker of the best move away from `giver` to a node with room: in the objective's own measure."""
-    ids = [stage.node_id for stage in pipeline.stages]
+    """Gain, layers and taker of the best move away from `giver` to a node of its chain with room, timed as it would be.
+
+    None where none makes one user's mean time per token shorter.
+    """
     counts, nodes = list(pipeline.ran), _nodes(plan, pipeline)
     context = min(work.context, plan.model.context_tokens)
 
-    def value(layers: Sequence[int]) -> float:
-        moved, start = [], 0
-        for node_id, number in zip(ids, layers, strict=True):
-            moved.append(Stage(node_id, start, start + number))
-            start += number
-        shares = _shares(plan, Pipeline(tuple(moved), 0, 0, pipeline.sequences), work, 1)
-        if plan.objective == "latency" or len(ids) == 1:
-            return 1 / sum(share.milliseconds for share in shares)
-        return 1 / max(share.milliseconds for share in shares[::2])
+    def token_ms(layers: Sequence[int]) -> float:
+        return chain_of_nodes(plan.model, plan.pool.links, nodes, layers, work).token_ms(work)
 
-    now, from_index = value(counts), ids.index(giver)
-    best: tuple[float, int, str] | None = None
-    if nodes[from_index].pinned is not None:
+    now, source = token_ms(counts), [node.node_id for node in nodes].index(giver)
+    if nodes[source].pinned is not None:
         return None
+    moves: list[tuple[float, int, str]] = []
     for i, node in enumerate(nodes):
-        if i == from_index or node.pinned is not None:
+        if i == source or node.pinned is not None:
             continue
-        first, last = i == 0, i == len(nodes) - 1
-        room = layer_capacity(plan.model, node.memory_bytes, first=first, last=last, context=context)
+        ends = {"first": i == 0, "last": i == len(nodes) - 1}
+        room = layer_capacity(plan.model, node.memory_bytes, context=context, **ends)
         for layers in (1, 2, 3):
-            if counts[from_index] > layers and counts[i] + layers <= room:
+            if counts[source] > layers and counts[i] + layers <= room:
                 changed = list(counts)
-                changed[from_index] -= layers
+                changed[source] -= layers
                 changed[i] += layers
-                gain = value(changed) / now - 1
-                if best is None or gain > best[0] + 1e-9:
-                    best = (gain, layers, node.node_id)
-    return best
+                moves.append((now / token_ms(changed) - 1, layers, node.node_id))
+    best = max(moves, key=lambda move: (round(move[0], 9), -move[1], move[2]), default=None)
+    return best if best is not None and best[0] > 0 else None

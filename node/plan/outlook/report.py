@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from node.plan.outlook.figures import figure
+from node.plan.outlook.crossover import crossover_text
+from node.plan.outlook.figures import figure, layer_range, milliseconds
 from node.plan.outlook.predict import Prediction
 from node.plan.placement.allocation import Allocation, Stage
 
@@ -33,9 +34,16 @@ def report_text(plan: Allocation, prediction: Prediction) -> str:
             *layer_map(plan, names),
             "",
             *_figures(prediction),
+            *_splitting(plan, prediction, names),
             *(["", "standby:", *(f"  {reason}" for reason in standby)] if standby else []),
         ]
     )
+
+
+def _splitting(plan: Allocation, prediction: Prediction, names: dict[str, str]) -> list[str]:
+    able = sum(not node.barred for node in plan.pool.nodes)
+    told = crossover_text(prediction.splitting, names, able) if plan.pipelines else ""
+    return [told] if told else []
 
 
 def _assumed(plan: Allocation) -> list[str]:
@@ -48,8 +56,8 @@ def _assumed(plan: Allocation) -> list[str]:
     if guessed := [name for name, known in rates.items() if None in known]:
         lines.append(f"speed not given, so that of a slow desktop assumed: {named(guessed)}")
     if len(plan.pool.nodes) > 1 and not plan.pool.links.rtt_ms:
-        near, far = figure(plan.pool.links.near_ms), figure(plan.pool.links.far_ms)
-        lines.append(f"round trips not given: {near} ms inside a region and {far} ms between regions assumed")
+        near, far = milliseconds(plan.pool.links.near_ms), milliseconds(plan.pool.links.far_ms)
+        lines.append(f"round trips not given: {near} inside a region and {far} between regions assumed")
     return lines
 
 
@@ -68,13 +76,14 @@ def layer_map(plan: Allocation, names: dict[str, str]) -> list[str]:
         left = stage.start * width // plan.layers
         right = max(left + 1, -(-stage.end * width // plan.layers))
         bar = "·" * left + "█" * (right - left) + "·" * (width - right)
-        lines.append(f"{names[stage.node_id].ljust(longest)}  {bar}  {stage.start}:{stage.end}")
+        lines.append(f"{names[stage.node_id].ljust(longest)}  {bar}  {layer_range(stage.start, stage.end)}")
     return lines
 
 
 def report_data(plan: Allocation, prediction: Prediction) -> dict[str, Json]:
     """The same for machines."""
     names = {node.node_id: node.label for node in plan.pool.nodes}
+    splitting = prediction.splitting
     return {
         "model": plan.model.name,
         "layers": plan.layers,
@@ -83,6 +92,7 @@ def report_data(plan: Allocation, prediction: Prediction) -> dict[str, Json]:
         "note": plan.note,
         "score": plan.score,
         "gap": plan.gap,
+        "splitting_pays_below_rtt_ms": splitting.rtt_ms if splitting is not None else None,
         "pipelines": [
             {
                 "token_ms": pipeline.token_ms,
@@ -143,11 +153,11 @@ def _rows(plan: Allocation, prediction: Prediction) -> list[Sequence[str]]:
             (
                 by_id[stage.node_id].label,
                 role,
-                f"{stage.start}:{stage.end}{part}",
+                f"{layer_range(stage.start, stage.end)}{part}",
                 f"{used.weight_bytes / GIB:.1f} GiB",
                 f"{used.kv_bytes / GIB:.2f} GiB",
                 f"{used.memory_bytes / GIB:.1f} GiB",
-                f"{figure(shares[stage.node_id])} ms" if stage.node_id in shares else "",
+                milliseconds(shares[stage.node_id]) if stage.node_id in shares else "",
             )
         )
     return rows
@@ -157,8 +167,8 @@ def _figures(prediction: Prediction) -> list[str]:
     if prediction.tokens_per_s == 0:
         return [prediction.bottleneck]
     lines = [
-        f"one user: first token after {figure(prediction.ttft_ms)} ms, then {figure(prediction.tokens_per_s)} tokens/s "
-        f"({figure(prediction.tpot_ms)} ms each)"
+        f"one user: first token after {milliseconds(prediction.ttft_ms)}, "
+        f"then {figure(prediction.tokens_per_s)} tokens/s ({milliseconds(prediction.tpot_ms)} each)"
     ]
     if prediction.users > 1:
         lines.append(f"{prediction.users} users: {figure(prediction.users_tokens_per_s)} tokens/s together")
