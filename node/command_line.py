@@ -55,7 +55,7 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
         "stands in no list of processes (also: PARALLAX_JOIN, PARALLAX_JOIN_FILE)",
     )
     parser.add_argument("--model", help="name, GGUF file, folder or hub id (default: the swarm's, or the embedded one)")
-    parser.add_argument("--layers", metavar="A:B", help="hold exactly layers A to B-1 instead of the planned share")
+    parser.add_argument("--layers", metavar="A-B", help="hold exactly layers A to B instead of the planned share")
     parser.add_argument("--memory", metavar="SIZE", help="use at most this much for weights and KV cache, such as 6g")
     parser.add_argument("--threads", type=int, metavar="N", help="use at most N processor threads for the layers")
     parser.add_argument("--region", metavar="NAME", help="where it stands: nodes of one region are near one another")

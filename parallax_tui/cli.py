@@ -112,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     objectives = ("auto", *get_args(Objective))
     plan.add_argument("--objective", choices=objectives, help="default: the swarm's own; with POOL.toml: balanced")
     plan.add_argument(
-        "--pin", action="append", default=[], metavar="NAME=A:B", help="NAME shall hold exactly layers A to B-1"
+        "--pin", action="append", default=[], metavar="NAME=A-B", help="NAME shall hold exactly layers A to B"
     )
     plan.add_argument(
         "--cap", action="append", default=[], metavar="NAME=SIZE", help="NAME shall use at most SIZE, such as 6g"

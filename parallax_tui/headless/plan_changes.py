@@ -36,7 +36,7 @@ class PlanChanges:
 def read_changes(
     pins: Iterable[str], caps: Iterable[str], drains: Iterable[str], excludes: Iterable[str], resets: Iterable[str]
 ) -> PlanChanges:
-    """Options as they were given: `NAME=A:B`, `NAME=6g`, and names.
+    """Options as they were given: `NAME=A-B`, `NAME=6g`, and names.
 
     Raises:
         UsageError: one that cannot be, or two that contradict each other; names option and node.
@@ -45,7 +45,7 @@ def read_changes(
     for name in sorted(drained & excluded):
         raise UsageError(f"--drain {name} and --exclude {name} contradict each other; give one of them")
     changes = PlanChanges(
-        {name: parse_layers(text, f"--pin {name}:") for name, text in _by_name(pins, "--pin", "0:15")},
+        {name: parse_layers(text, f"--pin {name}:") for name, text in _by_name(pins, "--pin", "0-14")},
         {name: parse_bytes(text, f"--cap {name}:") for name, text in _by_name(caps, "--cap", "6g")},
         drained,
         excluded,

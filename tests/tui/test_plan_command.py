@@ -261,7 +261,7 @@ def test_described_machines_take_changes_as_what_if(pool: Path, capsys: pytest.C
         (["--drain", "cellar"], "cellar.*attic, studio"),
         (["--pin", "attic"], "--pin 'attic'.*NAME=VALUE"),
         (["--pin", "=0:5"], "--pin"),
-        (["--pin", "attic=5:0"], "--pin attic.*A:B"),
+        (["--pin", "attic=5:0"], "--pin attic.*A-B"),
         (["--pin", "attic=0:999"], "36 layers|0:999"),
         (["--pin", "attic=0:5", "--pin", "attic=5:9"], "--pin attic.*twice"),
         (["--cap", "attic=lots"], "--cap attic.*6g"),
