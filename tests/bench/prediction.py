@@ -1,6 +1,7 @@
-"""Predicted against measured time per output token, on swarms of 1, 2 and 3 real nodes of this machine.
+"""Predicted against measured times, to the first token and per output token, on swarms of 1, 2 and 3 real nodes of this
+machine.
 
-    python -m tests.bench.prediction [--tokens 48] [--requests 5] [--prompt-words 60]
+    python -m tests.bench.prediction [--tokens 48] [--requests 5] [--prompt-words 300]
 
 Each node runs one thread on one core. In an uneven swarm the first node has a core of its own, and the others share
 one with a process that only burns time, so that they are about half as fast. A prediction is made from the records that
@@ -46,6 +47,8 @@ from parallax_tui.headless.child_nodes import ChildNode, child_node
 from parallax_tui.headless.node_connection import open_client, read_health, read_invitation, read_state
 
 WITHIN = 0.2
+FIGURES = ("ttft_ms", "tpot_ms")
+"""Time to the first token, and per output token; named alike in predictions and in an answer's own account."""
 TIMED_AGAIN_S = 6.0
 """From when all are ready: nodes of one machine time their layers in turns (`node.live.remeasuring`), then tell."""
 SETTLE_S = 3.0
@@ -60,7 +63,9 @@ class Outcome:
     name: str
     layers: str
     """Of each stage."""
-    measured_ms: float
+    measured: dict[str, float]
+    """`ttft_ms` and `tpot_ms`: medians over the requests."""
+    prompt_tokens: int
     before: Prediction
     after: Prediction
     forecast: Prediction | None
@@ -163,7 +168,8 @@ def observe(
     outcome = Outcome(
         name,
         "+".join(str(a.end - a.start) for a in by_layer),
-        statistics.median(account["tpot_ms"] for account in accounts),
+        {what: statistics.median(account[what] for account in accounts) for what in FIGURES},
+        workload.prompt_tokens,
         prediction(early.plan, records_of(early), workload),
         prediction(late.plan, records_of(late), workload),
         forecast(late, alone, workload),
@@ -179,34 +185,43 @@ def share_of_a_token(accounts: Sequence[dict[str, Any]]) -> str:
     return "  ".join(f"{part} {ms:.2f}" for part, ms in {**sums, "back": back}.items())
 
 
-def compared(predicted: Prediction | None, measured_ms: float) -> str:
+def error_of(predicted: Prediction, outcome: Outcome, what: str) -> float:
+    return float(getattr(predicted, what)) / outcome.measured[what] - 1
+
+
+def compared(predicted: Prediction | None, outcome: Outcome, what: str) -> str:
     if predicted is None:
         return f"{'':17}"
-    error = predicted.tpot_ms / measured_ms - 1
-    return f"{predicted.tpot_ms:7.1f}  {error:+6.0%}{' ' if abs(error) <= WITHIN else '!'}"
+    error = error_of(predicted, outcome, what)
+    return f"{getattr(predicted, what):8.1f} {error:+6.0%}{' ' if abs(error) <= WITHIN else '!'} "
 
 
 def report(outcomes: Sequence[Outcome]) -> None:
-    print(f"\nms per output token; error of the prediction; ! is beyond {WITHIN:.0%}\n")
-    print(f"{'swarm':<16}{'layers':<12}{'measured':>8}  {'before':>15}  {'after':>15}  {'from 1 node':>15}")
+    print(
+        f"\nms to the first token (TTFT) and per output token (TPOT); error of the prediction; ! is beyond {WITHIN:.0%}\n"
+    )
+    print(f"{'swarm':<12}{'layers':<12}{'':<6}{'measured':>9}  {'before':>15}  {'after':>15}  {'from 1 node':>15}")
     for each in outcomes:
-        columns = "  ".join(compared(p, each.measured_ms) for p in (each.before, each.after, each.forecast))
-        print(f"{each.name:<16}{each.layers:<12}{each.measured_ms:8.1f} {columns}")
+        for what in FIGURES:
+            columns = " ".join(compared(p, each, what) for p in (each.before, each.after, each.forecast))
+            print(f"{each.name:<12}{each.layers:<12}{what[:4].upper():<6}{each.measured[what]:9.1f} {columns}")
+    print(f"\nprompts of {outcomes[0].prompt_tokens} tokens")
     print("\nwhere a token's time went, ms over all hops, and as predicted after the requests")
     for each in outcomes:
         shares = "  ".join(f"{share.milliseconds:.2f}" for share in each.after.shares)
         print(f"{each.name:<16}{each.hops}   predicted {shares}")
-    errors = [abs(p.tpot_ms / o.measured_ms - 1) for o in outcomes for p in (o.before, o.after)]
-    good = sum(error <= WITHIN for error in errors)
-    print(f"\n{good} of {len(errors)} predictions from the swarm's own records are within {WITHIN:.0%}", end="")
-    print(f"; the worst is {max(errors):.0%} off")
+    for what in FIGURES:
+        errors = [abs(error_of(p, o, what)) for o in outcomes for p in (o.before, o.after)]
+        good = sum(error <= WITHIN for error in errors)
+        told = f"{what[:4].upper()}: {good} of {len(errors)} predictions from the swarm's own records are within"
+        print(f"{told} {WITHIN:.0%}; the worst is {max(errors):.0%} off")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--requests", type=int, default=5)
-    parser.add_argument("--prompt-words", type=int, default=60)
+    parser.add_argument("--prompt-words", type=int, default=300)
     options = parser.parse_args()
     if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("two cores are needed, and Linux, to pin nodes to them")
