@@ -198,7 +198,7 @@ def compared(predicted: Prediction | None, outcome: Outcome, what: str) -> str:
 
 def report(outcomes: Sequence[Outcome]) -> None:
     print(
-        f"\nms to the first token (TTFT) and per output token (TPOT); error of the prediction; ! is beyond {WITHIN:.0%}\n"
+        f"\nms to the first token (TTFT), per output token (TPOT), error of the prediction; ! is beyond {WITHIN:.0%}\n"
     )
     print(f"{'swarm':<12}{'layers':<12}{'':<6}{'measured':>9}  {'before':>15}  {'after':>15}  {'from 1 node':>15}")
     for each in outcomes:

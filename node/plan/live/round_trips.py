@@ -84,16 +84,11 @@ def apart(records: Sequence[NodeRecord], index: Mapping[str, int]) -> NDArray[np
     """(nodes, nodes): whether either has tried to reach the other and could not."""
     away = np.zeros((len(records), len(records)), dtype=bool)
     for i, record in enumerate(records):
-        columns = [index[peer] for peer in out_of_reach(record) if peer in index]
+        columns = [index[peer] for peer in record.unreachable if peer in index]
         away[i, columns] = True
     away |= away.T
     np.fill_diagonal(away, False)
     return away
-
-
-def out_of_reach(record: NodeRecord) -> Collection[str]:
-    """Members that it says it cannot reach."""
-    return record.unreachable
 
 
 def through_third(
