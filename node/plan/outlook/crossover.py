@@ -16,6 +16,8 @@ from node.plan.costs.roofline import layer_capacity
 from node.plan.machines.pool import Pool, PoolNode, Workload
 from node.plan.outlook.figures import milliseconds
 
+PAYS_MS = 0.1
+"""A round trip below which nobody's machines are."""
 MOST_STAGES = 6
 """Longer chains pay less and less."""
 MOST_NODES = 12
@@ -69,7 +71,7 @@ def crossover_text(found: Crossover | None, names: dict[str, str], nodes: int) -
     if found is None:
         return "no node holds the model alone: it is split whatever the round trips"
     alone = names[found.alone]
-    if not found.chain:
+    if found.rtt_ms < PAYS_MS:
         return f"splitting pays at no round trip: {alone} alone is the fastest for one user"
     chain = " + ".join(names[node_id] for node_id in found.chain)
     return f"splitting pays below {milliseconds(found.rtt_ms)} round trip: {chain} against {alone} alone, for one user"

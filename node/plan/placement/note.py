@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 
 import numpy as np
 
@@ -14,12 +13,9 @@ from node.plan.placement.allocation import Pipeline
 from node.plan.placement.chains import as_rows, shared_out, timed
 from node.plan.placement.pool_table import PoolTable
 
-PAYS_MS = 0.1
-"""A round trip below which nobody's machines are: splitting that pays only there does not pay."""
-
 
 def note_on(model: ModelCost, pipelines: Sequence[Pipeline], pool: Pool, workload: Workload) -> str:
-    """About the fastest pipeline: alone or split, and where a split would begin to pay."""
+    """About the fastest pipeline: alone or split. (Where a split begins to pay is told by `outlook.crossover`.)"""
     fastest = min(pipelines, key=lambda p: p.token_ms)
     names = {node.node_id: node.label for node in pool.nodes}
     token_ms = figure(fastest.token_ms)
@@ -35,16 +31,12 @@ def note_on(model: ModelCost, pipelines: Sequence[Pipeline], pool: Pool, workloa
     best = _best_pair(model, pool, workload, alone)
     if best is None:
         return f"{said}; no other node has room for a layer beside it"
-    other, pair_ms, pays_below_ms = best
-    said = f"{said}, {names[alone]} and {names[other]} together in {figure(pair_ms)} ms"
-    if pays_below_ms < PAYS_MS:
-        return f"{said}; splitting it over two of these would not pay however near they were"
-    return f"{said}; splitting pays below {figure(pays_below_ms)} ms round trip"
+    other, pair_ms = best
+    return f"{said}, {names[alone]} and {names[other]} together in {figure(pair_ms)} ms"
 
 
-def _best_pair(model: ModelCost, pool: Pool, workload: Workload, alone: str) -> tuple[str, float, float] | None:
-    """Who splits the model best with the node that holds it alone, what a token takes so, and the round trip below
-    which some such pair would be faster than that node."""
+def _best_pair(model: ModelCost, pool: Pool, workload: Workload, alone: str) -> tuple[str, float] | None:
+    """Who splits the model best with the node that holds it alone, and what a token takes so."""
     able = [node for node in pool.nodes if not node.barred]
     table = PoolTable(model, able, pool.links, workload)
     one = table.row_of.get(alone)
@@ -57,18 +49,9 @@ def _best_pair(model: ModelCost, pool: Pool, workload: Workload, alone: str) -> 
     leveled = np.repeat([False, True], len(order))
     order = np.concatenate([order, order])
     counts, ok = shared_out(table, order, leveled, np.ones(len(order), dtype=np.int64))
-    near = copy(table)
-    near.way_ms = np.zeros_like(table.way_ms)
-    found, at_hand = timed(table, order, counts, ok, rates=False), timed(near, order, counts, ok, rates=False)
+    found = timed(table, order, counts, ok, rates=False)
     if not found.ok.any():
         return None
-    single = timed(table, as_rows([[one]]), as_rows([[model.layers]]), np.ones(1, dtype=bool), rates=False)
     best = int(np.where(found.ok, found.token_ms, np.inf).argmin())
-    saved = float(single.token_ms[0]) - float(at_hand.token_ms[found.ok].min())
-    ways_of_a_token = (2 * (workload.output_tokens - 1) + 1) / workload.output_tokens
     other = next(row for row in order[best].tolist() if row != one)
-    return (
-        table.nodes[other].node_id,
-        float(found.token_ms[best]),
-        saved / max(1e-9, ways_of_a_token * pool.links.trips),
-    )
+    return table.nodes[other].node_id, float(found.token_ms[best])
