@@ -16,6 +16,8 @@ EDGE = 1e-8
 """To use a part of a held range counts at least this fraction of the fastest compute: it decides among equal chains."""
 SLOWEST_MS = 1e12
 """A layer that takes longer never ends."""
+MOST_LOAD = 1e9
+"""Sequences at one node: there are no more."""
 USUAL_OUTPUT_TOKENS = 256
 """Of an answer; its bound is mostly far longer than it gets."""
 
@@ -115,8 +117,19 @@ def usable(layers: int, hosts: Sequence[Host], request: Request, *, idle: bool =
 
 
 def serves(host: Host, layers: int) -> bool:
-    """Whether its figures make sense at all."""
-    return 0 <= host.start < host.end <= layers and 0 <= host.layer_ms <= SLOWEST_MS
+    """Whether its figures make sense at all; those that are no numbers are above nothing."""
+    return 0 <= host.start < host.end <= layers and is_sane(host)
+
+
+def is_sane(host: Host) -> bool:
+    """Whether its times and its load can be: finite, and not negative."""
+    return (
+        0 <= host.layer_ms <= SLOWEST_MS
+        and 0 <= host.load <= MOST_LOAD
+        and 0 <= host.overhead_ms <= SLOWEST_MS
+        and 0 <= host.head_ms <= SLOWEST_MS
+        and 0 <= host.chunk_layer_ms <= SLOWEST_MS
+    )
 
 
 def has_room(host: Host, request: Request, *, idle: bool = False) -> bool:

@@ -33,7 +33,7 @@ from node.plan.machines.distances import Described
 from node.plan.machines.pool import Links
 from node.plan.placement.allocation import Stage
 from node.plan.routing.ground import Ground, Places
-from node.plan.routing.hosts import EDGE, PLAIN, SLOWEST_MS, has_room, serves
+from node.plan.routing.hosts import EDGE, PLAIN, has_room, is_sane, serves
 from node.plan.routing.hosts import Host as Host
 from node.plan.routing.hosts import Request as Request
 from node.plan.routing.hosts import uncovered as uncovered
@@ -93,6 +93,8 @@ class Router:
     """Hosts sorted by place and id, and for each segment who may run it and how far they are from those before."""
 
     def __init__(self, layers: int, hosts: Sequence[Host], links: Links | RoundTrips) -> None:
+        if layers < 1:
+            raise NoRoute(f"there are no chains of {layers} layers")
         self._layers, self._links = layers, Described(links) if isinstance(links, Links) else links
         single = _told_apart(layers, hosts, frozenset(self._links.named))
         keyed = sorted(
@@ -138,7 +140,7 @@ class Router:
             usable(self._layers, self.hosts, request, idle=idle)
         rooms = [h.kv_tokens if idle else h.kv_free_tokens for h in self.hosts]
         able = [
-            h.layer_ms <= SLOWEST_MS and (room is None or room >= request.kv_tokens)
+            is_sane(h) and (room is None or room >= request.kv_tokens)
             for h, room in zip(self.hosts, rooms, strict=True)
         ]
         if request.avoid:
@@ -171,9 +173,9 @@ class Router:
             return None
         return Figures(
             layer=np.where(able, layer, 0.0),
-            chunk_layer=slower * chunk,
+            chunk_layer=np.where(able, slower * chunk, 0.0),
             overhead=np.where(able, [host.overhead_ms for host in hosts], np.inf),
-            head=np.array([host.head_ms for host in hosts]),
+            head=np.where(able, [host.head_ms for host in hosts], 0.0),
             edge=max(EDGE, request.part_worth) * least,
         )
 

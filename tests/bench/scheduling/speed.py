@@ -54,8 +54,12 @@ def speed_of(n: int, model: ModelCost, first_ms: float | None, second_ms: float 
         line(f"phase 1, {n} nodes, {objective}", first_ms, took)
     plan = allocate(model, nodes, WIDE)
     by_id = {node.node_id: node for node in nodes}
-    hosts = [Host(s.node_id, s.start, s.end, 0.2, by_id[s.node_id].region) for s in plan.stages()]
-    request = Request(model.hop_bytes(1), 512, nodes[0])
+    hosts = [
+        Host(s.node_id, s.start, s.end, 0.2, by_id[s.node_id].region, overhead_ms=0.3, head_ms=0.5, chunk_layer_ms=1.0)
+        for s in plan.stages()
+    ]
+    request = Request(model.hop_bytes(1), 512, nodes[0], prompt_tokens=100)
+    long = Request(model.hop_bytes(1), 512, nodes[0], prompt_tokens=2000)
     router = Router(model.layers, hosts, WIDE)
     line(f"phase 2, {n} nodes, from scratch", second_ms, best_ms(lambda: route(model.layers, hosts, WIDE, request)))
     line(f"phase 2, {n} nodes, per request", second_ms, best_ms(lambda: router.route(request), 30))
@@ -65,6 +69,7 @@ def speed_of(n: int, model: ModelCost, first_ms: float | None, second_ms: float 
     )
     paired = Router(model.layers, hosts, RoundTrips(records))
     line(f"phase 2, {n} nodes, measured RTTs", second_ms, best_ms(lambda: paired.route(request), 30))
+    line(f"phase 2, {n} nodes, prompt of 2,000", None, best_ms(lambda: paired.route(long), 10))
 
 
 def meshed(nodes: Sequence[PoolNode]) -> list[NodeRecord]:

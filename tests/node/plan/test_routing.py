@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.errors import NoRoom, NoRoute
+from node.errors import BadPool, NoRoom, NoRoute
 from node.plan import route, route_disjoint
 from node.plan.machines.pool import Links, PoolNode
 from node.plan.routing.disjoint import most_disjoint
@@ -261,3 +262,28 @@ def test_a_request_never_waits_for_a_node_that_is_too_small_for_it_even_when_idl
     found = route_or_wait(Router(4, [small, Host("slow", 0, 4, 50.0)], Links()), Request(kv_tokens=50))
     assert found is not None
     assert found.nodes == ("slow",)
+
+
+@pytest.mark.parametrize("figure", ["layer_ms", "load", "overhead_ms", "head_ms", "chunk_layer_ms"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_host_with_figures_that_cannot_be_is_not_used(figure: str, value: float) -> None:
+    odd = replace(Host("odd", 0, 4, 1.0), **{figure: value})
+    sound = Host("sound", 0, 4, 5.0)
+    assert route(4, [odd, sound], Links()).nodes == ("sound",)
+    router = Router(4, [Host("odd", 0, 4, 1.0), sound], Links())
+    router.update([odd, sound])
+    assert router.route().nodes == ("sound",)
+    with pytest.raises(NoRoute):
+        route(4, [odd], Links())
+
+
+def test_a_model_without_layers_has_no_chain() -> None:
+    with pytest.raises(NoRoute):
+        route(0, [Host("a", 0, 4, 1.0)], Links())
+
+
+@pytest.mark.parametrize("figure", ["near_ms", "far_ms", "trips"])
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_links_that_cannot_be_are_refused(figure: str, value: float) -> None:
+    with pytest.raises(BadPool, match=figure):
+        Links(**{figure: value})
