@@ -34,7 +34,7 @@ NARROW = 1.05
 """Bounds so near one another are not halved."""
 MANY = 64
 """Among fewer the way back is charged exactly, whatever that takes."""
-TAILS = 8
+TAILS = 4
 """Among MANY hosts, whose way back is charged exactly: those that may be best."""
 ROWS = 2**20
 """Numbers in one step of a search over several tails."""
@@ -246,13 +246,17 @@ class Search:
         last, first = self._last, self._first
         bounds = ends if last.firsts is None else np.minimum.reduceat(ends, last.firsts)
         order = [int(place) for place in np.argsort(bounds, kind="stable") if bounds[place] < below]
-        if self._network.hosts > MANY:
-            del order[TAILS:]
         rows = max(1, ROWS // max(hops.size for hops in (*self._hops, self._back)))
+        tolerance = TIE
+        if self._network.hosts > MANY:  # one after another: the first mostly leaves no other
+            del order[TAILS:]
+            rows, tolerance = 1, -self._close
         final = np.full(len(ends), np.inf)
         walks: dict[int, tuple[Paths, int]] = {}
         for begin in range(0, len(order), rows):
-            places = [place for place in order[begin : begin + rows] if bounds[place] <= float(final.min()) * (1 + TIE)]
+            places = [
+                place for place in order[begin : begin + rows] if bounds[place] <= float(final.min()) * (1 + tolerance)
+            ]
             if not places:
                 break
             paths = self._network.paths(self._starts(self._start + self._back[places][:, first.group]), prices)
