@@ -17,6 +17,7 @@ from node.live.holder import Holder, OpenEngine
 from node.live.model_store import ModelStore
 from node.live.planner import Planner
 from node.live.remembered import Remembered
+from node.live.remembering import Remembering
 from node.live.served_ranges import ServedRanges
 from node.machine import cores
 from node.models import ChatModel
@@ -68,6 +69,7 @@ class Member:
             settings=_first_settings(settings, remembered),
         )
         self.dispatcher = Dispatcher(swarm.node_id, self.pipeline.head, self.plan, swarm.members, self.emit)
+        self.remembering = Remembering(remembered, self.plan, swarm.members, self._ask_for)
         self.service = Service(self, self.dispatcher, self.journal)
         self._wanted: ModelRef | None = None
         self._learning: ModelRef | None = None
@@ -128,6 +130,7 @@ class Member:
             nursery.start_soon(self.holder.run)
             nursery.start_soon(self.planner.run)
             nursery.start_soon(self._report)
+            nursery.start_soon(self.remembering.run)
             await self._name_model()
 
     async def _name_model(self) -> None:
@@ -163,6 +166,12 @@ class Member:
                 case PlanHeard(plan=plan):
                     self.planner.heard(plan)
             self.planner.wake()
+            self.remembering.stir()
+
+    async def _ask_for(self, model: ModelRef) -> None:
+        """From the moment that a model is served this node asks for it, as it would after a start."""
+        if not self._settings.model:
+            await self._swarm.update(wanted_model=model)
 
     def _note_name(self, record: NodeRecord) -> None:
         self._names.pop(record.node_id, None)
@@ -172,7 +181,7 @@ class Member:
 
     def _adopt(self, plan: Plan) -> None:
         self.emit(PlanAdopted(plan))
-        self._remembered.remember(plan)
+        self.remembering.stir()
         if self._settings.model and self._wanted is not None and self._wanted != plan.model:
             text = f"the swarm serves {plan.model.name}; --model {self._settings.model} applies to a swarm of your own"
             log.warning(text)

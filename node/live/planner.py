@@ -8,11 +8,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import trio
+from msgspec.structs import replace
 
-from node.errors import NoRoute, ParallaxError, PlanChanged
+from node.errors import NoRoute, ParallaxError, PlanChanged, PlanError
+from node.live.judging import Look, all_have_failed, asked_for, difference, doubt, nobody_for, serves
 from node.live.model_store import Metadata
 from node.plan.live.decide import Problem, decide, return_grace_s
 from node.plan.live.members import eligible, planner_of
@@ -21,7 +25,7 @@ from node.swarm.base import MemberGone, Swarm
 from node.wire.events import Event, Notice, PlanImpossible
 from node.wire.ids import NodeId
 from node.wire.models import Dtype, ModelRef
-from node.wire.plans import Plan, PlanSettings
+from node.wire.plans import SENTENCE_LIMIT, Plan, PlanSettings
 from node.wire.records import NodeRecord
 
 log = logging.getLogger(__name__)
@@ -53,8 +57,24 @@ UNSETTLED_S = 120.0
 RETRY_S = 15.0
 """A member that cannot plan, for it cannot get the model's config, lets others do it for so long."""
 
+DOUBT_S, STAGGER_S = 5.0, 1.0
+"""A plan that would end the service is given so long to prove better, for records may lag behind it; then one member
+after the other, by their ids, may outrank it."""
+
+LOOK_S = 120.0
+"""For what describes the model that a plan changes to: some megabytes from the hub."""
+
+UNSERVED_S = 20.0
+"""A plan that nobody can serve, and that has never been served, is given up after so long."""
+
+ASIDE_S = 600.0
+"""Plans of an author whose plan would have ended the service, or has, are not followed for so long."""
+
 CONFIRM_S, CONFIRM_LOOKS = 0.5, 10
 """A change by hand is done when all members follow it, or after so many looks, if nobody's plan has outranked it."""
+
+
+LOOKS_KEPT = 16
 
 
 class InThread(Protocol):
@@ -62,6 +82,15 @@ class InThread(Protocol):
     nodes are."""
 
     async def __call__(self, function: Callable[..., T], /, *arguments: Any) -> T: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _PutOff:
+    """A plan that outranks the one in force and is not followed yet."""
+
+    plan: Plan
+    due_s: float
+    """When this member outranks it."""
 
 
 class Planner:
@@ -84,6 +113,13 @@ class Planner:
         """`in_thread` works something out while the event loop goes on; a test's stops its clock meanwhile."""
         self.plan: Plan | None = None
         self._in_thread = in_thread
+        self._put_off: _PutOff | None = None
+        self._aside_until_s: dict[NodeId, float] = {}
+        self._looks: dict[tuple[ModelRef, Dtype], Look] = {}
+        self._looking: set[tuple[ModelRef, Dtype]] = set()
+        self._to_outrank: Plan | None = None
+        self._served, self._hopeless_since_s = False, float("inf")
+        self._aside_note = ""
         self._swarm, self._metadata, self._adopt, self._emit = swarm, metadata, adopt, emit
         self._min_nodes, self._joins, self._last_epoch = min_nodes, joins, last_epoch
         self._first_settings = settings or PlanSettings()
@@ -115,8 +151,11 @@ class Planner:
         if plan is None:
             raise NoRoute(f"no plan yet: {self.waiting or 'the nodes measure themselves'}; try again in a moment")
         wanted = settings if settings is not None else plan.settings
+        return await self._proposed(plan, wanted)
+
+    async def _proposed(self, plan: Plan, wanted: PlanSettings, *, lenient: bool = False) -> Proposal:
         return await self._in_thread(
-            propose,
+            partial(propose, lenient=lenient),
             self._swarm.node_id,
             self._swarm.members(),
             plan.model,
@@ -153,17 +192,38 @@ class Planner:
         return proposal
 
     def heard(self, plan: Plan) -> bool:
-        """Judge a plan; adopt it when it outranks ours. True if it was adopted."""
-        if not plan.may_follow(self.plan, time.time()):
+        """Judge a plan; adopt it when it outranks ours and would not end the service. True if it was adopted."""
+        if NodeId(plan.author) in self._aside() or not plan.may_follow(self.plan, time.time()):
             return False
+        if plan.author != self._swarm.node_id and (why := self._doubt(plan)):
+            self._wait_for_better(plan, why)
+            return False
+        self._follow(plan)
+        return True
+
+    def _wait_for_better(self, plan: Plan, why: str) -> None:
+        """Look at it again until its time is up; an author who goes on publishing gains no time by it."""
+        before = self._put_off
+        if before is not None and not plan.outranks(before.plan):
+            return
+        if before is not None and before.plan.author == plan.author:
+            self._put_off = _PutOff(plan, before.due_s)
+            return
+        log.warning("plan %d by %s is not followed yet: %s", plan.epoch, self._name_of(plan.author), why)
+        self._put_off = _PutOff(plan, trio.current_time() + DOUBT_S + STAGGER_S * self._rank())
+        self.wake()
+
+    def _follow(self, plan: Plan) -> None:
+        if self.plan is None:
+            self._served = False
         self.plan = plan
+        self._hopeless_since_s = float("inf")
         self._last_epoch = max(self._last_epoch, plan.epoch)
         self._unable_until_s = float("-inf")
         self._say("")
         log.info("plan %d: %s", plan.epoch, _in_words(plan, self._swarm.members()))
         self._adopt(plan)
         self.wake()
-        return True
 
     def member_gone(self, gone: MemberGone) -> None:
         """Remember who may return."""
@@ -180,12 +240,20 @@ class Planner:
 
     async def run(self) -> None:
         """Plan until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await self._watch(nursery)
+
+    async def _watch(self, nursery: trio.Nursery) -> None:
         while True:
             with trio.move_on_after(1.0):
                 await self._changed.wait()
                 await trio.sleep(SETTLE_S)
             self._changed = trio.Event()
             try:
+                self._look_at_models(nursery)
+                await self._judge_plan_in_force()
+                await self._judge_what_was_put_off()
+                await self._go_on()
                 await self._plan_if_due()
             except (ParallaxError, OSError) as error:
                 await self._tell_unable(str(error))
@@ -199,7 +267,7 @@ class Planner:
             await self._swarm.update(state="starting", problem="")
         records = self._swarm.members()
         self.waiting = self._waiting_for(records)
-        if planner_of(records, first=self.plan is None) != self._swarm.node_id:
+        if planner_of(records, first=self.plan is None, aside=self._aside()) != self._swarm.node_id:
             self._say("")  # another one sees to it now
             return
         if self.waiting:
@@ -209,7 +277,7 @@ class Planner:
         if wanted is None or not due:
             return
         current, outcome = self.plan, await self._decided(*wanted)
-        planner = planner_of(self._swarm.members(), first=current is None)
+        planner = planner_of(self._swarm.members(), first=current is None, aside=self._aside())
         if self.plan is not current or planner != self._swarm.node_id:
             self._weighed = ()  # it took a while, and is of yesterday
             self.wake()
@@ -219,6 +287,7 @@ class Planner:
             self._agreed = 0
             self._say("")
         elif self._is_agreed(due):
+            outcome = self._with_note(outcome)
             if not self.heard(outcome):  # its number is ahead of the clock: the next look finds it due again
                 log.warning("the plan of epoch %d must wait until the clock has come so far", outcome.epoch)
                 self._weighed = ()
@@ -244,6 +313,7 @@ class Planner:
                     settings,
                     self._expected(),
                     self._last_epoch,
+                    self._aside(),
                 )
                 if not isinstance(outcome, Problem):
                     return outcome
@@ -337,7 +407,8 @@ class Planner:
         """The swarm's model and the dtypes to try, best first."""
         if self.plan is not None:
             return self.plan.model, (self.plan.dtype,)
-        wanting = [record for record in records.values() if record.wanted_model is not None]
+        aside = self._aside()
+        wanting = [r for node, r in records.items() if r.wanted_model is not None and node not in aside]
         record = min(wanting, key=lambda r: (-r.plan_epoch, r.id), default=None)
         if record is None or record.wanted_model is None:
             return None
@@ -345,6 +416,144 @@ class Planner:
             return record.wanted_model, (record.wanted_dtype,)
         on_cpu = all(r.hardware is None or r.hardware.device == "cpu" for r in records.values())
         return record.wanted_model, (("float32", "bfloat16") if on_cpu else ("bfloat16",))
+
+    def _doubt(self, plan: Plan) -> str:
+        return doubt(plan, self.plan, self._swarm.members(), self._looks.get((plan.model, plan.dtype)))
+
+    def _rank(self) -> int:
+        """How many members go before this one."""
+        aside = self._aside()
+        return sum(node < self._swarm.node_id and node not in aside for node in eligible(self._swarm.members()))
+
+    def _aside(self) -> frozenset[NodeId]:
+        """Authors whose plans are not followed now."""
+        now_s = trio.current_time()
+        for author in [author for author, until_s in self._aside_until_s.items() if now_s >= until_s]:
+            del self._aside_until_s[author]
+            self._swarm.set_aside(author, aside=False)
+        return frozenset(self._aside_until_s)
+
+    def _set_aside(self, plan: Plan, why: str) -> None:
+        """Follow no plan of this author for a while, and say why."""
+        author = NodeId(plan.author)
+        self._aside_until_s[author] = trio.current_time() + ASIDE_S
+        self._swarm.set_aside(author, aside=True)
+        self._last_epoch = max(self._last_epoch, plan.epoch)
+        self._weighed = ()
+        self._aside_note = f"plan {plan.epoch} by {self._name_of(author)} was set aside: {why}"
+        text = f"{self._aside_note}; its author's plans are not followed for {ASIDE_S / 60:.0f} minutes"
+        log.warning(text)
+        self._emit(Notice.of("warning", text))
+
+    def _with_note(self, plan: Plan) -> Plan:
+        """Our next plan tells everybody's status what the one before it was set aside for."""
+        note, self._aside_note = self._aside_note, ""
+        return replace(plan, note=f"{note}; {plan.note}".removesuffix("; ")[:SENTENCE_LIMIT]) if note else plan
+
+    def _name_of(self, node_id: str) -> str:
+        record = self._swarm.members().get(NodeId(node_id))
+        return record.name if record is not None else node_id[-8:]
+
+    def _look_at_models(self, nursery: trio.Nursery) -> None:
+        """Have what describes the models of others' plans read, beside all else: it may have to be fetched."""
+        plans = [self.plan] if self._put_off is None else [self.plan, self._put_off.plan]
+        for plan in plans:
+            if plan is None:
+                continue
+            key = plan.model, plan.dtype
+            asked = plan is self.plan or asked_for(plan.model, self._swarm.members(), self._aside())
+            if asked and key not in self._looks and key not in self._looking:
+                self._looking.add(key)
+                nursery.start_soon(self._look_at, *key)
+
+    async def _look_at(self, model: ModelRef, dtype: Dtype) -> None:
+        look = Look(problem=f"it was not here within {LOOK_S:.0f} s")
+        try:
+            with trio.move_on_after(LOOK_S):
+                look = Look((await self._metadata(model)).facts(dtype))
+        except (ParallaxError, OSError) as error:
+            look = Look(problem=str(error))
+        except Exception as error:  # whatever a file or a plan says, planning goes on
+            log.exception("looking at %s failed", model.name)
+            look = Look(problem=f"{type(error).__name__}: {error}")
+        self._looking.discard((model, dtype))
+        while len(self._looks) >= LOOKS_KEPT:
+            del self._looks[next(iter(self._looks))]
+        self._looks[model, dtype] = look
+        self.wake()
+
+    async def _judge_plan_in_force(self) -> None:
+        """Give up a plan of somebody else's that has never been served and cannot be.
+
+        If this member failed at it, that counts no more: it may hold and plan something else.
+        """
+        plan, records, now_s = self.plan, self._swarm.members(), trio.current_time()
+        if plan is None or self._served:
+            return
+        if serves(plan, records):
+            self._served = True
+            return
+        if plan.author == self._swarm.node_id:
+            return
+        look = self._looks.get((plan.model, plan.dtype))
+        wrong = difference(plan, look.facts) if look is not None and look.facts is not None else ""
+        why = wrong or self._hopeless(plan, records, look)
+        self._hopeless_since_s = min(self._hopeless_since_s, now_s) if why else float("inf")
+        if wrong or now_s >= self._hopeless_since_s + UNSERVED_S:
+            self.plan = None
+            self._set_aside(plan, why)
+            if records[self._swarm.node_id].state == "failed":
+                await self._swarm.update(state="starting", problem="")
+
+    def _hopeless(self, plan: Plan, records: dict[NodeId, NodeRecord], look: Look | None) -> str:
+        measured = {node: record for node, record in records.items() if record.hardware is not None}
+        if (gap := nobody_for(plan, measured)) is not None:  # one that failed may yet succeed
+            return f"it leaves layers {gap[0]}–{gap[1] - 1} to nobody"
+        others = {node: record for node, record in records.items() if node != plan.author}
+        wanted = {record.wanted_model for record in others.values()} - {None, plan.model}
+        if look is not None and look.facts is None and wanted and all_have_failed(plan, records):
+            return f"its model {plan.model.name} cannot be had ({look.problem})"
+        return ""
+
+    async def _judge_what_was_put_off(self) -> None:
+        """Follow it once nothing speaks against it, or outrank it when its time is up."""
+        put_off, now_s = self._put_off, trio.current_time()
+        if put_off is None:
+            return
+        plan, current = put_off.plan, self.plan
+        why = self._doubt(plan)
+        if not plan.may_follow(current, time.time()) or NodeId(plan.author) in self._aside():
+            self._put_off = None  # another member was faster
+            if why and now_s >= put_off.due_s - STAGGER_S * self._rank():
+                self._set_aside(plan, why)
+                self._aside_note = ""  # the plan in force says it
+        elif not why:
+            self._put_off = None
+            self._follow(plan)
+        elif now_s >= put_off.due_s and (plan.model, plan.dtype) not in self._looking:
+            self._put_off = None
+            self._set_aside(plan, why)
+            self._to_outrank = plan
+
+    async def _go_on(self) -> None:
+        """Publish a plan that outranks the one just set aside: the one in force, made anew for who is here."""
+        current, bad = self.plan, self._to_outrank
+        if bad is None or current is None or current.outranks(bad):
+            self._to_outrank = None
+            return
+        try:
+            proposal = await self._proposed(current, current.settings, lenient=True)
+            following = proposal.plan
+        except PlanError:
+            following = current
+        if self.plan is not current:
+            return
+        following = replace(following, epoch=self._last_epoch + 1, author=self._swarm.node_id)
+        if not following.may_follow(current, time.time()):
+            return  # its number is ahead of the clock: the next look is a second later
+        self._to_outrank = None
+        if self.heard(following := self._with_note(following)):
+            await self._swarm.publish_plan(following)
 
     def _expected(self) -> set[NodeId]:
         """Members that vanished or are just returning, within their grace."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import trio
 
 from node.home import write_private
 from node.wire.models import ModelRef
@@ -24,6 +25,7 @@ class Remembered:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._writing = trio.CapacityLimiter(1)
         self.model: ModelRef | None = None
         self.epoch = 0
         self.settings = PlanSettings()
@@ -39,11 +41,14 @@ class Remembered:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:  # ValidationError is a ValueError
             log.warning("%s cannot be read (%s); starting without it", path, error)
 
-    def remember(self, plan: Plan) -> None:
-        """Note the plan in force; a disk that does not take it is no reason to stop serving."""
+    async def remember(self, plan: Plan) -> None:
+        """Note a plan that has been served. In a thread, for an SD card takes 200 ms to have it for good.
+
+        A disk that does not take it is no reason to stop serving.
+        """
         self.model, self.epoch, self.settings = plan.model, plan.epoch, plan.settings
         fields = msgspec.to_builtins({"model": plan.model, "epoch": plan.epoch, "settings": plan.settings})
         try:
-            write_private(self._path, json.dumps(fields).encode())
+            await trio.to_thread.run_sync(write_private, self._path, json.dumps(fields).encode(), limiter=self._writing)
         except OSError as error:
             log.warning("%s cannot be written: %s", self._path, error)

@@ -124,6 +124,9 @@ class Swarm(Protocol):
     async def publish_plan(self, plan: Plan) -> bool:
         """Sign a plan of ours and spread it, to members that join later too; False where one known here outranks it."""
 
+    def set_aside(self, author: NodeId, aside: bool) -> None:
+        """Neither take nor spread plans of this author, and forget the one known if it is theirs; or do so again."""
+
     async def link(self, peer: NodeId, lane: Lane = "steps") -> Link:
         """One lane of the link to a member, opened on first use; through a third member where there is no direct way.
 

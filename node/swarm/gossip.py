@@ -87,6 +87,8 @@ class Gossip:
         self._statements: dict[str, Envelope] = {}
         """Our own newest, by kind."""
         self._plan_envelope: Envelope | None = None
+        self._aside: set[NodeId] = set()
+        """Authors whose plans are not taken."""
         self._orphan: tuple[Plan, Envelope] | None = None
         """A plan that no member we know has made or follows; a record that tells otherwise may be under way."""
         self._plans_of: dict[NodeId, tuple[int, str]] = {}
@@ -172,6 +174,17 @@ class Gossip:
         self.plan = plan
         self._plan_envelope = self._identity.sign("plan", payload, self._swarm_mark)
         return self._plan_envelope
+
+    def set_aside(self, author: NodeId, aside: bool) -> None:
+        """Neither take nor spread plans of this author, and forget the one known if it is theirs; or do so again."""
+        if not aside:
+            self._aside.discard(author)
+            return
+        self._aside.add(author)
+        if self.plan is not None and self.plan.author == author:
+            self.plan, self._plan_envelope = None, None
+        if self._orphan is not None and self._orphan[0].author == author:
+            self._orphan = None
 
     def leave(self) -> Envelope:
         """Our goodbye."""
@@ -322,10 +335,10 @@ class Gossip:
         plan = _read(envelope, Plan, "plan")
         if plan.author != envelope.node_id:
             raise BadWireData("plan", "its author is another node than its signer")
-        self._note_plan(via, plan.epoch, plan.author)
-        if not plan.may_follow(self.plan, unix_s) or not self._is_allowed(envelope, via, now):
-            return Heard()
         author = envelope.id
+        self._note_plan(via, plan.epoch, plan.author)
+        if author in self._aside or not plan.may_follow(self.plan, unix_s) or not self._is_allowed(envelope, via, now):
+            return Heard()
         trusted = self._asked_s.pop(_PLAN, None) is not None  # we asked: its author may be long gone
         known = trusted or author == self.record.id or self._membership.is_remembered(author)
         if known or any(self._vouches(record, plan) for record in self._membership.members().values()):

@@ -132,6 +132,10 @@ class Libp2pSwarm:
         await trio.lowlevel.checkpoint()
         return envelope is not None
 
+    def set_aside(self, author: NodeId, aside: bool) -> None:
+        """Neither take nor spread plans of this author, and forget the one known if it is theirs; or do so again."""
+        self._gossip.set_aside(author, aside)
+
     async def link(self, peer: NodeId, lane: Lane = "steps") -> StreamLink:
         """One lane of the link to a member, opened on first use. Raises LinkClosed."""
         if peer == self.own_id or not self._gossip.is_member(peer):

@@ -93,6 +93,7 @@ class FakeSwarm:
         self.alive = True
         self.latest_plan: Plan | None = None
         """The highest plan that this member has published or been told."""
+        self._aside: set[str] = set()
         self._network = network
         self._view: dict[NodeId, NodeRecord] = {record.id: record}
         self._links: dict[tuple[NodeId, Lane], FakeLink] = {}
@@ -129,6 +130,11 @@ class FakeSwarm:
             link = self._links[peer, lane] = FakeLink(self._network, self, target, lane)
         return link
 
+    def set_aside(self, author: NodeId, aside: bool) -> None:
+        (self._aside.add if aside else self._aside.discard)(author)
+        if aside and self.latest_plan is not None and self.latest_plan.author == author:
+            self.latest_plan = None
+
     def invitation(self) -> str:
         return "plx1fake"
 
@@ -151,7 +157,7 @@ class FakeSwarm:
                 link.close(why)
 
     def _hear_plan(self, plan: Plan) -> None:
-        if plan.outranks(self.latest_plan):
+        if plan.author not in self._aside and plan.outranks(self.latest_plan):
             self.latest_plan = plan
             self._tell(PlanHeard(plan))
 

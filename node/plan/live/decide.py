@@ -40,13 +40,15 @@ def decide(
     settings: PlanSettings,
     expected: Collection[NodeId] = (),
     last_epoch: int = 0,
+    aside: Collection[NodeId] = (),
 ) -> Plan | Problem | None:
     """The plan to publish now, what stands in its way, or None when the one in force stays.
 
     `expected` are members that were lost without a goodbye and may return: while one of them has layers in the current
-    plan, the plan stays as it is, so that its return makes the swarm whole without moving anybody's layers.
+    plan, the plan stays as it is, so that its return makes the swarm whole without moving anybody's layers. Those who
+    are `aside` hold layers as anybody does, and do not plan.
     """
-    if planner_of(records, first=current is None) != self_id:
+    if planner_of(records, first=current is None, aside=aside) != self_id:
         return None
     if current is not None and any(assignment.id in expected for assignment in current.assignments):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
@@ -19,12 +19,15 @@ def eligible(records: Mapping[NodeId, NodeRecord]) -> dict[NodeId, NodeRecord]:
     }
 
 
-def planner_of(records: Mapping[NodeId, NodeRecord], *, first: bool = False) -> NodeId | None:
+def planner_of(
+    records: Mapping[NodeId, NodeRecord], *, first: bool = False, aside: Collection[NodeId] = ()
+) -> NodeId | None:
     """Whose word counts now: the eligible member with the smallest id, so that any member can take over.
 
     The `first` plan of a swarm that was started again is made by who followed its last one: it knows what was set.
+    Members who are `aside` have made plans that ended the service, and make none for a while.
     """
-    able = eligible(records)
+    able = {node: record for node, record in eligible(records).items() if node not in aside}
     return min(able, key=lambda node: (-able[node].plan_epoch if first else 0, node), default=None)
 
 

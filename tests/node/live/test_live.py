@@ -52,11 +52,12 @@ class ToyDesk:
 
     def __init__(self, facts: ModelFacts) -> None:
         self.missing = self.unreadable = self.faulty = False
+        self.lacks: set[ModelRef] = set()
         self._facts = facts
 
     async def metadata(self, ref: ModelRef) -> ToyDesk:
         await trio.lowlevel.checkpoint()
-        if self.missing or self.unreadable:
+        if self.missing or self.unreadable or ref in self.lacks:
             raise FetchFailed("toy", "no network")
         return self
 
@@ -67,7 +68,7 @@ class ToyDesk:
 
     async def weights(self, ref: ModelRef, start: int, end: int) -> Path:
         await trio.lowlevel.checkpoint()
-        if self.missing:
+        if self.missing or ref in self.lacks:
             raise FetchFailed("toy", "no network")
         return Path("toy")
 
@@ -563,7 +564,7 @@ def test_a_home_that_remembers_an_absurd_epoch_starts_without_it_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, epoch: int
 ) -> None:
     file = tmp_path / "model.json"
-    Remembered(file).remember(Plan(epoch, NodeId("b"), MODEL, "float32", FACTS, ()))
+    trio.run(Remembered(file).remember, Plan(epoch, NodeId("b"), MODEL, "float32", FACTS, ()))
     again = Remembered(file)
     assert (again.epoch, again.model) == (0, None)
     assert f"no planning has led to its epoch {epoch}" in caplog.text
@@ -586,14 +587,14 @@ async def test_where_somebody_has_used_up_the_epochs_the_next_plan_waits_for_the
 def test_what_is_remembered_survives_a_damaged_file_and_a_full_disk(tmp_path: Path) -> None:
     file = tmp_path / "model.json"
     plan = Plan(7, NodeId("b"), MODEL, "float32", FACTS, ())
-    Remembered(file).remember(plan)
+    trio.run(Remembered(file).remember, plan)
     assert (Remembered(file).model, Remembered(file).epoch) == (MODEL, 7)
     for damage in (b"", b"{", b"[]", b'{"model": 1, "epoch": 2}', b'{"epoch": 99999999999999999999}'):
         file.write_bytes(damage)
         assert Remembered(file).epoch == 0
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
-    Remembered(blocked / "model.json").remember(plan)  # its folder cannot be made: told in the log, no more
+    trio.run(Remembered(blocked / "model.json").remember, plan)  # its folder cannot be made: told in the log, no more
 
 
 @pytest.mark.parametrize("facts", [FACTS, LARGE], ids=["small layers", "large layers"])
