@@ -76,6 +76,8 @@ class EngineLoop:
         self._news.set()
 
     def _next(self) -> tuple[Work, ...]:
+        if not self._waiting or len(self._batches) >= BATCHES_IN_FLIGHT:
+            return ()  # as after every batch of a sequence that streams alone
         ready: list[Ready] = []
         budgets: dict[object, Budget] = {}
         for session, steps in self._waiting.items():

@@ -67,6 +67,41 @@ def test_a_cancelled_request_is_told_however_many_came_after_it() -> None:
     assert [(event.request_id, event.reason) for event in ended] == [(request_id, "cancelled")]
 
 
+class WaitingDispatcher:
+    """Finds no chain for a while."""
+
+    @asynccontextmanager
+    async def generate(
+        self,
+        generation: Generation,
+        request_id: str,
+        started: Callable[[tuple[Hop, ...]], None],
+        waits: Callable[[str], None],
+        arrived_s: float,
+    ) -> AsyncIterator[Course]:
+        waits("layers 3–5 of 6 have no ready node")
+        self.waited_s = trio.current_time() - arrived_s
+        started((Hop(DESK, 0, 30),))
+        yield cast("Course", None)
+
+
+def test_a_request_that_waits_is_an_event_and_its_patience_runs_from_its_arrival() -> None:
+    journal, dispatcher = Journal(DESK), WaitingDispatcher()
+    service = Service(ServingHere(plan(), ()), cast("Dispatcher", dispatcher), journal)
+    request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
+
+    async def ask() -> None:
+        async with service.answer(request, arrived_s=perf_counter() - 5):
+            pass
+
+    before = journal.state.seq
+    trio.run(ask)
+    told = [numbered.event for numbered in journal.after(before)]
+    assert [type(event).__name__ for event in told] == ["RequestWaiting", "RequestStarted", "RequestFinished"]
+    assert "layers 3–5" in getattr(told[0], "reason", "")
+    assert 5 <= dispatcher.waited_s < 60
+
+
 def test_the_time_to_the_first_token_begins_when_the_request_arrives() -> None:
     service = Service(ServingHere(plan(), ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
     request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
