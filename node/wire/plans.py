@@ -17,7 +17,7 @@ from node.wire.records import NAME_LIMIT, Id, Layer, make_printable
 
 Objective = Literal["share", "latency", "throughput", "balanced"]
 """What a plan aims at: layers for every member in proportion to memory; the fastest answer for one user; the most
-tokens per second for all; pipelines over mean latency."""
+tokens per second for all; the geometric mean of both."""
 
 Aim = Literal["auto", Objective]
 """What people may ask for; see `PlanSettings.objective`."""

@@ -138,6 +138,8 @@ class Links:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "named", frozenset(end for pair in (*self.rtt_ms, *self.mbps) for end in pair))
+        for key in ("near_ms", "far_ms", "trips"):
+            checked("links", key, getattr(self, key), zero=True)
         for (a, b), milliseconds in self.rtt_ms.items():
             checked(f"link {a}–{b}", "rtt_ms", milliseconds, zero=True)
         for (a, b), rate in self.mbps.items():

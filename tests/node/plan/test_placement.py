@@ -215,6 +215,11 @@ def test_figures_that_cannot_be_are_refused_by_name(bad: object) -> None:
     assert caught.value.key == "bandwidth"
     with pytest.raises(BadPool):
         Links({("a", "b"): -1.0})
+    if bad != 0 and bad is not True:  # a link may take no time at all
+        for key in ("near_ms", "far_ms", "trips"):
+            with pytest.raises(BadPool) as caught:
+                Links(**{key: bad})  # type: ignore[arg-type]
+            assert caught.value.key == key
 
 
 def test_large_pools_come_close_to_what_no_plan_can_exceed() -> None:
