@@ -12,6 +12,10 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
+HEARD_PER_S, HEARD_BURST = 300.0, 16_384.0
+"""Statements of any age that come from one neighbour: old ones cost a look each and no check, so more may come, and a
+newcomer may be told of everyone by two neighbours at once."""
+
 OWN_PER_S, OWN_BURST = 10.0, 60.0
 """Statements of one signer. An honest one makes at most four statuses, four trips and a profile or two a second, and
 all of them at once when it has found the swarm again."""

@@ -20,6 +20,8 @@ from node.swarm.allowance import (
     ASKS_PER_S,
     FAULTS_BURST,
     FAULTS_PER_S,
+    HEARD_BURST,
+    HEARD_PER_S,
     OWN_BURST,
     OWN_PER_S,
     RELAYED_BURST,
@@ -96,6 +98,7 @@ class Gossip:
         self._asked_s: dict[bytes, float] = {}
         self._late_plan_s: float | None = None
         """Since when some member follows a plan that we have not heard."""
+        self._heard = Allowance[NodeId](HEARD_PER_S, HEARD_BURST)
         self._own = Allowance[NodeId](OWN_PER_S, OWN_BURST)
         self._relayed = Allowance[NodeId](RELAYED_PER_S, RELAYED_BURST)
         self._faults = Allowance[NodeId](FAULTS_PER_S, FAULTS_BURST)
@@ -256,6 +259,10 @@ class Gossip:
             Flood: `via` sends more than a member may, for too long.
             BadWireData: the statement is none of its owner's, or not what its kind says.
         """
+        if not self._heard.take(via, now):
+            if self._heard.is_flood(via):
+                raise Flood(f"statements of {short_id(via)}", "it repeats what is known without pause")
+            return Heard()
         match envelope.kind:
             case "profile" | "status" | "trips" | "beat":
                 return self._hear_part(envelope, via, now, unix_s)

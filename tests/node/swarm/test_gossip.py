@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from node.errors import BadWireData
-from node.swarm.allowance import OWN_BURST, OWN_PER_S, PATIENCE
+from node.swarm.allowance import HEARD_BURST, OWN_BURST, OWN_PER_S, PATIENCE
 from node.swarm.base import MemberGone, MemberSeen, PlanHeard
 from node.swarm.gossip import ASK_AGAIN_S, CLOCK_AHEAD_LIMIT_MS, LATE_PLAN_S, Flood, Gossip, Heard
 from node.swarm.identity import Identity, identity_from_seed
@@ -405,6 +405,16 @@ def test_a_flood_that_is_passed_on_is_dropped_and_the_relay_stays(
         for envelope in statuses(bob, record_of(bob.node_id, 100), int(OWN_BURST + PATIENCE + 100))
     )
     assert taken <= OWN_BURST + OWN_PER_S
+
+
+def test_who_repeats_old_words_without_pause_is_let_go_too(gossip: Gossip, bob: Identity, record_of: Make) -> None:
+    hear_all(gossip, bob, record_of(bob.node_id, 5))
+    (*_, old) = told_by(bob, record_of(bob.node_id, 5))
+    for _ in range(int(HEARD_BURST) - 10):
+        assert hear(gossip, old, "relay") == Heard(), "a newcomer is told of everyone"
+    with pytest.raises(Flood, match="repeats"):
+        for _ in range(1000):
+            hear(gossip, old, "relay")
 
 
 def test_what_is_forged_in_the_name_of_another_does_not_use_up_its_allowance(
