@@ -124,13 +124,13 @@ def test_severed_members_stay_members_and_are_heard_through_a_third() -> None:
             network.sever(ada, bob)
             assert bob.node_id in ada.members()
             sent_s = trio.current_time()
-            await (await ada.link(bob.node_id)).send(Progress(SESSION, 0, 1))
+            await (await ada.link(bob.node_id)).send(Progress(SESSION, 1, 1))
             await bob.arrivals.receive()
             assert trio.current_time() - sent_s == pytest.approx(0.02)
             network.sever(bob, eve)
             with pytest.raises(LinkClosed):
                 await ada.link(bob.node_id)
             network.heal(ada, bob)
-            await (await ada.link(bob.node_id)).send(Progress(SESSION, 0, 2))
+            await (await ada.link(bob.node_id)).send(Progress(SESSION, 1, 2))
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
