@@ -35,6 +35,8 @@ class LiveRouter:
         self._offers: dict[NodeId, tuple[object, Untold, Offer]] = {}
         """By node: what its offer was made of, and the offer."""
         self._links, self._links_at_s = RoundTrips(()), float("-inf")
+        self._broken: dict[NodeId, tuple[str, ...]] = {}
+        """By node: whom it cannot reach."""
         self._router: Router | None = None
         self._shape: Shape = ()
 
@@ -45,6 +47,9 @@ class LiveRouter:
             self._duty = {node_id: override.duty for node_id, override in plan.settings.binding.items()}
             self._offers = {}
         self._records = records
+        broken = {node: record.unreachable for node, record in records.items() if record.unreachable}
+        if broken != self._broken:  # a link that is lost, or mended, counts at once
+            self._broken, self._links_at_s = broken, float("-inf")
         self._ledger.keep_only(records)
         known, self._offers = self._offers, {}
         for node, record in records.items():
