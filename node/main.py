@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,23 +26,21 @@ from node.arrival import tell_arrival
 from node.config import DEFAULT_API, Settings, announce_multiaddrs, is_loopback, listen_multiaddrs, parse_host_port
 from node.engine.workers import open_workers
 from node.errors import AlreadyRunning, ParallaxError, sentence
-from node.home import HAS_UNIX_SOCKETS, STOP_SIGNALS, Control, Home, write_private
+from node.home import HAS_UNIX_SOCKETS, Control, Home, write_private
 from node.live.member import Member
 from node.live.remembered import Remembered
 from node.loop_watch import log_held_loop
 from node.machine import machine_id
 from node.open_files import raise_open_files
+from node.stopping import WITH_PARENT, Stopping
 from node.swarm.host import SwarmSettings, open_swarm
 
 if TYPE_CHECKING:
-    from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
+    pass  # libp2p brings trio-stubs, which hide trio's own types
 
 log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Exception)
-
-WITH_PARENT = "PARALLAX_STOP_WITH_PARENT"
-"""Set by a parent that holds the other end of our stdin: when it closes, however the parent ended, the node leaves."""
 
 
 class NodeFailed(ParallaxError):
@@ -88,14 +85,14 @@ def _locked(home: Home) -> Iterator[None]:
 
 
 async def _main(settings: Settings, home: Home) -> int:
-    stop = trio.Event()
+    stopping = Stopping()
     failure: ParallaxError | None = None
     async with trio.open_nursery() as outer:
-        await outer.start(_stop_on_signal, stop)
+        await outer.start(stopping.on_signals)
         if os.environ.get(WITH_PARENT):
-            _stop_with_parent(stop)
+            stopping.with_parent()
         try:
-            await _serve(settings, home, stop)
+            await _serve(settings, home, stopping)
         except* ParallaxError as group:
             failure = next(iter(_leaves(group)))
         except* OSError as group:  # a full disk, a lost folder: a sentence for people, the place for who mends it
@@ -110,7 +107,7 @@ async def _main(settings: Settings, home: Home) -> int:
     return 0
 
 
-async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
+async def _serve(settings: Settings, home: Home, stopping: Stopping) -> None:
     remembered = Remembered(home.data / "model.json")
     api = _api_listeners(settings)
     owner_token = secrets.token_urlsafe(32)
@@ -157,7 +154,11 @@ async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
                 log.info("node %s (%s)", settings.name, swarm.node_id)
                 nursery.start_soon(tell_arrival, this.journal, bool(settings.join))
                 nursery.start_soon(this.run)
-                await stop.wait()
+                await stopping.asked.wait()
+                async with trio.open_nursery() as leaving:
+                    leaving.start_soon(_cancel_at, stopping.at_once, leaving.cancel_scope)
+                    await this.leave()
+                    leaving.cancel_scope.cancel()
                 nursery.cancel_scope.cancel()  # the swarm's block is left in order: it says goodbye
     finally:
         home.control_file.unlink(missing_ok=True)
@@ -167,30 +168,9 @@ async def _serve(settings: Settings, home: Home, stop: trio.Event) -> None:
             _remove_socket(Path(control.socket_path), home)
 
 
-async def _stop_on_signal(stop: trio.Event, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-        task_status.started()
-        async for number in signals:
-            if stop.is_set():
-                log.warning("second signal %d: leaving at once", number)
-                os._exit(130)
-            log.info("signal %d: leaving", number)
-            stop.set()
-
-
-def _stop_with_parent(stop: trio.Event) -> None:
-    token = trio.lowlevel.current_trio_token()
-
-    def wait_for_end() -> None:
-        while os.read(0, 4096):
-            pass
-        try:
-            token.run_sync_soon(stop.set)
-        except trio.RunFinishedError:
-            return  # the node has ended before its parent
-
-    # A daemon thread, since a read of stdin cannot be cancelled on every platform.
-    threading.Thread(target=wait_for_end, name="parent watch", daemon=True).start()
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _control_listener(settings: Settings, home: Home) -> tuple[Control, socket.socket]:

@@ -61,8 +61,8 @@ def _client_routes(service: Service, owner: Owner) -> list[Route]:
 
     async def health(request: Request) -> Response:
         plan = service.here.plan()
-        problem = service.journal.state.uncovered()
-        serving = plan is not None and not problem and service.here.chat_model() is not None
+        whole = plan is not None and not service.journal.state.uncovered()
+        serving = whole and service.here.chat_model() is not None and not service.here.leaving
         body = {
             "status": "ok" if serving else "waiting",
             "version": node.__version__,

@@ -45,6 +45,10 @@ class NodeControl(Protocol):
     def names(self) -> Mapping[str, str]:
         """Of all nodes seen in this run, by id: those that are away can be named too."""
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it has been asked to end: it finishes what runs and takes nothing new."""
+
     def waiting_for(self) -> str: ...
 
     async def propose(self, settings: PlanSettings | None = None) -> Proposal:
@@ -91,7 +95,7 @@ class Service:
         """
         arrived_s = perf_counter() if arrived_s is None else arrived_s
         plan, chat_model = self.here.plan(), self.here.chat_model()
-        if plan is None or chat_model is None:
+        if plan is None or chat_model is None or self.here.leaving:
             raise NoRoute(self.here.waiting_for())
         if request.model and request.model != plan.model.name:
             raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {shown(request.model)}")

@@ -14,6 +14,7 @@ from node.errors import ParallaxError
 from node.home import Home
 from node.journal.log import Journal
 from node.live.holder import Holder, OpenEngine
+from node.live.leaving import Leaving
 from node.live.model_store import ModelStore
 from node.live.planner import Planner
 from node.live.remembered import Remembered
@@ -71,6 +72,7 @@ class Member:
         self.dispatcher = Dispatcher(swarm.node_id, self.pipeline.head, self.plan, swarm.members, self.emit)
         self.remembering = Remembering(remembered, self.plan, swarm.members, self._ask_for)
         self.service = Service(self, self.dispatcher, self.journal)
+        self._leaving = Leaving(swarm, ranges, self.plan, self._busy)
         self._wanted: ModelRef | None = None
         self._learning: ModelRef | None = None
         self._names: dict[str, str] = {}
@@ -95,6 +97,10 @@ class Member:
     def invitation(self) -> str:
         return self._swarm.invitation()
 
+    @property
+    def leaving(self) -> bool:
+        return self._leaving.begun
+
     async def propose(self, settings: PlanSettings | None = None) -> Proposal:
         return await self.planner.propose(settings)
 
@@ -103,6 +109,8 @@ class Member:
 
     def waiting_for(self) -> str:
         """Why nothing can be served now, in a sentence."""
+        if self.leaving:
+            return "this node is leaving the swarm; ask another one"
         state = self.journal.state
         if state.plan_problem:
             return state.plan_problem
@@ -115,6 +123,13 @@ class Member:
         return f"layers {gaps} have no ready node; see `parallax status`" if gaps else "the tokenizer is being fetched"
 
     # --- running ----------------------------------------------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """Let what runs here end and others take over what it holds, while `run` goes on; returns when it may end."""
+        await self._leaving.run()
+
+    def _busy(self) -> bool:
+        return self.pipeline.head.requests > 0 or self.pipeline.stage.sessions > 0
 
     def emit(self, event: Event) -> None:
         """Into the journal."""

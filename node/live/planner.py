@@ -583,6 +583,7 @@ def _fixed_in(record: NodeRecord) -> tuple[object, ...]:
         record.pinned_layers,
         record.memory_cap_bytes,
         record.state == "failed",
+        record.leaving,
     )
 
 

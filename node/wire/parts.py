@@ -58,6 +58,7 @@ class Profile(Struct, frozen=True, omit_defaults=True):
     memory_cap_bytes: Count | None = None
     region: Annotated[str, Meta(max_length=64)] = ""
     problem: Annotated[str, Meta(max_length=512)] = ""
+    leaving: bool = False
 
 
 class _Held(Struct, frozen=True, array_like=True):
@@ -193,6 +194,7 @@ def record_of(
         memory_cap_bytes=profile.memory_cap_bytes,
         region=profile.region,
         problem=profile.problem,
+        leaving=profile.leaving,
         rtt_ms=rtt_ms,
         mbps={peer: min(MOST_MBPS, rate) for peer, rate in mbps.items()},
         unreachable=unreachable,

@@ -174,6 +174,8 @@ class NodeRecord(Struct, frozen=True):
     """One of `NODE_STATES`, or `unknown`."""
     problem: Annotated[str, Meta(max_length=PROBLEM_LIMIT)] = ""
     """Why it does not serve, for people."""
+    leaving: bool = False
+    """It has been asked to end: it serves what it holds until others do, and is planned for no longer."""
 
     def __post_init__(self) -> None:
         make_known(self, "state", NODE_STATES)

@@ -37,6 +37,10 @@ class FakeHere:
     def names(self) -> dict[str, str]:
         return {"12D3KooWseen0000before01": "garage"}
 
+    @property
+    def leaving(self) -> bool:
+        return False
+
     def waiting_for(self) -> str:
         return "no plan yet: the nodes measure themselves; try again in a moment"
 

@@ -108,7 +108,7 @@ def _node(record: NodeRecord, override: Override, siblings: int, problems: list[
         layer_ms=((latency.sequences, layer_ms),) if latency is not None and layer_ms else (),
         head_ms=credible("head_ms", record.head_ms, LEAST_MS, MOST_MS),
         overhead_ms=USUAL_OVERHEAD_MS if overhead_ms is None else overhead_ms,
-        pinned=record.pinned_layers or override.layers,
+        pinned=None if record.leaving else record.pinned_layers or override.layers,
         barred=_why_barred(record, override),
         name=record.name,
     )
@@ -117,7 +117,7 @@ def _node(record: NodeRecord, override: Override, siblings: int, problems: list[
 def _why_barred(record: NodeRecord, override: Override) -> str:
     if override.duty == "exclude":
         return "excluded by hand"
-    if override.duty == "drain":
+    if override.duty == "drain" or record.leaving:
         return DRAINS
     if record.state == "failed":
         return f"failed: {record.problem or 'for an unknown reason'}"

@@ -25,10 +25,11 @@ def planner_of(
     """Whose word counts now: the eligible member with the smallest id, so that any member can take over.
 
     The `first` plan of a swarm that was started again is made by who followed its last one: it knows what was set.
-    Members who are `aside` have made plans that ended the service, and make none for a while.
+    Members who are `aside` have made plans that ended the service, and make none for a while; who leaves plans only
+    where nobody stays.
     """
     able = {node: record for node, record in eligible(records).items() if node not in aside}
-    return min(able, key=lambda node: (-able[node].plan_epoch if first else 0, node), default=None)
+    return min(able, key=lambda node: (able[node].leaving, -able[node].plan_epoch if first else 0, node), default=None)
 
 
 def memory_for_model(record: NodeRecord, siblings: int, most_bytes: int | None = None) -> int:

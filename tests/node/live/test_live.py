@@ -18,6 +18,7 @@ from node.engine.base import StageSpec
 from node.errors import FetchFailed, LoadFailed, PlanChanged, WorkerDied
 from node.live import planner
 from node.live.holder import Holder
+from node.live.leaving import Leaving
 from node.live.mover import RETRY_S
 from node.live.planner import REVIEW_S, REVIEWS_AGREED, SET_ASIDE_S, Planner
 from node.live.remembered import Remembered
@@ -76,8 +77,10 @@ class ToyDesk:
 class SlowEngine(FakeEngine):
     """Takes a second to load."""
 
+    load_s = 1.0
+
     async def load(self, spec: StageSpec) -> FakeStage:
-        await trio.sleep(1.0)
+        await trio.sleep(self.load_s)
         return await super().load(spec)
 
 
@@ -89,8 +92,9 @@ class Peer:
     pipeline: Pipeline
     dispatcher: Dispatcher
     desk: ToyDesk
-    engines: list[FakeEngine]
+    engines: list[SlowEngine]
     scope: trio.CancelScope
+    leaving: Leaving
     failing_starts: int = 0
     out_of_memory: bool = False
     """Every load kills the worker."""
@@ -146,7 +150,7 @@ class Lab:
         epoch, settings = remembers or (0, self.settings)
         swarm = self.network.add(name, **{"machine_id": name, "plan_epoch": epoch, **record})
         events: list[Event] = []
-        engines: list[FakeEngine] = []
+        engines: list[SlowEngine] = []
         desk = ToyDesk(self.facts)
 
         @asynccontextmanager
@@ -175,7 +179,11 @@ class Lab:
             in_thread=while_the_clock_stands,
         )
         dispatcher = Dispatcher(swarm.node_id, pipeline.head, lambda: planner.plan, swarm.members)
-        peer = Peer(swarm, planner, holder, pipeline, dispatcher, desk, engines, trio.CancelScope(), events=events)
+        leaving = Leaving(
+            swarm, ranges, lambda: planner.plan, lambda: bool(pipeline.head.requests + pipeline.stage.sessions)
+        )
+        scope = trio.CancelScope()
+        peer = Peer(swarm, planner, holder, pipeline, dispatcher, desk, engines, scope, leaving, events=events)
         if wants:
             await swarm.update(wanted_model=MODEL)
         self.nursery.start_soon(self._run, peer)
