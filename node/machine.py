@@ -1,8 +1,7 @@
-"""What this machine is to its nodes: an identity that they share, and cores that they divide."""
+"""What this machine is to its nodes: an identity that they share."""
 
 from __future__ import annotations
 
-import os
 import uuid
 from hashlib import sha256
 from pathlib import Path
@@ -17,10 +16,3 @@ def machine_id() -> str:
     except OSError:
         mark = f"{uuid.getnode():012x} {int(psutil.boot_time())}".encode()
     return sha256(b"parallax machine " + mark).hexdigest()[:32]
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -8,26 +8,22 @@ from node.engine.base import (
     BackendInfo,
     Batch,
     BatchResult,
-    Buffer,
     Engine,
     Slot,
     SlotResult,
     Stage,
     StageInfo,
     StageSpec,
-    Want,
 )
 
 __all__ = [
     "BackendInfo",
     "Batch",
     "BatchResult",
-    "Buffer",
     "Engine",
     "Slot",
     "SlotResult",
     "Stage",
     "StageInfo",
     "StageSpec",
-    "Want",
 ]

@@ -10,16 +10,11 @@ wants no token, one, or one per row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from node.wire.frames import Sampling
+from node.wire.frames import Buffer, Sampling, Want
 from node.wire.models import Dtype
 from node.wire.records import Hardware
-
-Buffer = bytes | bytearray | memoryview
-
-Want = Literal["nothing", "token", "each"]
-"""No token, one after the slot's last row, or one after each of its rows, as where a draft is verified."""
 
 BATCHES_IN_FLIGHT = 2
 """Between node and worker: one that runs, and one that lies ready when it ends."""

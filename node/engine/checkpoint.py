@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +9,10 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from node.errors import DamagedModel
+from node.wire.weight_index import INDEX, SINGLE, parse_index
 
 if TYPE_CHECKING:
     import torch
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 class Checkpoint:
@@ -23,6 +20,7 @@ class Checkpoint:
 
     Raises:
         DamagedModel: no weights in the folder, or an index or header that cannot be read.
+        UnsupportedModel: the index names what is no safetensors file beside it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,11 +72,7 @@ def _open(path: Path) -> safe_open:
 
 def _read_index(index: Path) -> dict[str, Path]:
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        places = {str(name): index.parent / str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedModel(str(index), f"is no index of tensors: {error!r}") from error
-    for place in places.values():
-        if place.parent != index.parent:
-            raise DamagedModel(str(index), f"names a file outside the model's folder: {place}")
-    return places
+        data = index.read_bytes()
+    except OSError as error:
+        raise DamagedModel(str(index), f"cannot be read: {error}") from error
+    return {tensor: index.parent / file for tensor, file in parse_index(data, str(index)).items()}

@@ -25,8 +25,9 @@ from node.engine.fork_server import (
 )
 from node.engine.last_words import LastWords
 from node.engine.patience import START_S
-from node.engine.spawning import WorkerProcess, command, environment, own_session
+from node.engine.spawning import WorkerProcess, command, environment
 from node.errors import WorkerDied, WorkerHung
+from node.python_child import own_session
 
 CAN_FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Elsewhere a process that has loaded the system's own libraries for computing cannot be forked."""

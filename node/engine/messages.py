@@ -14,9 +14,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from node.engine.backend import BackendName, DeviceChoice
-from node.engine.base import BackendInfo, Buffer, Slot, SlotResult, StageInfo, StageSpec
+from node.engine.base import BackendInfo, Slot, SlotResult, StageInfo, StageSpec
 from node.errors import BadWireData, EngineError
-from node.wire.frames import BODY_LIMIT_BYTES, Sampling
+from node.wire.frames import BODY_LIMIT_BYTES, Buffer, Sampling
 from node.wire.models import Count, Dtype
 from node.wire.records import Hardware
 

@@ -22,7 +22,7 @@ from itertools import count
 import trio
 
 from node.engine.backend import BackendName, DeviceChoice
-from node.engine.base import BATCHES_IN_FLIGHT, BackendInfo, Batch, BatchResult, Buffer, StageInfo, StageSpec
+from node.engine.base import BATCHES_IN_FLIGHT, BackendInfo, Batch, BatchResult, StageInfo, StageSpec
 from node.engine.last_words import LastWords, LineBudget, lines_of
 from node.engine.messages import (
     Close,
@@ -50,7 +50,7 @@ from node.engine.replies import ReplyReader
 from node.engine.spawning import WorkerProcess, spawn_worker
 from node.engine.watch import Watch
 from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, WorkerDied, WorkerHung
-from node.wire.frames import Sampling
+from node.wire.frames import Buffer, Sampling
 from node.wire.records import Hardware
 
 logger = logging.getLogger(__name__)

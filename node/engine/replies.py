@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from node.engine.base import Buffer
 from node.engine.messages import PREFIX, Reply, unpack_prefix, unpack_reply
+from node.wire.frames import Buffer
 
 READ_BYTES = 64 * 1024
 """A pipe's usual capacity."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import trio
+
+from node.python_child import own_session
 
 SPIN = {
     # How long idle GNU OpenMP threads spin before they sleep. Decode of a 135 M model on 2 cores, ms per token:
@@ -98,10 +99,3 @@ def command(python: str, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Of a worker."""
     return {**SPIN, **os.environ, **ENVIRONMENT}
-
-
-def own_session() -> dict[str, Any]:
-    """Keeps a terminal's Ctrl-C and hang-up from the worker: the node says goodbye first, then ends it."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}

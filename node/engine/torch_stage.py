@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from node.engine.base import Batch, BatchResult, Buffer, Slot, SlotResult, StageInfo
+from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
 from node.engine.batches import check_batch
 from node.engine.kv_cache import Sequence, Sequences
 from node.engine.memory import WorkerMemory
 from node.engine.sampler import sample
 from node.engine.torch_slice import TorchSlice, forget
 from node.errors import EngineError
-from node.wire.frames import Sampling
+from node.wire.frames import Buffer, Sampling
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

@@ -25,7 +25,7 @@ from io import BufferedReader, FileIO
 from typing import assert_never
 
 from node.engine.backend import Backend, LoadedStage, open_backend
-from node.engine.base import Batch, Buffer
+from node.engine.base import Batch
 from node.engine.messages import (
     PREFIX,
     TEXT_LIMIT,
@@ -53,6 +53,7 @@ from node.engine.messages import (
     unpack_request,
 )
 from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV
+from node.wire.frames import Buffer
 
 EXIT_BAD_DATA = 3
 """The process's status after bytes on its pipe that are no request."""

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from node.api.service import Service
 from node.config import Settings
+from node.engine.machine import core_count
 from node.errors import ParallaxError
 from node.home import Home
 from node.journal.log import Journal
@@ -20,7 +21,6 @@ from node.live.planner import Planner
 from node.live.remembered import Remembered
 from node.live.remembering import Remembering
 from node.live.served_ranges import ServedRanges
-from node.machine import cores
 from node.models import ChatModel
 from node.pipeline.dispatch import Dispatcher
 from node.pipeline.pipeline import Pipeline
@@ -55,7 +55,7 @@ class Member:
             self.pipeline.stage,
             open_engine,
             self.emit,
-            cores(),
+            core_count(),
             settings.threads,
         )
         self.planner = Planner(

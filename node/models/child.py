@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
@@ -31,7 +30,7 @@ from node.models.fetching import (
     Task,
 )
 from node.models.progress import Phase, ignore_progress
-from node.python_child import module_command, module_environment
+from node.python_child import module_command, module_environment, own_session
 from node.wire.models import ModelRef
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ async def _run(task: Task, name: str, on_progress: OnProgress) -> ResultLine:
             stdout=subprocess.PIPE,
             stderr=errors,
             env=module_environment(),
-            **_own_session(),
+            **own_session(),
         )
         try:
             assert process.stdin is not None
@@ -115,13 +114,6 @@ async def _run(task: Task, name: str, on_progress: OnProgress) -> ResultLine:
             f"the process that prepares it ended with status {process.returncode} ({_last_words(errors)}); try again"
         )
         raise FetchFailed(name, reason)
-
-
-def _own_session() -> dict[str, Any]:
-    """Ctrl-c at the terminal reaches us alone, and we end the child in order."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
 
 
 async def _follow(stdout: trio.abc.ReceiveStream, on_progress: OnProgress) -> ResultLine | ErrorLine | None:

@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import msgspec
-
 from node.errors import BadLayers, DamagedModel, UnsupportedModel
+from node.wire.weight_index import INDEX, SINGLE, parse_index
 
-CONFIG, INDEX, SINGLE, TOKENIZER = "config.json", "model.safetensors.index.json", "model.safetensors", "tokenizer.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 METADATA = (
     CONFIG,
     TOKENIZER,
@@ -26,14 +25,9 @@ METADATA = (
 METADATA_LIMIT_BYTES = 256 * 1024 * 1024
 """For each; the index of a 1,000 B model has 10 MB, the largest tokenizers have 35 MB."""
 
-_WEIGHT_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,6})\.")
 _NOT_TEXT = re.compile(r"(?:^|\.)(?:vision|visual|audio|multi_modal|vit)")
 """Towers for pictures and sound number their layers too."""
-
-
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -44,17 +38,10 @@ def read_index(path: Path) -> dict[str, str]:
         UnsupportedModel: it names a file that is no safetensors file beside it.
     """
     try:
-        weight_map = msgspec.json.decode(path.read_bytes(), type=_Index).weight_map
+        data = path.read_bytes()
     except OSError as error:
         raise DamagedModel(str(path), f"cannot be read ({error.strerror})") from error
-    except msgspec.DecodeError as error:
-        raise DamagedModel(str(path), f"is no index of weights ({error})") from error
-    if not weight_map:
-        raise DamagedModel(str(path), "lists no weights")
-    for name in weight_map.values():
-        if _WEIGHT_FILE.fullmatch(name) is None:
-            raise UnsupportedModel(str(path), f"the weight file {name[:80]!r}", "*.safetensors beside the index")
-    return weight_map
+    return parse_index(data, str(path))
 
 
 def all_weight_files(names: Iterable[str], index: Mapping[str, str] | None, where: str) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from node.errors import DamagedModel, UnsupportedModel
 from node.models.cached_model import slug
-from node.models.hub_files import CONFIG, INDEX, METADATA, TOKENIZER, all_weight_files, read_index
+from node.models.hub_files import CONFIG, METADATA, TOKENIZER, all_weight_files, read_index
 from node.models.tensor_hashes import Hashes
 from node.wire.models import ModelRef
+from node.wire.weight_index import INDEX
 
 
 def is_model_folder(path: Path) -> bool:

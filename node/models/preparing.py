@@ -18,7 +18,6 @@ from node.models.facts import layer_count
 from node.models.gguf_convert import WEIGHTS, convert
 from node.models.hub_files import (
     CONFIG,
-    INDEX,
     METADATA,
     METADATA_LIMIT_BYTES,
     TOKENIZER,
@@ -36,6 +35,7 @@ from node.models.safetensors_file import read_header
 from node.models.sampling import RecommendedSampling, recommend
 from node.models.tensor_hashes import hash_tensors
 from node.wire.models import ModelRef
+from node.wire.weight_index import INDEX
 
 Layers = tuple[int, int]
 

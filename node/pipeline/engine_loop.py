@@ -12,13 +12,13 @@ from time import perf_counter
 
 import trio
 
-from node.engine.base import BATCHES_IN_FLIGHT, Batch, BatchResult, Buffer, Slot, Want
+from node.engine.base import BATCHES_IN_FLIGHT, Batch, BatchResult, Slot
 from node.errors import EngineError, WorkerDied
 from node.pipeline.latency import StepTimes
 from node.pipeline.schedule import Budget, Ready, Running, Turn, next_batch
 from node.pipeline.stage_session import StageSession
 from node.pipeline.work import Done, Work
-from node.wire.frames import HopTiming
+from node.wire.frames import Buffer, HopTiming, Want
 from node.wire.models import DTYPE_BYTES
 
 

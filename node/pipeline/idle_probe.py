@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import trio
 
-from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S, Batch, BatchResult, Slot, Stage, Want
+from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S, Batch, BatchResult, Slot, Stage
 from node.errors import EngineError
 from node.pipeline.latency import StepTimes
-from node.wire.frames import Sampling
+from node.wire.frames import Sampling, Want
 from node.wire.models import DTYPE_BYTES
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from node.errors import BadWireData, LinkClosed
 from node.pipeline.credit import INBOX_BYTES
-from node.swarm.base import Arrival, Buffer, Lane, Swarm
-from node.wire.frames import Frame, Sampled, Step
+from node.swarm.base import Arrival, Lane, Swarm
+from node.wire.frames import Buffer, Frame, Sampled, Step
 from node.wire.ids import NodeId
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from node.engine.base import Buffer
 from node.pipeline.outbox import Outbox
 from node.pipeline.stage_session import StageSession
 from node.pipeline.work import Done
@@ -18,6 +17,7 @@ from node.wire.frames import (
     BODY_LIMIT_BYTES,
     HEADER_LIMIT_BYTES,
     MOST_PARTS,
+    Buffer,
     Progress,
     Sampled,
     SampledPart,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.engine.base import Buffer, SlotResult, Want
+from node.engine.base import SlotResult
 from node.pipeline.stage_session import StageSession
-from node.wire.frames import HopTiming, StepPart
+from node.wire.frames import Buffer, HopTiming, StepPart, Want
 from node.wire.ids import NodeId
 from node.wire.models import Dtype
 

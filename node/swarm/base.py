@@ -10,12 +10,10 @@ from typing import Literal, Protocol
 
 import trio
 
-from node.wire.frames import Frame
+from node.wire.frames import Buffer, Frame
 from node.wire.ids import NodeId
 from node.wire.plans import Plan
 from node.wire.records import NodeRecord
-
-Buffer = bytes | bytearray | memoryview
 
 Lane = Literal["steps", "bulk"]
 """Each lane of a link keeps its own order and nothing waits for the other: `bulk` carries prompts, `steps` all that

@@ -14,12 +14,12 @@ from typing import Protocol
 import trio
 
 from node.errors import BadWireData, LinkClosed
-from node.swarm.base import Arrival, Buffer, Lane
+from node.swarm.base import Arrival, Lane
 from node.swarm.byte_budget import ByteBudget, CountedBody
 from node.swarm.frame_stream import FrameStream
 from node.swarm.heartbeat import PeerClock
 from node.wire.codec import decode, encode
-from node.wire.frames import BODY_LIMIT_BYTES, HEADER_LIMIT_BYTES, Frame
+from node.wire.frames import BODY_LIMIT_BYTES, HEADER_LIMIT_BYTES, Buffer, Frame
 from node.wire.ids import NodeId, short_id
 
 LENGTHS_BYTES = 8

@@ -37,7 +37,10 @@ StepNumber = Annotated[int, Meta(ge=0, le=2**53)]
 """Which of the sequence's steps on this route, counted from 0: prompt chunks, then what follows them."""
 Rows = Annotated[int, Meta(ge=1, le=8192)]
 Want = Literal["nothing", "token", "each"]
-"""What the tail shall make of a step's rows: no token, one after the last, or one after each."""
+"""What the tail shall make of a step's rows: no token, one after the last, or one after each, as where a draft is
+verified."""
+Buffer = bytes | bytearray | memoryview
+"""A body: raw tensor bytes, or a view of some."""
 
 
 class Hop(Struct, frozen=True):

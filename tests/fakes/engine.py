@@ -23,19 +23,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import trio
 
-from node.engine.base import (
-    BATCHES_IN_FLIGHT,
-    BackendInfo,
-    Batch,
-    BatchResult,
-    Buffer,
-    Slot,
-    SlotResult,
-    StageInfo,
-    StageSpec,
-)
+from node.engine.base import BATCHES_IN_FLIGHT, BackendInfo, Batch, BatchResult, Slot, SlotResult, StageInfo, StageSpec
 from node.errors import EngineError, LoadFailed, OutOfKV, WorkerDied
-from node.wire.frames import Sampling
+from node.wire.frames import Buffer, Sampling
 from node.wire.models import Dtype
 from node.wire.records import Hardware
 

@@ -24,9 +24,9 @@ import msgspec
 import trio
 
 from node.errors import LinkClosed
-from node.swarm.base import LANES, Arrival, Buffer, Lane, LinkLost, MemberGone, MemberSeen, PlanHeard, SwarmNews
+from node.swarm.base import LANES, Arrival, Lane, LinkLost, MemberGone, MemberSeen, PlanHeard, SwarmNews
 from node.wire.codec import decode, encode
-from node.wire.frames import BODY_LIMIT_BYTES, HEADER_LIMIT_BYTES, Frame
+from node.wire.frames import BODY_LIMIT_BYTES, HEADER_LIMIT_BYTES, Buffer, Frame
 from node.wire.ids import NodeId
 from node.wire.plans import Plan
 from node.wire.records import NodeRecord

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from node.engine.base import Batch, BatchResult, Buffer, Engine, Slot, Stage, StageSpec, Want
+from node.engine.base import Batch, BatchResult, Engine, Slot, Stage, StageSpec
 from node.engine.loading import SharedTensors, load_stage
 from node.engine.torch_stage import TorchStage
-from node.wire.frames import Sampling
+from node.wire.frames import Buffer, Sampling, Want
 from node.wire.models import Dtype
 
 KV_BYTES = 64 * 1024 * 1024

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import trio
 
-from node.engine.base import Batch, Buffer, Engine, Slot, Stage, StageSpec, Want
+from node.engine.base import Batch, Engine, Slot, Stage, StageSpec
 from node.errors import EngineError, OutOfKV, WorkerDied
-from node.wire.frames import Sampling
+from node.wire.frames import Buffer, Sampling, Want
 from node.wire.models import Dtype
 from tests.fakes.engine import FakeEngine, expected_tokens
 
