@@ -101,7 +101,10 @@ class Outcome:
 
 
 class Scheduler(Protocol):
-    """Places layers and picks chains. Hosts carry what their nodes would report: time, load and KV room."""
+    """Places layers and picks chains. Hosts carry what their nodes would report: time, load and KV room.
+
+    One with a true `ends_at_client` leaves embedding and LM head to whoever asks: they take neither room nor time here.
+    """
 
     def place(self, pool: Pool) -> Sequence[Stage]:
         """The layout for the pool as it is now; called at the start and after every change of it."""
@@ -203,6 +206,7 @@ class Simulation:
         """`work` tells how long the sequences are whose steps are timed."""
         self.model, self.links, self.scheduler = model, pool.links, scheduler
         self._work = work
+        self._ends_at_client: bool = getattr(scheduler, "ends_at_client", False)
         self._lanes_free_ms: dict[tuple[str, str, bool], float] = {}
         """By direction, and whether for prompts: when what is being sent has gone out."""
         self.now_ms = 0.0
@@ -258,7 +262,12 @@ class Simulation:
         heapq.heappush(self._events, (at_ms, self._count, what))
 
     def _machine(self, node: PoolNode) -> _Machine:
-        return _Machine(node, node_times(self.model, node, self._work))
+        times = node_times(self.model, node, self._work)
+        return _Machine(node, times._replace(head_ms=0.0, large_head_ms=0.0) if self._ends_at_client else times)
+
+    def _weights(self, start: int, end: int) -> int:
+        ends = self.model.ends_bytes(first=start == 0, last=end == self.model.layers)
+        return self.model.range_bytes(start, end) - (ends if self._ends_at_client else 0)
 
     def _current_hosts(self) -> list[Host]:
         """What serves now. Which ranges do changes only with the pool and with loads."""
@@ -269,7 +278,7 @@ class Simulation:
                 machine = self._machines.get(node_id)
                 gone = self._until.get((node_id, start, end), float("inf")) <= self.now_ms
                 if machine is not None and since_ms <= self.now_ms and not gone:
-                    room = (machine.node.memory_bytes - self.model.range_bytes(start, end)) // token_bytes
+                    room = (machine.node.memory_bytes - self._weights(start, end)) // token_bytes
                     self._serving.append((machine, start, end, room))
         return [
             Host(

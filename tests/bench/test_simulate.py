@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from node.errors import BadPool
 from node.plan import allocate, predict
-from node.plan.chain_time import chain_of_nodes
+from node.plan.chain_time import chain_of_nodes, node_times
 from node.plan.machines.pool import Links, Pool, PoolNode, Workload
 from node.plan.placement.allocation import Stage
 from node.plan.routing.router import Host, Request, route
@@ -81,6 +81,25 @@ def test_one_users_times_are_those_of_the_chain(
     first_ms, done_ms = served.served[0].first_token_ms, served.served[0].done_ms
     assert first_ms == pytest.approx(chain.prompt_ms(prompt), rel=0.01)
     assert (done_ms - first_ms) / (output - 1) == pytest.approx(chain.step_ms(), rel=0.01)
+
+
+class AtClient(Fixed):
+    ends_at_client = True
+
+
+def test_who_leaves_the_ends_to_clients_has_their_room_for_the_cache_and_none_of_their_time() -> None:
+    model, nodes = mixture(24), machines("AAA")
+    stages = [Stage(node.node_id, 8 * i, 8 * i + 8) for i, node in enumerate(nodes)]
+    pool = Pool(tuple(nodes), LINKS)
+    ours, theirs = (
+        Simulation(model, pool, make(stages), [Arrival(0.0, 128, 32)], (), WORK) for make in (Fixed, AtClient)
+    )
+    room, more = ([host.kv_free_tokens or 0 for host in each._current_hosts()] for each in (ours, theirs))
+    end = model.embedding_bytes // model.kv_token_bytes // 8
+    assert [b - a for a, b in zip(room, more, strict=True)] == pytest.approx([end, 0, end], abs=1)
+    head_ms = node_times(model, nodes[-1], WORK).head_ms
+    assert head_ms > 0
+    assert ours.run().mean_ms - theirs.run().mean_ms == pytest.approx(32 * head_ms)
 
 
 def test_users_wait_for_one_another_but_all_are_served() -> None:
