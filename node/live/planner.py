@@ -20,7 +20,7 @@ from node.live.judging import Look, all_have_failed, asked_for, difference, doub
 from node.live.model_store import Metadata
 from node.plan.live.decide import Problem, decide, return_grace_s
 from node.plan.live.members import eligible, planner_of
-from node.plan.live.propose import Proposal, propose
+from node.plan.live.propose import Proposal, on_one_machine, propose
 from node.swarm.base import MemberGone, Swarm
 from node.wire.events import Event, Notice, PlanImpossible
 from node.wire.ids import NodeId
@@ -47,6 +47,10 @@ SETTLE_S = 0.5
 REVIEW_S, REVIEW_MOST_S = 15.0, 900.0
 """While nobody comes or goes, the plan is weighed against what the nodes measure this often; after each plan that came
 of it half as often, until somebody comes or goes."""
+
+ONE_MACHINE_S, ONE_MACHINE_MOST_S = 120.0, 1800.0
+"""An objective that is left to us is to share again when all members have run on one machine for so long; for twice as
+long after each time."""
 
 REVIEWS_AGREED = 3
 """Reviews in a row that must find a better plan: what nodes measure is noisy, and moves make it more so."""
@@ -124,6 +128,7 @@ class Planner:
         self._min_nodes, self._joins, self._last_epoch = min_nodes, joins, last_epoch
         self._first_settings = settings or PlanSettings()
         self._weighed: tuple[object, ...] = ()
+        self._one_machine_since_s, self._one_machine_s = float("inf"), ONE_MACHINE_S
         self._review_s, self._review_at_s, self._agreed = REVIEW_S, 0.0, 0
         self._unable_until_s = float("-inf")
         self._not_before_s = trio.current_time() + (REUNION_S if knows_peers else 0.0)
@@ -216,6 +221,8 @@ class Planner:
     def _follow(self, plan: Plan) -> None:
         if self.plan is None:
             self._served = False
+        elif (self.plan.objective, plan.objective) == ("balanced", "share") and plan.settings.objective == "auto":
+            self._one_machine_s = min(ONE_MACHINE_MOST_S, 2 * self._one_machine_s)
         self.plan = plan
         self._hopeless_since_s = float("inf")
         self._last_epoch = max(self._last_epoch, plan.epoch)
@@ -267,6 +274,10 @@ class Planner:
             await self._swarm.update(state="starting", problem="")
         records = self._swarm.members()
         self.waiting = self._waiting_for(records)
+        if not on_one_machine(records):
+            self._one_machine_since_s = float("inf")
+        elif self._one_machine_since_s == float("inf"):
+            self._one_machine_since_s = trio.current_time()
         if planner_of(records, first=self.plan is None, aside=self._aside()) != self._swarm.node_id:
             self._say("")  # another one sees to it now
             return
@@ -300,10 +311,11 @@ class Planner:
         """The decision for the first of `dtypes` that fits. A plan in force tells all that is needed of its model."""
         facts = [self.plan.facts] if self.plan is not None else [(await self._metadata(model)).facts(d) for d in dtypes]
         outcome: Plan | Problem | None = None
+        settled = trio.current_time() >= self._one_machine_since_s + self._one_machine_s
         for settings in self._settings_to_try():
             for dtype, sizes in zip(dtypes, facts, strict=True):
                 outcome = await self._in_thread(
-                    decide,
+                    partial(decide, settled=settled),
                     self._swarm.node_id,
                     self._swarm.members(),
                     model,

@@ -41,19 +41,24 @@ def decide(
     expected: Collection[NodeId] = (),
     last_epoch: int = 0,
     aside: Collection[NodeId] = (),
+    *,
+    settled: bool = False,
 ) -> Plan | Problem | None:
     """The plan to publish now, what stands in its way, or None when the one in force stays.
 
     `expected` are members that were lost without a goodbye and may return: while one of them has layers in the current
     plan, the plan stays as it is, so that its return makes the swarm whole without moving anybody's layers. Those who
-    are `aside` hold layers as anybody does, and do not plan.
+    are `aside` hold layers as anybody does, and do not plan. `settled`: members have run on the machines where they are
+    for long.
     """
     if planner_of(records, first=current is None, aside=aside) != self_id:
         return None
     if current is not None and any(assignment.id in expected for assignment in current.assignments):
         return None
     try:
-        proposal = propose(self_id, records, model, dtype, facts, current, settings, last_epoch, lenient=True)
+        proposal = propose(
+            self_id, records, model, dtype, facts, current, settings, last_epoch, lenient=True, settled=settled
+        )
     except PlanError as error:
         return Problem(str(error))
     return proposal.plan if proposal.changes else None

@@ -63,10 +63,12 @@ def propose(
     last_epoch: int = 0,
     *,
     lenient: bool = False,
+    settled: bool = False,
 ) -> Proposal:
     """The plan that suits `records` and `settings`; as little as possible changes against `current`.
 
     `lenient`: settings that cannot be any more, for the nodes or the model have changed, are planned around.
+    `settled`: members have run on the machines where they are for long.
 
     Raises:
         DoesNotFit: all members' memory together is too small; says how much is missing.
@@ -82,7 +84,7 @@ def propose(
             f"no node may hold layers ({reasons_of(pool.nodes)}); "
             "`parallax plan --reset NAME --apply` takes settings back"
         )
-    objective = resolved(settings, records, current)
+    objective = resolved(settings, records, current, settled=settled)
     serves = current if current is not None and (current.model, current.dtype) == (model, dtype) else None
     held: Allocation | None = None
     if serves is not None:  # shares must know whether shares were in force; the others score what is held as their own
@@ -143,13 +145,20 @@ def _beside_bad_pins(pool: Pool, cost: ModelCost, records: Mapping[NodeId, NodeR
     return Pool(tuple(nodes), pool.links)
 
 
-def resolved(settings: PlanSettings, records: Mapping[NodeId, NodeRecord], current: Plan | None) -> Objective:
-    """The objective itself where people left it to us. Machines that come and go do not change it for ever."""
+def resolved(
+    settings: PlanSettings, records: Mapping[NodeId, NodeRecord], current: Plan | None, *, settled: bool = False
+) -> Objective:
+    """The objective itself where people left it to us: balanced with the second machine, and share again only when all
+    have been on one for long (`settled`), so that a machine that comes and goes does not have all layers moved."""
     if settings.objective != "auto":
         return settings.objective
-    machines = {record.machine_id for record in eligible(records).values()}
     was_balanced = current is not None and (current.settings.objective, current.objective) == ("auto", BALANCED.name)
-    return (BALANCED if was_balanced or len(machines) > 1 else SHARE).name
+    return (SHARE if on_one_machine(records) and (settled or not was_balanced) else BALANCED).name
+
+
+def on_one_machine(records: Mapping[NodeId, NodeRecord]) -> bool:
+    """Whether all who can hold layers run on one machine."""
+    return len({record.machine_id for record in eligible(records).values()}) <= 1
 
 
 def _allocation_of(plan: Plan, cost: ModelCost, pool: Pool, objective: Objective) -> Allocation:

@@ -20,7 +20,7 @@ from node.live import planner
 from node.live.holder import Holder
 from node.live.leaving import Leaving
 from node.live.mover import RETRY_S
-from node.live.planner import REVIEW_S, REVIEWS_AGREED, SET_ASIDE_S, Planner
+from node.live.planner import ONE_MACHINE_S, REVIEW_S, REVIEWS_AGREED, SET_ASIDE_S, Planner
 from node.live.remembered import Remembered
 from node.live.served_ranges import ServedRanges
 from node.pipeline.dispatch import Dispatcher
@@ -695,6 +695,34 @@ async def test_noise_in_what_nodes_measure_moves_layers_a_few_times_an_hour_at_m
         await fast.swarm.update(layer_latency=LayerLatency(1.0, 1.0, 1.0))
         await trio.sleep(60)
     assert 1 <= ada.planner.plan.epoch - epoch <= 7
+
+
+@in_a_lab
+async def test_a_machine_that_comes_and_goes_ends_sharing_once_and_it_returns_when_that_one_stays_away(
+    lab: Lab,
+) -> None:
+    lab.settings = PlanSettings()
+    ada = await lab.join("ada", wants=True, min_nodes=2, memory_cap_bytes=8 * MIB)
+    bob = await lab.join("bob", memory_cap_bytes=8 * MIB)
+    for peer in (ada, bob):
+        await peer.swarm.update(machine_id="one")
+    await trio.sleep(10)
+
+    def objective() -> str:
+        assert ada.planner.plan is not None
+        return ada.planner.plan.objective
+
+    await trio.sleep(ONE_MACHINE_S + (REVIEWS_AGREED + 2) * REVIEW_S)
+    assert objective() == "share"
+    for _ in range(3):
+        await bob.swarm.update(machine_id="another")
+        await trio.sleep(ONE_MACHINE_S / 2)
+        assert objective() == "balanced"
+        await bob.swarm.update(machine_id="one")
+        await trio.sleep(ONE_MACHINE_S / 2)
+        assert objective() == "balanced", "it may be back soon"
+    await trio.sleep(2 * ONE_MACHINE_S + (REVIEWS_AGREED + 3) * REVIEW_S)
+    assert objective() == "share"
 
 
 @in_a_lab

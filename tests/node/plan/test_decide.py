@@ -148,6 +148,20 @@ def test_left_to_us_the_objective_is_to_share_on_one_machine_and_balanced_on_sev
     assert apart.settings.objective == "auto"
 
 
+def test_left_to_us_the_objective_is_to_share_again_when_all_have_been_on_one_machine_for_long() -> None:
+    here = records(record("a", machine_id="x"), record("b", machine_id="x"))
+    apart = decided(A, here | records(record("c")), None, PlanSettings())
+    assert apart.objective == "balanced"
+    soon = decided(A, here, apart, apart.settings)
+    assert soon is None or soon.objective == "balanced", "it may come back"
+    later = decided(A, here, soon or apart, apart.settings, settled=True)
+    assert (later.objective, sorted(ranges(later).values())) == ("share", [(0, 15), (15, 30)])
+    assert decided(A, here, later, later.settings) is None
+    chosen = decided(A, here, None, PlanSettings("balanced"))
+    assert decided(A, here, chosen, chosen.settings, settled=True) is None, "what people choose stays"
+    assert decided(A, here | records(record("c")), apart, apart.settings, settled=True) is None
+
+
 def test_the_same_members_need_no_new_plan_whatever_the_objective() -> None:
     members = records(*(record(name, rtt_ms={}) for name in "abcd"))
     for objective in ("share", "latency", "balanced", "throughput"):
