@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 RESUME_LIMIT_S = 30.0
 """An answer that has begun waits no longer than this for another chain: somebody looks at half a sentence."""
 
+MOST_IN_VAIN = 8
+"""Chains in a row that an answer which has begun fails on without one more token: perhaps it is what they fail of."""
+
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 8.0
 """Before a node that failed is tried again where there is no other: its next record tells whether it serves. Doubled
 each time that it fails the same request."""
@@ -107,6 +110,8 @@ class Course:
         self._first: TokenStep | None = None
         self._unproven = True
         """Whether no token has come along the present chain."""
+        self._in_vain = 0
+        """Chains that have failed since the last token."""
         self._finished = False
 
     async def begin(self) -> None:
@@ -137,6 +142,7 @@ class Course:
         while True:
             event = await self._live.next()
             if isinstance(event, TokenStep):
+                self._in_vain = 0
                 if self._unproven:
                     self._unproven = False
                     self._ways.answered(event.chain)
@@ -147,6 +153,9 @@ class Course:
         log.log(logging.INFO if failure.kind == "full" else logging.WARNING, "%s; trying another way", failure.error)
         state = self._live.state
         self._ways.failed(failure, state.generation.kv_tokens)
+        self._in_vain += 1
+        if state.generated and self._in_vain > MOST_IN_VAIN:
+            raise failure.error
         if self._live.kept and not self._unproven:  # only a link broke; whether a new one can be had, this tells
             self._unproven = True
             self._started(state.chain)

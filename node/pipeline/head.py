@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 ANSWER_LIMIT_S = 120.0
 """A chain that says it works, and gives nothing for so long, is given up: far beyond a chunk on the slowest machine."""
 
+REST_LIMIT_S = 30.0
+"""The same for a chain whose nodes all say that they have nothing to do: what was under way is lost. Far beyond a
+chunk on the slowest link."""
+
 LEAST_PATIENCE_S, EXPECTED_TIMES = 5.0, 30.0
 """A chain that is silent for longer than this, and for longer than so many times what was expected, is asked how far it
 is. What is slow answers that, what is dead does not."""
@@ -106,13 +110,13 @@ class LiveSequence:
         self._head.ask(self)
         with trio.move_on_after(QUESTION_S):
             await self._stood.wait()
-        if self.broken or state.is_complete or self.heard_s > asked_s:
+        if self.broken or state.is_complete or self.heard_s >= asked_s:
             return
         silent = state.silent_hop()
         waited_s = self._clock() - self._answered_s
         if silent is not None:
             self._head.fail(self, silent, "silent", f"it has given no sign of life for {waited_s:.0f} s")
-        elif waited_s >= ANSWER_LIMIT_S:
+        elif waited_s >= (REST_LIMIT_S if state.is_at_rest else ANSWER_LIMIT_S):
             self._head.fail(self, state.stuck_hop(), "silent", f"not a step in {waited_s:.0f} s")
         else:
             self.heard_s = self._clock()
@@ -282,6 +286,9 @@ class Head:
     def _heard(self, live: LiveSequence, frame: Accepted | Standing) -> None:
         if isinstance(frame, Standing):
             live.stands(frame)
+            return
+        if live.state.is_starved_by(frame.rows):
+            self.fail(live, frame.hop, "wrong", f"it took the sequence, with room for {frame.rows} rows only")
             return
         if live.state.accepted(frame.hop, frame.rows):
             live.alive()

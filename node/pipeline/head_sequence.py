@@ -108,6 +108,10 @@ class HeadSequence:
         streams = position >= self._streams_from
         return Chunk(part, struct.pack(f"<{count}i", *ids), streams)
 
+    def is_starved_by(self, rows: int) -> bool:
+        """Whether a hop has taken it with less room than any must have: the rest of the prompt could never be sent."""
+        return rows < min(self.sequence.max_tokens, FIRST_ROWS) and self._fed < self._input
+
     def accepted(self, hop: int, rows: int) -> bool:
         """A hop has taken it; False where it has said so before: its first word counts."""
         if hop >= len(self.chain) or hop in self._accepted:
@@ -147,18 +151,31 @@ class HeadSequence:
 
     @property
     def all_stand(self) -> bool:
-        return len(self._standing) == len(self.chain)
+        """All that can have heard of the route."""
+        return self.silent_hop() is None
 
     def silent_hop(self) -> int | None:
-        """The first hop that has not answered; None where all have."""
-        return next((hop for hop in range(len(self.chain)) if hop not in self._standing), None)
+        """The first hop that has not answered; None where all have. A hop that waits for the one before it to take the
+        route has not heard of it yet, and nothing to say."""
+        return next((hop for hop in range(self._reached) if hop not in self._standing), None)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no hop that answered has anything to do: what is under way is lost, or on its way between two."""
+        return not any(standing.waiting for standing in self._standing.values())
 
     def stuck_hop(self) -> int:
         """Where it hangs though all answer: the first hop with work that it does not do, or that passed on less than it
         says; else the first."""
-        for hop in range(len(self.chain)):
+        for hop in range(self._reached):
             if self._standing[hop].waiting:
                 return hop
             if hop and self._standing[hop].steps < self._standing[hop - 1].steps:
                 return hop - 1
         return 0
+
+    @property
+    def _reached(self) -> int:
+        """Hops that the route has come to: each hands it on when it has taken it."""
+        taken = (hop for hop in range(len(self.chain)) if hop not in self._accepted)
+        return min(len(self.chain), next(taken, len(self.chain)) + 1)

@@ -106,6 +106,7 @@ class FakeStage:
 
     async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
         await self.engine._enter(self)
+        await trio.sleep(self.engine.open_s)
         if not self.spec.start <= start < end <= self.spec.end:
             raise EngineError(f"layers [{start}, {end}) are not in [{self.spec.start}, {self.spec.end})")
         if sequence in self.sequences:
@@ -230,8 +231,8 @@ class FakeEngine:
         self.died = trio.Event()
         self.hardware = Hardware("cpu", "toy", memory_bytes, 1e9, 1e9, 1)
         self.backend = BackendInfo("toy", "toy 1", ("float32", "bfloat16", "float16"), 8192, 256)
-        self.row_s = 0.0
-        """What each row adds to a step."""
+        self.row_s = self.open_s = 0.0
+        """What each row adds to a step, and what opening a sequence takes."""
         self.turn = trio.Lock()
         self.in_flight = self.most_in_flight = 0
         """Batches between caller and worker, now and at most."""

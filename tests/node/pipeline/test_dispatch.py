@@ -16,7 +16,7 @@ import trio.testing
 from node.engine.base import StageSpec
 from node.errors import BadRequest, HopLost, NoRoute, Overloaded, WorkerDied
 from node.live.served_ranges import ServedRange, ServedRanges
-from node.pipeline.course import FIRST_PAUSE_S, MOST_PAUSE_S, RESUME_LIMIT_S
+from node.pipeline.course import FIRST_PAUSE_S, MOST_IN_VAIN, MOST_PAUSE_S, RESUME_LIMIT_S
 from node.pipeline.dispatch import LOOK_AGAIN_S, LOOK_ANYWAY_S, WAIT_LIMIT_S, Dispatcher
 from node.pipeline.generation import Generation
 from node.pipeline.head import ANSWER_LIMIT_S, LEAST_PATIENCE_S, QUESTION_S
@@ -673,6 +673,20 @@ async def test_an_engine_that_fails_in_the_middle_of_an_answer_is_gone_around(la
         got += [step.token async for step in tokens]
     assert got == expected_tokens([1] * 3, LAYERS, 20)
     assert len(set(head.names())) == 2
+
+
+@in_a_lab
+async def test_an_answer_that_every_new_chain_fails_on_ends_and_does_not_take_one_node_after_another(lab: Lab) -> None:
+    head = await lab.join("h")
+    nodes = [await lab.join(name, (0, 6)) for name in "ab"]
+    async with head.request(answer=20) as tokens:
+        await anext(tokens)
+        for node in nodes:
+            node.engine.problems += ["it ends whoever computes it"] * 100
+        with pytest.raises(HopLost, match="ends whoever"):
+            async for _ in tokens:
+                pass
+    assert len(head.chains) <= 1 + MOST_IN_VAIN
 
 
 # --- nodes that do not do what they say -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from node.engine.base import StageSpec
 from node.errors import HopLost, NoRoute, Overloaded, RequestError, WorkerDied
 from node.live.served_ranges import ServedRange, ServedRanges
 from node.pipeline.generation import Generation, TokenStep
+from node.pipeline.head import LEAST_PATIENCE_S, REST_LIMIT_S
 from node.pipeline.pipeline import Pipeline
 from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import LinkLost, MemberGone
@@ -420,6 +421,48 @@ async def test_a_silent_chain_whose_nodes_all_answer_is_given_up_in_the_end() ->
             await collect(here.peers[0], asked([1]), here.chain(0, 3, 6))
         await here.quiet()
         assert here.peers[0].engine.live_sessions == 0
+
+
+@timed
+async def test_a_hop_that_the_route_has_not_come_to_is_not_taken_for_a_dead_one() -> None:
+    async with lab(0, 3, 6) as here:
+        here.peers[0].engine.open_s = 20.0
+        steps = await collect(here.peers[0], asked([1, 2]), here.chain(0, 3, 6))
+        assert tokens_of(steps) == expected_tokens([1, 2], LAYERS, 8)
+
+
+@timed
+async def test_where_a_hop_never_takes_the_route_it_is_named_and_not_one_behind_it() -> None:
+    async with lab(0, 3, 6) as here:
+        here.peers[0].engine.open_s = 1e6
+        with pytest.raises(HopLost, match=r"node n0 .*not a step"):
+            await collect(here.peers[1], asked([1, 2]), here.chain(0, 3, 6))
+
+
+@timed
+async def test_a_chain_at_rest_that_gives_nothing_is_given_up_soon() -> None:
+    async with lab(0, 3, 6) as here:
+        second = here.peers[1]
+        started_s = trio.current_time()
+        with pytest.raises(HopLost, match="not a step"):
+            async with here.peers[0].pipeline.head.generate(asked([1], 500), here.chain(0, 3, 6)) as tokens:
+                await anext(tokens)
+                second.pipeline.stage._sender.send = lambda results: None  # type: ignore[method-assign]
+                async for _ in tokens:
+                    pass
+        assert trio.current_time() - started_s < REST_LIMIT_S + 3 * LEAST_PATIENCE_S
+
+
+@timed
+async def test_a_hop_that_takes_a_sequence_with_less_room_than_a_chunk_is_named() -> None:
+    prompt = [7] * (CHUNK_TOKENS + 1)
+    async with lab(0, 3, 6) as here:
+        first, second = here.peers
+        second.pipeline.stage._admission._credit = lambda session, route, held: 1  # type: ignore[method-assign]
+        started_s = trio.current_time()
+        with pytest.raises(HopLost, match=r"node n1 .*1 rows only"):
+            await collect(first, asked(prompt), here.chain(0, 3, 6))
+        assert trio.current_time() - started_s < LEAST_PATIENCE_S
 
 
 @timed
