@@ -248,9 +248,9 @@ class Search:
         order = [int(place) for place in np.argsort(bounds, kind="stable") if bounds[place] < below]
         rows = max(1, ROWS // max(hops.size for hops in (*self._hops, self._back)))
         tolerance = TIE
-        if self._network.hosts > MANY:  # one after another: the first mostly leaves no other
+        if self._network.hosts > MANY:
             del order[TAILS:]
-            rows, tolerance = 1, -self._close
+            tolerance = -self._close
         final = np.full(len(ends), np.inf)
         walks: dict[int, tuple[Paths, int]] = {}
         for begin in range(0, len(order), rows):

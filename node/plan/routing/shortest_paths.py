@@ -13,6 +13,8 @@ import numpy as np
 
 from node.plan.routing.segments import Floats, Indices, Segment
 
+AT_ONCE = 2**14
+"""Numbers that are worth one operation for several starts; more of them are no longer near the processor."""
 TIE = 1e-11
 """Costs that differ by less than this fraction are equal."""
 
@@ -63,6 +65,7 @@ class Network:
         self._layers = np.repeat([s.layers for s in segments], [len(s.hosts) for s in segments])
         self._inside = np.concatenate([segment.entered_inside for segment in segments])
         self._begins: list[int] = np.cumsum([0, *(len(segment.hosts) for segment in segments)]).tolist()
+        self._left_inside = np.concatenate([*(segment.left_inside for segment in segments[1:]), np.zeros(0)])
 
     def least(self, layer: Floats) -> float:
         """What all layers cost where each is run by its cheapest host; infinite where one has none."""
@@ -87,16 +90,21 @@ class Network:
         history = _History(self, starts.shape[0], prices) if prices.longest is not None else None
         cost = enter + work[: begins[1]] if history is None else history.cost(0, enter)
         entered, left = [enter], [np.zeros((len(starts), 0))]
-        beyond = np.full((len(starts), 1), np.inf)  # where a host was not in the segment before, it cannot have stayed
+        parting = prices.edge * self._left_inside
+        # The last column stays infinite: where a host was not in the segment before, it cannot have stayed.
+        before = np.full((len(starts), self.hosts + 1), np.inf)
         for i, hops in enumerate(prices.hops, start=1):
             segment, here = self.segments[i], slice(begins[i], begins[i + 1])
-            leaving = cost + prices.edge * segment.left_inside
+            leaving = cost + parting[begins[i - 1] : begins[i]]
             least = leaving if former.firsts is None else np.minimum.reduceat(leaving, former.firsts, axis=1)
-            enter = _least_way(least, hops)[:, segment.group]
+            enter = _least_way(least, hops)
+            if segment.firsts is not None:
+                enter = enter[:, segment.group]
             enter += entering[here]
             if history is None:
-                stay = np.concatenate([cost, beyond], axis=1)[:, segment.before]
-                cost = np.minimum(stay, enter)
+                before[:, : cost.shape[1]] = cost
+                cost = before.take(segment.before, axis=1)
+                np.minimum(cost, enter, out=cost)
                 cost += work[here]
             else:
                 cost = history.cost(i, enter)
@@ -111,6 +119,9 @@ def _least_way(least: Floats, hops: Floats) -> Floats:
     if len(least) == 1:
         one: Floats = (least[0][:, None] + hops).min(axis=0)[None]
         return one
+    if len(least) * hops.size <= AT_ONCE:
+        some: Floats = (least[:, :, None] + hops).min(axis=1)
+        return some
     return np.stack([(row[:, None] + hops).min(axis=0) for row in least])
 
 
