@@ -149,6 +149,12 @@ def run_parallax(
     )
 
 
+def said_beside_waiting(stderr: str | bytes) -> str:
+    """What a command has told, but for what it waits for, which it says where that takes a while."""
+    text = stderr.decode() if isinstance(stderr, bytes) else stderr
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("parallax: waiting: "))
+
+
 def processes_of(folder: Path) -> list[str]:
     """Command lines of running processes whose home lies below `folder` (Linux only)."""
     found: list[str] = []

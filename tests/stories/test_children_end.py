@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stories.conftest import ROOT, START_S, processes_of, until
+from tests.stories.conftest import ROOT, START_S, processes_of, said_beside_waiting, until
 
 ENDINGS = [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 COMMAND = [sys.executable, "-m", "parallax_tui.cli"]
@@ -82,7 +82,7 @@ def test_a_signal_at_a_question_leaves_nothing(
     asking.send_signal(number)
     asking.send_signal(number)  # as shells do when a terminal closes
     _, stderr = asking.communicate(timeout=30)
-    assert (asking.returncode, stderr) == (code, b"")
+    assert (asking.returncode, said_beside_waiting(stderr)) == (code, "")
     assert not processes_of(temporary)
     assert not left(temporary)
     assert len([command for command in commands if "--name local-" in command]) == 2, commands
@@ -167,5 +167,5 @@ def test_files_of_the_current_folder_do_not_pose_as_modules(environment: dict[st
         env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert not (folder / "posed").exists()
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, said_beside_waiting(done.stderr)) == (0, "")
     assert "Paris" in done.stdout
