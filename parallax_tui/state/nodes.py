@@ -32,6 +32,7 @@ class Condition:
 READY = Condition("●", "ready", "good")
 LOADING = Condition("◐", "loading", "warn")
 DRAINING = Condition("◔", "draining", "warn")
+LEAVING = Condition("◔", "leaving", "warn")
 STARTING = Condition("◌", "starting", "warn")
 STANDBY = Condition("○", "standby", "muted")
 FAILED = Condition("✕", "failed", "bad")
@@ -61,6 +62,8 @@ def condition_of(record: NodeRecord) -> Condition:
     states = {held.state for held in record.held}
     if record.state == "failed":
         return FAILED
+    if record.leaving:
+        return LEAVING  # soon gone, whatever it still holds and serves
     if "loading" in states:
         return LOADING
     if "ready" in states:

@@ -146,6 +146,7 @@ def test_node_rows_tell_condition_by_word_and_symbol() -> None:
     assert row_of(held=(), state="standby", sessions=1) == "◔ draining"
     assert row_of(held=(), state="starting") == "◌ starting"
     assert row_of(held=(), state="standby") == "○ standby"
+    assert row_of(leaving=True) == row_of(held=(), state="standby", leaving=True) == "◔ leaving"
     assert row_of(state="failed") == "✕ failed"
 
 
