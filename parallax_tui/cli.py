@@ -29,6 +29,14 @@ folders: PARALLAX_HOME moves keys, settings and sockets; PARALLAX_MODELS moves t
 """
 
 
+class _Paragraphs(argparse.HelpFormatter):
+    """Keeps the paragraphs of a text apart, and wraps each to the terminal's width."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(paragraph, width, indent) for paragraph in text.split("\n\n"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
@@ -64,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="parallax",
         description="Pools your machines into one large language model. Without a command: the terminal app.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Paragraphs,
         allow_abbrev=False,
     )
     parser.set_defaults(run=_app_or_question, parser=parser)

@@ -21,7 +21,7 @@ from node.home import Home
 from node.journal.state import NodeView
 from node.wire.events import ModelProgress, PlanImpossible
 from node.wire.records import HeldRange
-from parallax_tui.cli import main
+from parallax_tui.cli import build_parser, main
 from parallax_tui.client import NodeClient
 from parallax_tui.headless import one_question, piped
 from parallax_tui.headless.child_nodes import last_words
@@ -302,3 +302,15 @@ def test_a_dumb_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TERM", "xterm")
     assert can_repaint(Terminal())
     assert not can_repaint(io.StringIO())
+
+
+@pytest.mark.parametrize("command", [[], ["node"], ["invite"], ["status"], ["plan"], ["models"]])
+def test_help_is_wrapped_to_the_terminal(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*command, "--help"])
+    told = capsys.readouterr().out
+    assert not [line for line in told.splitlines() if len(line) > 80]
+    assert command or "\n\nfolders: " in told
