@@ -17,7 +17,8 @@
     │   ├── WorkerDied          the engine worker's process ended
     │   │   └── WorkerHung      it gave no sign of life, and was killed
     │   ├── LoadFailed          the worker could not load its layers
-    │   └── OutOfKV             no room for another sequence's keys and values
+    │   ├── OutOfKV             no room for another sequence's keys and values
+    │   └── TooLong             a sequence that may outgrow what the model can be served with in parts
     ├── SwarmError
     │   ├── BadInvitation       a token that does not decode
     │   ├── NotAdmitted         the peer refused us, or we it
@@ -232,6 +233,17 @@ class OutOfKV(EngineError):
     def __init__(self, needed_tokens: int, free_tokens: int) -> None:
         self.needed_tokens, self.free_tokens = needed_tokens, free_tokens
         super().__init__(f"the KV cache has room for {free_tokens} more tokens, {needed_tokens} needed")
+
+
+class TooLong(EngineError):
+    """A sequence that may become longer than the model can be served with in parts."""
+
+    def __init__(self, tokens: int, most_tokens: int) -> None:
+        self.tokens, self.most_tokens = tokens, most_tokens
+        super().__init__(
+            f"prompt and answer may take {tokens} tokens, but this model's rotary table depends on the length of the "
+            f"whole text beyond {most_tokens} tokens, which a chain cannot know; use at most that many"
+        )
 
 
 class SwarmError(ParallaxError):

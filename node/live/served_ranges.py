@@ -100,6 +100,10 @@ class ServedRanges:
         found = [held for held in self._all if held.covers(start, end) and held.weights == weights]
         return min(found, key=lambda held: (not held.stays, held.end - held.start), default=None)
 
+    def holds(self, start: int, end: int) -> bool:
+        """Whether some range has [start, end) in it, of whatever weights."""
+        return any(held.covers(start, end) for held in self._all)
+
     def told(self) -> list[HeldRange]:
         """What the record says."""
         ranges = sorted(self.whole(), key=lambda held: held.state != "ready")

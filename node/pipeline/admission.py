@@ -12,8 +12,8 @@ import trio
 from msgspec.structs import replace
 
 from node.engine.base import Stage
-from node.errors import OutOfKV, Overloaded, ParallaxError, WorkerDied
-from node.pipeline.credit import FIRST_ROWS, Credits
+from node.errors import OutOfKV, Overloaded, ParallaxError, TooLong, WorkerDied
+from node.pipeline.credit import DECODE_ROWS, FIRST_ROWS, Credits
 from node.pipeline.endings import Endings, Kind
 from node.pipeline.engine_loop import EngineLoop
 from node.pipeline.idle_probe import IdleProbe
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 MAX_SESSIONS = 256
 """A bound on what peers can make us remember, far above what KV memory admits."""
+
+MOST_OPENING = 2 * MAX_SESSIONS
+"""At a time, those included that were closed while they wait for the engine."""
 
 
 class _Refusal(Exception):
@@ -69,6 +72,8 @@ class Admission:
         self._is_member, self._worker_failed = is_member, worker_failed
         self._reserving: list[Stage] = []
         self._opened = 0
+        self._under_way = 0
+        """Calls of `open`; those for sequences that were closed meanwhile wait for the engine all the same."""
 
     def uses(self, stage: Stage) -> bool:
         """Whether a sequence is about to be open on `stage`."""
@@ -99,6 +104,11 @@ class Admission:
             reason = f"no {route.position} tokens of the sequence are kept here any more"
             self._endings.tell(route, reason, "forgotten")
             return None
+        if begun is not None and self._under_way >= MOST_OPENING:
+            self._openings.give_up(begun)
+            self._endings.tell(route, f"{MOST_OPENING} sequences are being opened here already", "overloaded")
+            return None
+        self._under_way += begun is not None
         return begun
 
     def _problem_with(self, peer: NodeId, route: Route, former: Route | None) -> str:
@@ -129,7 +139,7 @@ class Admission:
         return True
 
     async def open(self, opening: Opening[Incoming]) -> None:
-        """Open a sequence in the engine, and take the rows that have come for it meanwhile."""
+        """Open a sequence that `take` gave in the engine, and take the rows that have come for it meanwhile."""
         try:
             session = await self._open(opening.route)
         except _Refusal as refusal:
@@ -137,6 +147,8 @@ class Admission:
                 log.info("refused a sequence of %s: %s", opening.route.sequence.head, refusal.reason)
                 self._endings.tell(opening.route, refusal.reason, refusal.kind)
             return
+        finally:
+            self._under_way -= 1
         held_back = self._openings.finish(opening)
         if held_back is None:  # closed while it was being opened, or sent another way
             self._endings.discard(session)
@@ -162,7 +174,9 @@ class Admission:
         self._make_place(route)
         held = self._stages.find(own.start, own.end, sequence.weights)
         if held is None:
-            raise _Refusal(f"layers {own.start}–{own.end - 1} are not ready on this node", "refused")
+            foreign = self._stages.holds(own.start, own.end)
+            state = "of other weights than the sequence's" if foreign else "not ready"
+            raise _Refusal(f"layers {own.start}–{own.end - 1} are {state} on this node", "refused")
         self._opened += 1
         now_s = trio.current_time()
         key = f"{sequence.session}/{route.hop}/{self._opened}"
@@ -193,6 +207,8 @@ class Admission:
                 await _open_in(session)
         except (OutOfKV, Overloaded) as error:
             raise _Refusal(str(error), "overloaded") from error
+        except TooLong as error:
+            raise _Refusal(str(error), "unfit") from error
         except (ParallaxError, OSError) as error:
             if isinstance(error, WorkerDied):
                 self._worker_failed(error)
@@ -235,8 +251,22 @@ class Admission:
         most = route.sequence.max_tokens
         info = held.stage.info
         row_bytes = 4 if route.hop == 0 else info.hidden_size * DTYPE_BYTES[info.dtype]
-        wanted = min(most, (len(route.chain) + 1) * CHUNK_TOKENS)
-        return self._credits.give(session, wanted, row_bytes, min(most, FIRST_ROWS))
+        # a chunk in each stage, one on each link, the way back included, and one that is ready
+        wanted, least = min(most, (2 * len(route.chain) + 1) * CHUNK_TOKENS), min(most, FIRST_ROWS)
+        rows = self._credits.give(session, wanted, row_bytes, least)
+        if not rows and self._make_row_room(session, least * row_bytes):
+            rows = self._credits.give(session, least, row_bytes, least)
+        return rows
+
+    def _make_row_room(self, session: StageSession, size_bytes: int) -> bool:
+        """Have memory for a sequence's rows, of the member's fair share; what streams has next to none, and stays."""
+        prompts = [each for each in self._sessions if each is not session and each.credit_rows > DECODE_ROWS]
+        taken = [_taken(each, self._credits.bytes_of(each)) for each in prompts]
+        ended = to_end(taken, session.head, size_bytes, self._credits.free_bytes, self._credits.budget_bytes)
+        if ended is None:
+            return False
+        self._end_for(session.head, ended)
+        return True
 
 
 def lane_of(route: Route) -> Lane:

@@ -3,7 +3,8 @@
 A stage sets memory aside for the rows of a sequence when it takes it, as it does for its KV, and tells the head how
 many they may be. A head keeps to the least that the stages of its chain have told, from the first stage to the tail;
 rows beyond it are refused. So neither what waits for an engine nor what waits for a link outgrows what was set aside,
-and no cycle of full queues can form. Once a prompt is through, most of it is given back.
+and no cycle of full queues can form. What a sequence gets beyond its first chunk comes out of half of that memory: a
+few long prompts leave room for many others to begin. Once a prompt is through, most of it is given back.
 """
 
 from __future__ import annotations
@@ -30,15 +31,28 @@ class Credits:
         """By sequence: rows, and bytes of each."""
 
     @property
+    def budget_bytes(self) -> int:
+        """All that there is."""
+        return self._budget_bytes
+
+    @property
     def free_bytes(self) -> int:
         return self._budget_bytes - sum(rows * row_bytes for rows, row_bytes in self._given.values())
 
+    def bytes_of(self, owner: object) -> int:
+        """What it has."""
+        rows, row_bytes = self._given.get(owner, (0, 0))
+        return rows * row_bytes
+
     def give(self, owner: object, wanted_rows: int, row_bytes: int, least_rows: int = FIRST_ROWS) -> int:
-        """Rows that `owner` may have here; 0 where there is no room even for `least_rows`. Replaces what it had."""
+        """Rows that `owner` may have here, `least_rows` or more; 0 where there is no room even for those. Replaces what
+        it had."""
         self.take_back(owner)
-        rows = min(max(wanted_rows, least_rows), self.free_bytes // row_bytes)
-        if rows < least_rows:
+        free_bytes = self.free_bytes
+        if least_rows * row_bytes > free_bytes:
             return 0
+        spare_rows = (free_bytes - self._budget_bytes // 2) // row_bytes
+        rows = max(least_rows, min(wanted_rows, spare_rows))
         self._given[owner] = rows, row_bytes
         return rows
 

@@ -152,7 +152,10 @@ class EngineLoop:
         rows, at, now_s = memoryview(result.data), 0, perf_counter()
         done: list[Done] = []
         for work, slot in zip(works, result.slots, strict=True):
-            data: Buffer = rows[at : at + work.count * row_bytes] if len(works) > 1 else result.data
+            data: Buffer = result.data
+            if len(works) > 1:  # one row that waits for a slow link must not keep a whole batch in memory
+                data = rows[at : at + work.count * row_bytes]
+                data = bytes(data) if 2 * len(data) <= len(result.data) else data
             at += work.count * row_bytes
             if work.is_current:
                 work.session.waiting_rows -= work.count

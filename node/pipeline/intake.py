@@ -108,9 +108,11 @@ def _split(arrival: Arrival, frame: Step) -> Iterator[Incoming]:
     row_bytes = frame.width * (DTYPE_BYTES[frame.dtype] if frame.dtype is not None else 4)
     whole = sum(part.count for part in frame.parts) * row_bytes == len(arrival.body)
     rows, at = memoryview(arrival.body), 0
+    several = len(frame.parts) > 1
     for part in frame.parts:
         end = at + part.count * row_bytes
-        data = rows[at:end] if len(frame.parts) > 1 else arrival.body
+        # copied: a row that waits must not keep a whole frame in memory, of which only the row is counted
+        data = bytes(rows[at:end]) if several else arrival.body
         yield Incoming(arrival.peer, part, data, frame.width, frame.dtype, whole, arrival.received_s, arrival.wire_ms)
         at = end
 

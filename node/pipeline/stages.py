@@ -24,3 +24,6 @@ class Stages(Protocol):
 
     def find(self, start: int, end: int, weights: str) -> HeldStage | None:
         """A ready range of these weights that has the layers [start, end), or None."""
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether there is a range that has these layers, of whatever weights."""

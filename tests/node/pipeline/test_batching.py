@@ -9,10 +9,12 @@ import pytest
 import trio
 
 from node.errors import HopLost, Overloaded
+from node.pipeline.admission import MOST_OPENING
 from node.pipeline.chunk_size import LEAST_TOKENS, chunk_tokens
 from node.pipeline.endings import MOST_SUSPENDED, SUSPENDED_S
 from node.pipeline.generation import Generation
 from node.pipeline.head import LEAST_PATIENCE_S
+from node.pipeline.intake import _split
 from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Arrival
 from node.wire.frames import (
@@ -198,7 +200,7 @@ async def test_rows_ahead_of_the_credit_end_their_sequence() -> None:
         (arrival,) = await frames(head, Accepted)
         assert isinstance(arrival.frame, Accepted)
         rows = arrival.frame.rows
-        assert rows == 2 * CHUNK_TOKENS
+        assert rows == 3 * CHUNK_TOKENS
         for step in range(rows // CHUNK_TOKENS + 2):
             part = StepPart(SESSION, 1, 0, step, step * CHUNK_TOKENS, CHUNK_TOKENS, "nothing", ())
             await link.send(Step((part,), 1, None, 0.0), bytes(4 * CHUNK_TOKENS))
@@ -254,6 +256,57 @@ async def test_without_memory_for_rows_a_sequence_is_told_that_there_is_no_room(
         here.peers[0].pipeline.stage._credits._budget_bytes = 100
         with pytest.raises(Overloaded, match="rows that wait"):
             await collect(here.peers[0], asked([1] * 200, 3), here.chain(0, 6))
+
+
+@timed
+async def test_a_head_that_holds_all_memory_for_rows_makes_room_for_another_one() -> None:
+    async with lab(0, 6) as here:
+        credits = here.peers[0].pipeline.stage._credits
+        credits._budget_bytes = 6 * CHUNK_TOKENS * 4
+        greedy = here.network.add("greedy")
+        link = await greedy.link(here.peers[0].swarm.node_id)
+        for number in range(9):
+            await link.send(Route(sequence(f"{number:032x}", greedy.node_id, 300), 1, here.chain(0, 6), 0, 200))
+        await trio.sleep(1)
+        assert credits.free_bytes < CHUNK_TOKENS * 4
+        steps = await collect(here.peers[0], asked([1] * 200, 3), here.chain(0, 6))
+        assert tokens_of(steps) == expected_tokens([1] * 200, LAYERS, 3)
+        assert {a.frame.kind for a in await frames(greedy, Failed)} == {"overloaded"}
+
+
+@timed
+async def test_routes_that_are_closed_at_once_do_not_pile_up_before_the_engine() -> None:
+    async with lab(0, 6) as here:
+        peer, head = here.peers[0], here.network.add("head")
+        peer.engine.open_s = 100.0
+        link = await head.link(peer.swarm.node_id)
+        for number in range(MOST_OPENING + 5):
+            await link.send(Route(sequence(f"{number:032x}", head.node_id, 3), 1, here.chain(0, 6), 0, 2))
+            await link.send(Close(f"{number:032x}", 1, "not wanted any more"))
+        await trio.sleep(1)
+        assert len(peer.pipeline.stage._admission._reserving) <= MOST_OPENING
+        assert len(await frames(head, Failed)) == 5
+        await trio.sleep(200)
+        peer.engine.open_s = 0.0
+        assert peer.pipeline.stage.idle
+        assert await collect(peer, asked([1], 3), here.chain(0, 6))
+
+
+def test_a_row_that_waits_keeps_nothing_of_its_frame_in_memory_but_itself() -> None:
+    parts = tuple(StepPart(f"{k:032x}", 1, 0, 0, 0, 1 + k * 100, "nothing", ()) for k in range(2))
+    body = bytes(4 * 102)
+    arrival = Arrival(NodeId("a"), Step(parts, 1, None, 0.0), body, 0.0, 0.0)
+    assert [memoryview(incoming.data).obj is body for incoming in _split(arrival, arrival.frame)] == [False, False]
+
+
+@timed
+async def test_a_prompt_keeps_all_stages_busy_where_links_take_as_long_as_they_do() -> None:
+    chunks, step_s = 20, 0.05
+    prompt = [1] * (CHUNK_TOKENS * chunks)
+    async with lab(0, 2, 4, 6, step_s=step_s, delay_s=step_s) as here:
+        started_s = trio.current_time()
+        await collect(here.peers[0], asked(prompt, 1), here.chain(0, 2, 4, 6))
+        assert trio.current_time() - started_s <= (chunks + 8) * step_s
 
 
 def test_chunks_are_as_long_as_the_slowest_link_carries_in_a_moment() -> None:

@@ -265,6 +265,9 @@ async def test_a_worker_that_dies_ends_the_request_and_the_next_one_is_told_why(
         here.peers[1].stages.clear()
         with pytest.raises(NoRoute, match="not ready"):
             await collect(here.peers[0], asked([1, 2]), here.chain(0, 3, 6))
+        here.peers[1].stages.add(ServedRange(here.peers[1].engine.stages[0], "toy", 3, 6, "another model", 1, 1))
+        with pytest.raises(NoRoute, match=r"node n1 .*of other weights than the sequence's"):
+            await collect(here.peers[0], asked([1, 2]), here.chain(0, 3, 6))
         await here.quiet()
         assert here.peers[0].engine.live_sessions == 0
 

@@ -157,7 +157,7 @@ async def test_ranges_of_other_weights_are_not_taken_for_these() -> None:
             for held in peer.stages:
                 held.weights = weights
         generation = Generation((1, 2), 3, (), Sampling(), weights="this/float32")
-        with pytest.raises(NoRoute, match=r"node n1 refused .* not ready"):
+        with pytest.raises(NoRoute, match=r"node n1 refused .* of other weights"):
             await collect(first, generation, here.chain(0, 3, 6))
 
 

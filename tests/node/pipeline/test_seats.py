@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.pipeline.credit import DECODE_ROWS, FIRST_ROWS, Credits
+from node.pipeline.credit import DECODE_ROWS, FIRST_ROWS, INBOX_BYTES, Credits
 from node.pipeline.seats import Taken, to_end
 
 
@@ -66,15 +66,25 @@ def test_ending_some_makes_room_and_leaves_everybody_a_fair_share(
 
 def test_rows_that_are_given_never_exceed_the_memory_set_aside() -> None:
     credits = Credits(budget_bytes=1000 * 64)
-    assert credits.give("a", 512, 64) == 512
-    assert credits.give("b", 512, 64) == 1000 - 512
-    assert credits.give("c", 512, 64) == 0, "not even for the first rows"
+    assert credits.give("a", 450, 64) == 450
+    assert credits.give("b", 512, 64) == FIRST_ROWS, "the other half is for those that begin"
+    assert all(credits.give(name, 512, 64) == FIRST_ROWS for name in "cde")
+    assert credits.give("f", 512, 64) == 0, "not even for the first rows"
     assert credits.shrink("a", DECODE_ROWS) == DECODE_ROWS
-    assert credits.give("c", 512, 64) == 1000 - 488 - DECODE_ROWS
-    credits.take_back("b")
-    assert credits.free_bytes == 488 * 64
+    for name in "bcde":
+        credits.take_back(name)
+    assert credits.give("b", 512, 64) == 500 - DECODE_ROWS
+    assert credits.bytes_of("a") == DECODE_ROWS * 64
+    assert credits.free_bytes == 500 * 64
     assert credits.give("a", 3, 64, least_rows=3) == 3, "a short sequence needs no more than it is long"
     assert credits.give("d", 3, 64) == FIRST_ROWS
+
+
+def test_a_few_long_prompts_leave_room_for_many_others_to_begin() -> None:
+    row_bytes = 16 * 1024
+    beginners = INBOX_BYTES // row_bytes // FIRST_ROWS // 2
+    credits = Credits()
+    assert all(credits.give(number, 20 * FIRST_ROWS, row_bytes) >= FIRST_ROWS for number in range(beginners))
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 2000), st.integers(1, 4096)), max_size=60))
