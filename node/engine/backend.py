@@ -21,8 +21,12 @@ BackendName = Literal["torch"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 
 
+class BackendLost(Exception):
+    """Nothing can be computed any more, whatever it is: the worker must end, and another one begin."""
+
+
 class LoadedStage(Protocol):
-    """A loaded range, inside the worker. Methods and errors as in `base.Stage`."""
+    """A loaded range, inside the worker. Methods and errors as in `base.Stage`; `run` may raise `BackendLost` too."""
 
     info: StageInfo
 

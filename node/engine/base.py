@@ -159,6 +159,7 @@ class Stage(Protocol):
 
         Raises:
             OutOfKV: there is not that much room.
+            TooLong: the model cannot be served in parts with so many tokens, here or anywhere.
             EngineError: layers outside the stage, a name that is open, too many sequences.
             WorkerDied: the worker is gone.
         """

@@ -161,14 +161,14 @@ class Refused(Struct, frozen=True, tag="refused"):
     """Reply to any request that could not be served; becomes the error of its kind on the node's side."""
 
     number: Number
-    kind: Literal["engine", "load", "kv"]
+    kind: Literal["engine", "load", "kv", "long"]
     text: str
     layers: str = ""
     """For `load`."""
     needed_tokens: int = 0
-    """For `kv`."""
+    """For `kv` and `long`."""
     free_tokens: int = 0
-    """For `kv`."""
+    """For `kv`; for `long` the most that there may be."""
 
 
 Request = Start | Load | DropStage | Open | Run | Rewind | Close | SetThreads | Ping

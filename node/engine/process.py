@@ -49,7 +49,7 @@ from node.engine.patience import CALL_S, START_S, StepTimes
 from node.engine.replies import ReplyReader
 from node.engine.spawning import WorkerProcess, spawn_worker
 from node.engine.watch import Watch
-from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, WorkerDied, WorkerHung
+from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, TooLong, WorkerDied, WorkerHung
 from node.wire.frames import Buffer, Sampling
 from node.wire.records import Hardware
 
@@ -416,6 +416,8 @@ def _error_of(refused: Refused) -> EngineError:
     match refused.kind:
         case "kv":
             return OutOfKV(refused.needed_tokens, refused.free_tokens)
+        case "long":
+            return TooLong(refused.needed_tokens, refused.free_tokens)
         case "load":
             return LoadFailed(refused.layers, refused.text)
         case "engine":

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from node.engine.backend import BackendLost
 from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
 from node.engine.batches import check_batch
 from node.engine.kv_cache import Sequence, Sequences
 from node.engine.memory import WorkerMemory
 from node.engine.sampler import sample
 from node.engine.torch_slice import TorchSlice, forget
-from node.errors import EngineError
+from node.errors import EngineError, TooLong
 from node.wire.frames import Buffer, Sampling
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 EACH_MOST_ROWS = 128
 """Of one slot that wants a token per row: logits of 128 rows and a vocabulary of 150,000 are 77 MB."""
+
+SUSPECT_FAILURES = 3
+"""Of the library in a row, before it is tried whether it computes anything at all: a device that has failed once may do
+so for ever, while a sequence that it fails on ends alone."""
 
 SLICES_KEPT = 8
 """Unused ranges within the stage that are kept for the next sequence. They hold no weights of their own."""
@@ -57,6 +62,8 @@ class TorchStage:
         """Of one sequence, where the model's rotary table is another beyond them."""
         self._sequences: Sequences[DynamicCache] = Sequences(whole.start, (1,) * whole.layers, 0, 0)
         self._memory: WorkerMemory | None = None
+        self._failures = 0
+        """Of the library, since it computed something."""
 
     def serve(self, info: StageInfo, layer_kv_bytes: tuple[int, ...], memory: WorkerMemory) -> None:
         """Begin to serve."""
@@ -70,10 +77,7 @@ class TorchStage:
     def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
         """See `base.Stage.open`."""
         if self._most_tokens is not None and kv_tokens > self._most_tokens:
-            raise EngineError(
-                f"sequence {sequence} of up to {kv_tokens} tokens: this model's rotary table depends on the length of "
-                f"the whole text beyond {self._most_tokens} tokens, which a chain cannot know; use at most that many"
-            )
+            raise TooLong(kv_tokens, self._most_tokens)
         self._sequences.open(sequence, start, end, sampling, kv_tokens, lambda: self.part(start, end).new_cache())
 
     def rewind(self, sequence: str, position: int) -> None:
@@ -156,15 +160,28 @@ class TorchStage:
                 results.append(SlotResult(problem=str(error)))
             except Exception as error:  # whatever the library raises is this sequence's end, not its neighbours'
                 traceback.print_exception(error)
+                self._failures += 1
                 results.append(SlotResult(problem=f"the backend failed: {type(error).__name__}: {error}"))
             else:
+                self._failures = 0
                 results.append(SlotResult(tokens))
                 head_s += head_slot_s
+        if self._failures >= SUSPECT_FAILURES:
+            self._try_device()
         data = b"" if out is None else _bytes(out)
         ended = time.perf_counter()
         return BatchResult(
             data, tuple(results), 1e3 * (ended - started), 1e3 * head_s, free_kv_tokens=self._sequences.free_tokens
         )
+
+    def _try_device(self) -> None:
+        """A step of nobody's sequence, which only a broken device fails on."""
+        try:
+            self.whole.forward(self.whole.blank_row(), self.whole.new_cache(), 0)
+            self.whole.synchronise()
+        except Exception as error:
+            raise BackendLost(f"{type(error).__name__}: {error}") from error
+        self._failures = 0
 
     def _run_slot(
         self,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from typing import assert_never
 
-from node.engine.backend import Backend, LoadedStage, open_backend
+from node.engine.backend import Backend, BackendLost, LoadedStage, open_backend
 from node.engine.base import Batch
 from node.engine.messages import (
     PREFIX,
@@ -52,9 +52,11 @@ from node.engine.messages import (
     unpack_prefix,
     unpack_request,
 )
-from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV
+from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, TooLong
 from node.wire.frames import Buffer
 
+EXIT_BACKEND_LOST = 5
+"""The process's status where the backend computes nothing any more."""
 EXIT_BAD_DATA = 3
 """The process's status after bytes on its pipe that are no request."""
 
@@ -151,6 +153,10 @@ class Worker:
             reply, data = self._answer(request, body)
             if reply is not None:
                 self._replies.send(reply, data)
+        except BackendLost as error:
+            print(f"engine worker: nothing can be computed any more: {error}; the worker ends", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(EXIT_BACKEND_LOST)  # not sys.exit: what libraries do at the end may wait for the device
         except Exception as error:  # the worker's door: whatever went wrong is the caller's to know
             self._replies.send(refusal(request.number, error))
         self._activity.begin("")
@@ -239,6 +245,8 @@ def refusal(number: int, error: Exception) -> Refused:
     match error:
         case OutOfKV():
             return Refused(number, "kv", text, needed_tokens=error.needed_tokens, free_tokens=error.free_tokens)
+        case TooLong():
+            return Refused(number, "long", text, needed_tokens=error.tokens, free_tokens=error.most_tokens)
         case LoadFailed():
             return Refused(number, "load", error.reason[:TEXT_LIMIT], layers=error.layers)
         case EngineError():

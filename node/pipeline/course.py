@@ -170,6 +170,8 @@ class Course:
         give_up_at_s = self._give_up_at_s
         if state.generated:
             give_up_at_s = trio.current_time() + RESUME_LIMIT_S
+        if failure is not None and failure.kind == "unfit":
+            give_up_at_s = trio.current_time()  # another node may think otherwise, but waiting changes nothing
         try:
             way = await self._ways.way(state.generation, self._request_id, self._detours, self._waits, give_up_at_s)
         except NoRoute:

@@ -22,7 +22,7 @@ finds another way or a new link within a few."""
 MOST_SUSPENDED = 32
 """Then the oldest goes; and any of them where another sequence needs its room."""
 
-Kind = Literal["lost", "link", "overloaded", "refused", "wrong", "forgotten"]
+Kind = Literal["lost", "link", "overloaded", "refused", "wrong", "forgotten", "unfit"]
 
 
 class Endings:

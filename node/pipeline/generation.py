@@ -45,9 +45,10 @@ class TokenStep:
     """From tail to head."""
 
 
-FailureKind = Literal["lost", "link", "refused", "full", "silent", "wrong", "forgotten"]
+FailureKind = Literal["lost", "link", "refused", "full", "silent", "wrong", "forgotten", "unfit"]
 """How a node ended a route: it is gone or its engine is; the link to it broke; it would not take it; it had no room; it
-said nothing any more; what it sent cannot be; it no longer had what it was to have kept."""
+said nothing any more; what it sent cannot be; it no longer had what it was to have kept; it says that no
+node can do what is asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from node.errors import HopLost, NoRoute, Overloaded, RequestError
+from node.errors import BadRequest, HopLost, NoRoute, Overloaded, RequestError
 from node.pipeline.generation import FailureKind, Generation, NodeFailure, TokenStep
 from node.pipeline.head_sequence import HeadSequence
 from node.pipeline.outbox import Outbox
@@ -239,6 +239,8 @@ class Head:
         match kind:
             case "full":
                 error = Overloaded(f"node {name}: {reason}; try again when another request has ended")
+            case "unfit":
+                error = BadRequest("max_tokens", f"node {name}: {reason}")
             case "refused" | "forgotten":
                 error = NoRoute(f"node {name} refused layers {layers}: {reason}; try again")
             case _:

@@ -230,9 +230,9 @@ class Failed(Struct, frozen=True, tag="failed"):
     session: Session
     attempt: Attempt
     reason: Reason
-    kind: Literal["lost", "link", "overloaded", "refused", "wrong", "forgotten"] = "lost"
+    kind: Literal["lost", "link", "overloaded", "refused", "wrong", "forgotten", "unfit"] = "lost"
     """What is gone: the stage's engine or its layers; a link or a member; room; the will; trust in what the suspect
-    sent; the keys and values that were to have been kept."""
+    sent; the keys and values that were to have been kept; any hope, since it asks for what no stage can do."""
     suspect: Id | None = None
     """The node that is at fault, where it is not the sender: its link is lost, or its frames cannot be."""
 

@@ -6,14 +6,16 @@ import queue
 from collections.abc import Generator
 from io import FileIO
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
+from node.engine.backend import BackendLost
 from node.engine.base import BackendInfo, Batch, BatchResult, SlotResult, StageInfo, StageSpec
 from node.engine.copying import LEAST_PIECE_BYTES, MOST_PIECE_BYTES, PIECE_S, PieceSize, copied
 from node.engine.messages import Load, Run
-from node.engine.worker import Activity, Inbox, Replies, Worker
+from node.engine.worker import EXIT_BACKEND_LOST, Activity, Inbox, Replies, Worker
 from node.wire.frames import Sampling
 from node.wire.records import Hardware
 from tests.node.engine.driving import CPU, batch_of
@@ -135,3 +137,29 @@ def test_a_load_gets_on_while_batches_lie_ready_all_the_time(tmp_path: Path) -> 
             worker.serve_one()
     assert backend.pieces == 5
     assert backend.stage.batches > 2 * backend.pieces, "and did not hold the stage up"
+
+
+def test_a_worker_whose_backend_computes_nothing_any_more_ends_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Lost(BusyStage):
+        def run(self, batch: Batch) -> BatchResult:
+            raise BackendLost("CUDA error: an illegal memory access")
+
+    def ended(status: int) -> NoReturn:
+        raise SystemExit(status)
+
+    inbox: Inbox = queue.SimpleQueue()
+    backend = BusyBackend(inbox)
+    backend.stage = Lost(inbox)
+    monkeypatch.setattr("node.engine.worker.os._exit", ended)
+    with FileIO(tmp_path / "out", "w") as out:
+        worker = Worker(inbox, Replies(out), Activity(), backend)
+        inbox.put((Load(1, 1, StageSpec("toy", 0, 1, "float32", 1)), b""))
+        worker.serve_one()
+        worker.serve_one()
+        batch = batch_of(("s", 0, [1], "nothing"))
+        inbox.put((Run(3, 1, batch.slots, None), batch.data))
+        with pytest.raises(SystemExit, match=str(EXIT_BACKEND_LOST)):
+            worker.serve_one()
+    assert "nothing can be computed any more: CUDA error" in capfd.readouterr().err

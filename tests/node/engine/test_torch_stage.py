@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from node.engine.backend import BackendLost
 from node.engine.base import Batch, Slot
 from node.engine.loading import SharedTensors
-from node.engine.torch_stage import EACH_MOST_ROWS, TorchStage
+from node.engine.torch_stage import EACH_MOST_ROWS, SUSPECT_FAILURES, TorchStage
 from node.errors import EngineError, OutOfKV
 from node.wire.frames import Sampling
 from tests.node.engine.driving import (
@@ -178,6 +180,35 @@ def test_logits_of_nan_break_the_sequence_alone_until_it_goes_back(last: TorchSt
     assert "cannot go on" in problems(last, rows_of("s", 0, good, 1, "token"))[0]
     last.rewind("s", 0)
     assert last.run(rows_of("s", 0, good, 1, "token")).slots[0].tokens == other.tokens
+
+
+def test_a_library_that_fails_on_one_sequence_is_kept_and_one_that_fails_on_all_is_not(
+    first: TorchStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = first.whole
+    forward = whole.forward
+
+    def fails_on_seven(rows: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        if 7 in rows:
+            raise RuntimeError("no kernel for sevens")
+        return forward(rows, *rest, **options)
+
+    monkeypatch.setattr(whole, "forward", fails_on_seven)
+    for _ in range(3 * SUSPECT_FAILURES):
+        assert "sevens" in problems(first, batch_of(("s", 0, [7], "nothing")))[0]
+        first.rewind("s", 0)
+    assert problems(first, batch_of(("s", 0, [1], "nothing"))) == [""]
+    first.rewind("s", 0)
+
+    def fails(*arguments: Any, **options: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(whole, "forward", fails)
+    for _ in range(SUSPECT_FAILURES - 1):
+        assert "illegal memory access" in problems(first, batch_of(("s", 0, [1], "nothing")))[0]
+        first.rewind("s", 0)
+    with pytest.raises(BackendLost, match="illegal memory access"):
+        first.run(batch_of(("s", 0, [1], "nothing")))
 
 
 def test_a_token_of_a_sequence_without_a_sampling_is_refused(last: TorchStage) -> None:

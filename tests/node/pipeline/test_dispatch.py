@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from node.engine.base import StageSpec
-from node.errors import BadRequest, HopLost, NoRoute, Overloaded, WorkerDied
+from node.errors import BadRequest, HopLost, NoRoute, Overloaded, TooLong, WorkerDied
 from node.live.served_ranges import ServedRange, ServedRanges
 from node.pipeline.course import FIRST_PAUSE_S, MOST_IN_VAIN, MOST_PAUSE_S, RESUME_LIMIT_S
 from node.pipeline.dispatch import LOOK_AGAIN_S, LOOK_ANYWAY_S, WAIT_LIMIT_S, Dispatcher
@@ -673,6 +673,22 @@ async def test_an_engine_that_fails_in_the_middle_of_an_answer_is_gone_around(la
         got += [step.token async for step in tokens]
     assert got == expected_tokens([1] * 3, LAYERS, 20)
     assert len(set(head.names())) == 2
+
+
+@in_a_lab
+async def test_what_a_model_cannot_do_is_told_at_once_in_the_engines_words_but_not_by_one_node_alone(lab: Lab) -> None:
+    head = await lab.join("h")
+    nodes = {name: await lab.join(name, (0, 6)) for name in "ab"}
+    for node in nodes.values():
+        node.engine.refuse_next(TooLong(90, 64))
+    started_s = trio.current_time()
+    with pytest.raises(BadRequest, match=r"90 tokens, but this model's rotary table .* beyond 64 tokens"):
+        await head.ask()
+    assert trio.current_time() - started_s < 1
+    assert len(head.chains) == 2
+    await trio.sleep(3)
+    nodes["a"].engine.refuse_next(TooLong(90, 64))
+    await head.ask()
 
 
 @in_a_lab
