@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-FIRST_S, MOST_S = 10.0, 600.0
+FIRST_S, MOST_S = 60.0, 600.0
+"""The first is several times what finding it out costs: twenty seconds of silence, where steps are slow. Whoever asks a
+few times a minute would else meet it nearly each time."""
 MOST_REFUSALS = 3
 """In a row, with no answer between them: of heads that ask for the same room at once, some lose once or twice."""
 MOST_SUSPECTS = 1024

@@ -732,10 +732,23 @@ async def test_a_node_that_did_it_again_is_avoided_for_longer_and_one_that_answe
     await lab.join("b", (3, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
     for number in range(40):
         await head.ask(name=f"{number}")
-        await trio.sleep(1)
+        await trio.sleep(FIRST_S / 10)
     told = [event.for_s for event in head.avoided]
     assert told == [FIRST_S * 2**times for times in range(len(told))]
     assert 2 <= len(told) <= 3
+
+
+@in_a_lab
+async def test_who_asks_four_times_a_minute_meets_a_silent_node_three_times_in_five_minutes(lab: Lab) -> None:
+    head = await lab.join("h", (0, 3))
+    lab.black_hole("a", (3, 6), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    await lab.join("b", (3, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+    started_s, took_s = trio.current_time(), []
+    while (asked_s := trio.current_time()) < started_s + 300:
+        await head.ask(name=f"{asked_s}")
+        took_s.append(trio.current_time() - asked_s)
+        await trio.sleep(15)
+    assert sum(took > LEAST_PATIENCE_S for took in took_s) <= 3
 
 
 @in_a_lab
