@@ -12,7 +12,7 @@ import trio
 from node.home import STOP_SIGNALS
 
 if TYPE_CHECKING:
-    from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
+    from node.task_status import TaskStatus
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from node.api.http_connection import HttpConnection
 from node.open_files import open_files_limit
 
 if TYPE_CHECKING:
-    from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
+    from node.task_status import TaskStatus
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from node.wire.frames import Buffer, Frame, Sampled, Step
 from node.wire.ids import NodeId
 
 if TYPE_CHECKING:
-    from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
+    from node.task_status import TaskStatus
 
 QUEUED_BYTES = INBOX_BYTES
 """For one neighbour, both lanes together. It sets no more than that aside for all that may come to it, so one for which

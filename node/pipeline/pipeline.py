@@ -19,7 +19,7 @@ from node.wire.frames import Accepted, Close, Failed, Frame, Probe, Progress, Ro
 from node.wire.ids import NodeId
 
 if TYPE_CHECKING:
-    from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
+    from node.task_status import TaskStatus
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Unpack
 
 import trio
 
+from node.swarm.record_changes import RecordChanges
 from node.wire.frames import Buffer, Frame
 from node.wire.ids import NodeId
 from node.wire.plans import Plan
@@ -116,7 +117,7 @@ class Swarm(Protocol):
     def members(self) -> dict[NodeId, NodeRecord]:
         """Every live member's newest record, our own included."""
 
-    async def update(self, **changes: object) -> None:
+    async def update(self, **changes: Unpack[RecordChanges]) -> None:
         """Change fields of our own record; it is numbered, signed and spread (at most a few times a second)."""
 
     async def publish_plan(self, plan: Plan) -> bool:

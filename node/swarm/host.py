@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import trio
+from msgspec.structs import replace
 
 from node.errors import NotAdmitted, SwarmError, UsageError
 from node.home import Home
@@ -36,6 +37,7 @@ from node.swarm.libp2p_swarm import Libp2pSwarm
 from node.swarm.own_addresses import OwnAddresses
 from node.swarm.ports import recall_ports, remember_ports
 from node.swarm.quiet import Seldom, hush_libp2p
+from node.swarm.record_changes import RecordChanges
 from node.swarm.secret import SwarmSecret, settle_secret
 from node.swarm.socket_stream import SocketStream
 from node.swarm.suggestions import Suggestions
@@ -44,7 +46,7 @@ from node.wire.ids import NodeId, short_id
 from node.wire.records import NodeRecord
 
 if TYPE_CHECKING:
-    from trio_typing import TaskStatus  # libp2p brings trio-stubs, which hide trio's own types
+    from node.task_status import TaskStatus
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class SwarmSettings:
 
 
 @asynccontextmanager
-async def open_swarm(settings: SwarmSettings, **record_fields: object) -> AsyncIterator[Libp2pSwarm]:
+async def open_swarm(settings: SwarmSettings, **record_fields: Unpack[RecordChanges]) -> AsyncIterator[Libp2pSwarm]:
     """This node as a member of its swarm; a `node.swarm.base.Swarm`. `record_fields` complete its first record.
 
     Resource handling: leaving the block says goodbye, which the others see at once, and closes every socket, within
@@ -116,17 +118,17 @@ async def open_swarm(settings: SwarmSettings, **record_fields: object) -> AsyncI
         _save(book)
 
 
-def _first_record(settings: SwarmSettings, own_id: NodeId, own: OwnAddresses, more: Mapping[str, object]) -> NodeRecord:
-    fields: dict[str, object] = {
-        "node_id": own_id,
-        "name": settings.name,
-        "seq": 0,
-        "ttl_s": TTL_S,
-        "machine_id": settings.machine_id,
-        "addresses": tuple(str(address) for address in own.told()),
-        "software": settings.software,
-    }
-    return NodeRecord(**(fields | dict(more)))  # type: ignore[arg-type]  # checked when it is published
+def _first_record(settings: SwarmSettings, own_id: NodeId, own: OwnAddresses, more: RecordChanges) -> NodeRecord:
+    record = NodeRecord(
+        node_id=own_id,
+        name=settings.name,
+        seq=0,
+        ttl_s=TTL_S,
+        machine_id=settings.machine_id,
+        addresses=tuple(str(address) for address in own.told()),
+        software=settings.software,
+    )
+    return replace(record, **more)  # checked when it is published
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from typing import Unpack
 
 import msgspec
 import trio
@@ -28,6 +29,7 @@ from node.swarm.muxed_stream import MuxedStream
 from node.swarm.news_queue import NewsQueue
 from node.swarm.quiet import Seldom
 from node.swarm.reach import Reach
+from node.swarm.record_changes import RecordChanges
 from node.swarm.secret import SwarmSecret
 from node.swarm.stream_link import StreamLink
 from node.swarm.told_trips import ToldTrips
@@ -95,7 +97,7 @@ class Libp2pSwarm:
         self._seldom = Seldom()
         self._shunned: dict[NodeId, float] = {}
         """Until when."""
-        self._changes: dict[str, object] = {}
+        self._changes: RecordChanges = {}
         self._stirred = trio.Event()
         self._parted = trio.Event()
         self.links = Links(identity, connections, reach, self._gossip, self._arrivals_in, self._tell_of_link)
@@ -106,14 +108,14 @@ class Libp2pSwarm:
         """Every live member's newest record, our own as last published included."""
         return self._gossip.members()
 
-    async def update(self, **changes: object) -> None:
+    async def update(self, **changes: Unpack[RecordChanges]) -> None:
         """Change fields of our own record; published within a quarter of a second, or one in a large swarm.
 
         Raises:
             TypeError: there is no such field.
             BadWireData: a value that other nodes would refuse.
         """
-        pending = self._changes | changes
+        pending: RecordChanges = {**self._changes, **changes}
         changed(self._gossip.record, pending)
         self._changes = pending
         if any(getattr(self._gossip.record, name) != value for name, value in pending.items()):
@@ -283,14 +285,17 @@ class Libp2pSwarm:
             self._stirred = trio.Event()
             now = trio.current_time()
             members = self._gossip.members()
-            changes = self._changes | {"addresses": tuple(str(address) for address in addresses())}
-            rates = changes.pop("mbps", self._gossip.record.mbps)
-            changes |= self._told_trips.due(
-                now,
-                {c.peer: c.clock.rtt_ms for c in self.connections.best_of_each()},
-                rates,  # type: ignore[arg-type]  # as `update` has checked
-                [peer for peer in members if peer != self.own_id and self._reach.is_hopeless(peer)],
-            )
+            rates = self._changes.pop("mbps", self._gossip.record.mbps)
+            changes: dict[str, object] = {
+                **self._changes,
+                "addresses": tuple(str(address) for address in addresses()),
+                **self._told_trips.due(
+                    now,
+                    {c.peer: c.clock.rtt_ms for c in self.connections.best_of_each()},
+                    rates,
+                    [peer for peer in members if peer != self.own_id and self._reach.is_hopeless(peer)],
+                ),
+            }
             self._changes = {}
             envelopes, news = self._gossip.publish(changes, int(time.time() * 1000))
             self._tell(news)

@@ -10,9 +10,6 @@ NodeId = NewType("NodeId", str)
 RequestId = NewType("RequestId", str)
 """One client request, as the OpenAI reply's `id`."""
 
-SessionId = NewType("SessionId", str)
-"""One sequence on its chain: 128 random bits in hex, made by the head."""
-
 
 def short_id(node_id: NodeId) -> str:
     """The last eight characters, which differ between nodes (the first ones never do)."""

@@ -18,13 +18,14 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, Unpack
 
 import msgspec
 import trio
 
 from node.errors import LinkClosed
 from node.swarm.base import LANES, Arrival, Lane, LinkLost, MemberGone, MemberSeen, PlanHeard, SwarmNews
+from node.swarm.record_changes import RecordChanges
 from node.wire.codec import decode, encode
 from node.wire.frames import BODY_LIMIT_BYTES, HEADER_LIMIT_BYTES, Buffer, Frame
 from node.wire.ids import NodeId
@@ -107,7 +108,7 @@ class FakeSwarm:
     def members(self) -> dict[NodeId, NodeRecord]:
         return dict(self._view)
 
-    async def update(self, **changes: object) -> None:
+    async def update(self, **changes: Unpack[RecordChanges]) -> None:
         await trio.lowlevel.checkpoint()
         if self.alive:
             fields = msgspec.structs.asdict(self.record) | changes | {"seq": self.record.seq + 1}
