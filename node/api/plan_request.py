@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from node.errors import BadRequest, UsageError
 from node.notation import MOST_LAYERS, parse_bytes, parse_layers
+from node.wire.layer_range import layer_range
 from node.wire.plans import MOST_NODES, Aim, Duty, Override, PlanSettings
 from node.wire.records import NodeRecord
 
@@ -193,9 +194,9 @@ def _overlaid(override: Override, change: NodeChange) -> Override:
 def _check_layers(pinned: tuple[int, int], at: str, record: NodeRecord | None, layers: int) -> None:
     start, end = pinned
     if end > layers:
-        raise BadRequest(at, f"{start}:{end} reaches beyond the model, which has {layers} layers")
+        raise BadRequest(at, f"layers {layer_range(start, end)} reach beyond the model, which has {layers} layers")
     if record is not None and record.pinned_layers not in (None, pinned):
         own_start, own_end = record.pinned_layers or (0, 0)
         raise BadRequest(
-            at, f"{record.name} was started with --layers {own_start}:{own_end}; only its owner can change that"
+            at, f"{record.name} was started with --layers {own_start}-{own_end - 1}; only its owner can change that"
         )

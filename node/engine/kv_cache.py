@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from node.engine.memory import WorkerMemory
 from node.errors import EngineError, OutOfKV
 from node.wire.frames import Sampling
+from node.wire.layer_range import layer_range
 
 CacheT = TypeVar("CacheT")
 
@@ -77,8 +78,8 @@ class Sequences(Generic[CacheT]):
             EngineError: layers that are not here, a name that is open, or as many sequences as there may be.
         """
         if not self._start <= start < end <= self._start + len(self._layer_bytes):
-            held = f"[{self._start}, {self._start + len(self._layer_bytes)})"
-            raise EngineError(f"sequence {name} on layers [{start}, {end}), but the stage holds {held}")
+            held = layer_range(self._start, self._start + len(self._layer_bytes))
+            raise EngineError(f"sequence {name} on layers {layer_range(start, end)}, but the stage holds {held}")
         if name in self._sequences:
             raise EngineError(f"sequence {name} has its room in the KV cache already")
         if len(self._sequences) >= self._most:

@@ -15,9 +15,10 @@ from node.engine.base import StageInfo, StageSpec
 from node.engine.checkpoint import Checkpoint
 from node.engine.copying import PieceSize, copied
 from node.engine.memory import WorkerMemory
-from node.engine.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage, layers_text
+from node.engine.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage
 from node.engine.tables import longest_with_one_table
 from node.errors import EngineError, LoadFailed, ModelError
+from node.wire.layer_range import layer_range
 from node.wire.models import Dtype
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> 
     """
     import torch
 
-    asked = layers_text(spec.start, spec.end)
+    asked = layer_range(spec.start, spec.end)
     try:
         return (yield from _load(spec, device, shared))
     except ModelError as error:
@@ -110,7 +111,7 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
     from node.engine.torch_stage import TorchStage
 
     started = time.perf_counter()
-    asked = layers_text(spec.start, spec.end)
+    asked = layer_range(spec.start, spec.end)
     config = read_config(Path(spec.model_folder), asked)
     checkpoint = Checkpoint(Path(spec.model_folder))
     plan = Assembly(config, checkpoint.names(), spec.dtype, device)
@@ -182,7 +183,7 @@ class Assembly:
         """
         from node.engine.torch_slice import TorchSlice
 
-        asked = layers_text(start, end)
+        asked = layer_range(start, end)
         sources = self.sources(model, start)
         blanks: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
         for local, blank in blanks.items():

@@ -17,6 +17,7 @@ from node.engine.backend import BackendName, DeviceChoice
 from node.engine.base import BackendInfo, Slot, SlotResult, StageInfo, StageSpec
 from node.errors import BadWireData, EngineError
 from node.wire.frames import BODY_LIMIT_BYTES, Buffer, Sampling
+from node.wire.layer_range import layer_range
 from node.wire.models import Count, Dtype
 from node.wire.records import Hardware
 
@@ -181,7 +182,7 @@ def text_of(request: Request) -> str:
         case Start():
             return "opening the backend and measuring the machine"
         case Load(spec=spec):
-            return f"loading layers [{spec.start}, {spec.end})"
+            return f"loading layers {layer_range(spec.start, spec.end)}"
         case Run(slots=slots):
             rows = sum(slot.count for slot in slots)
             return f"a batch of {rows} row{'s'[: rows != 1]} of {len(slots)} sequence{'s'[: len(slots) != 1]}"

@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from node.errors import LoadFailed
+from node.wire.layer_range import layer_range
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +23,6 @@ PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "block_ty
 
 LAYER_NAME = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-
-
-def layers_text(start: int, end: int) -> str:
-    """How errors name a range."""
-    return f"[{start}, {end})"
 
 
 def empty_stage(config: Any, start: int, end: int, dtype: torch.dtype) -> Any:
@@ -41,7 +37,7 @@ def empty_stage(config: Any, start: int, end: int, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    asked = layers_text(start, end)
+    asked = layer_range(start, end)
     try:
         with torch.device("meta"), no_init_weights():  # first values, which nobody keeps, take most of the time
             model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)

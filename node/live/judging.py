@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from node.plan.live.members import eligible
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plans import Plan
 from node.wire.records import NodeRecord
@@ -110,5 +111,5 @@ def doubt(plan: Plan, current: Plan | None, records: Mapping[NodeId, NodeRecord]
         if look.facts is None:
             return f"it names another model, {plan.model.name}, that cannot be had here ({look.problem})"
     if (gap := nobody_for(plan, eligible(records))) is not None:
-        return f"it leaves layers {gap[0]}–{gap[1] - 1} to nobody"
+        return f"it leaves layers {layer_range(*gap)} to nobody"
     return ""

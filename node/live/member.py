@@ -27,6 +27,7 @@ from node.pipeline.pipeline import Pipeline
 from node.plan.live.propose import Proposal
 from node.swarm.base import LinkLost, MemberGone, MemberSeen, Misbehaved, PlanHeard, Swarm
 from node.wire.events import Event, NodeGone, NodeSeen, Notice, PlanAdopted
+from node.wire.layer_range import layer_range
 from node.wire.models import ModelRef
 from node.wire.plans import MOST_NODES, Plan, PlanSettings
 from node.wire.records import NodeRecord
@@ -119,7 +120,7 @@ class Member:
             return f"no plan yet: {waiting}; try again in a moment"
         if state.model.phase in ("fetch", "convert", "load", "failed"):
             return f"model {state.plan.model.name}: {state.model.phase} {state.model.text}".strip()
-        gaps = ", ".join(f"{start}–{end - 1}" for start, end in state.uncovered())
+        gaps = ", ".join(layer_range(start, end) for start, end in state.uncovered())
         return f"layers {gaps} have no ready node; see `parallax status`" if gaps else "the tokenizer is being fetched"
 
     # --- running ----------------------------------------------------------------------------------------------------

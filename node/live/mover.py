@@ -24,6 +24,7 @@ from node.plan.moving.node_layers import NodeLayers, runs, weights_of
 from node.swarm.base import Swarm
 from node.wire.events import Event, ModelProgress, Notice
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.plans import Assignment, Plan
 from node.wire.records import HeldRange, NodeRecord
 
@@ -94,7 +95,7 @@ class Mover:
         spec, self._entrusted = self._entrusted, None
         if spec is not None and self._goal is not None:
             reason = "the engine worker died of it, as it does where memory runs out; assign fewer layers"
-            self._crash = self._goal, LoadFailed(f"{spec.start}–{spec.end - 1}", reason)
+            self._crash = self._goal, LoadFailed(layer_range(spec.start, spec.end), reason)
 
     async def run(self, engine: Engine) -> None:
         """Follow plans with this engine until it dies, or until cancelled."""
@@ -165,7 +166,7 @@ class Mover:
         serving.epoch = plan.epoch
         await self._swarm.update(held=self._told(), plan_epoch=plan.epoch, state="serving", problem="")
         self._retiring.wake()
-        self._emit(ModelProgress(plan.model.name, "ready", text=f"layers {target.start}–{target.end - 1}"))
+        self._emit(ModelProgress(plan.model.name, "ready", text=f"layers {layer_range(target.start, target.end)}"))
 
     async def _fetch(self, plan: Plan, target: Assignment) -> str:
         """Have the files here first: nothing is dropped for a range that cannot be had, or only after an hour."""
@@ -246,7 +247,7 @@ class Mover:
         self._loading = (start, end)
         await self._tell()
         await self._let_what_leaves_go(plan, frozenset(range(start, end)))
-        self._emit(ModelProgress(plan.model.name, "load", text=f"layers {start}–{end - 1}"))
+        self._emit(ModelProgress(plan.model.name, "load", text=f"layers {layer_range(start, end)}"))
         spec = self._spec(plan, folder, start, end)
         self._reading = frozenset(range(start, end))
         try:

@@ -24,6 +24,7 @@ from node.plan.live.propose import Proposal, on_one_machine, propose
 from node.swarm.base import MemberGone, Swarm
 from node.wire.events import Event, Notice, PlanImpossible
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.models import Dtype, ModelRef
 from node.wire.plans import SENTENCE_LIMIT, Plan, PlanSettings
 from node.wire.records import NodeRecord
@@ -520,7 +521,7 @@ class Planner:
     def _hopeless(self, plan: Plan, records: dict[NodeId, NodeRecord], look: Look | None) -> str:
         measured = {node: record for node, record in records.items() if record.hardware is not None}
         if (gap := nobody_for(plan, measured)) is not None:  # one that failed may yet succeed
-            return f"it leaves layers {gap[0]}–{gap[1] - 1} to nobody"
+            return f"it leaves layers {layer_range(*gap)} to nobody"
         others = {node: record for node, record in records.items() if node != plan.author}
         wanted = {record.wanted_model for record in others.values()} - {None, plan.model}
         if look is not None and look.facts is None and wanted and all_have_failed(plan, records):
@@ -601,4 +602,4 @@ def _fixed_in(record: NodeRecord) -> tuple[object, ...]:
 
 def _in_words(plan: Plan, records: dict[NodeId, NodeRecord]) -> str:
     names = {node: record.name for node, record in records.items()}
-    return ", ".join(f"{names.get(a.id, a.id[-8:])} [{a.start}, {a.end})" for a in plan.assignments)
+    return ", ".join(f"{names.get(a.id, a.id[-8:])} {layer_range(a.start, a.end)}" for a in plan.assignments)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from node.errors import BadLayers, DamagedModel, UnsupportedModel
+from node.wire.layer_range import layer_range
 from node.wire.weight_index import INDEX, SINGLE, parse_index
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -95,4 +96,4 @@ def check_layers(layers: tuple[int, int], layer_count: int) -> None:
     """
     start, end = layers
     if not 0 <= start < end <= layer_count:
-        raise BadLayers(f"{start}:{end}", f"the model has layers 0:{layer_count}")
+        raise BadLayers(layer_range(start, end), f"the model has {layer_count} layers")

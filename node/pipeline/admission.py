@@ -29,6 +29,7 @@ from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Lane
 from node.wire.frames import Accepted, Hop, Route
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.models import DTYPE_BYTES
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class Admission:
         if held is None:
             foreign = self._stages.holds(own.start, own.end)
             state = "of other weights than the sequence's" if foreign else "not ready"
-            raise _Refusal(f"layers {own.start}–{own.end - 1} are {state} on this node", "refused")
+            raise _Refusal(f"layers {layer_range(own.start, own.end)} are {state} on this node", "refused")
         self._opened += 1
         now_s = trio.current_time()
         key = f"{sequence.session}/{route.hop}/{self._opened}"

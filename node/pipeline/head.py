@@ -32,6 +32,7 @@ from node.wire.frames import (
     Step,
 )
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class Head:
     def fail(self, live: LiveSequence, hop: int, kind: FailureKind, reason: str) -> None:
         """The route cannot go on, because of one of its hops."""
         at = live.state.chain[hop]
-        name, layers = live.names[at.node_id], f"{at.start}–{at.end - 1}"
+        name, layers = live.names[at.node_id], layer_range(at.start, at.end)
         error: RequestError
         match kind:
             case "full":

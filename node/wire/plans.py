@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.models import Count, Dtype, ModelFacts, ModelRef
 from node.wire.records import NAME_LIMIT, Id, Layer, make_printable
 
@@ -170,7 +171,9 @@ class Plan(Struct, frozen=True):
             raise ValueError("plan.assignments names a node twice")
         beyond = next((a for a in self.assignments if a.end > self.facts.layers), None)
         if beyond is not None:
-            raise ValueError(f"plan.assignments has [{beyond.start}, {beyond.end}) of {self.facts.layers} layers")
+            raise ValueError(
+                f"plan.assignments has {layer_range(beyond.start, beyond.end)} of {self.facts.layers} layers"
+            )
 
     @property
     def weights(self) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from node.home import Home
+from node.wire.layer_range import layer_range
 from parallax_tui.headless.node_connection import ask_plan
 from parallax_tui.headless.plan_changes import PlanChanges, as_request
 from parallax_tui.refusal import NodeRefused
 from parallax_tui.state.cells import safe
-from parallax_tui.state.figures import layers, size
+from parallax_tui.state.figures import size
 
 BAD_REQUEST, DOES_NOT_FIT = 400, 422
 
@@ -66,7 +67,7 @@ def plan_lines(reply: PlanReply) -> list[str]:
         return [*lines, f"plan {reply.epoch} stays as it is: {reply.reason}"]
     lines += _moves(reply)
     if reply.left_out:
-        out = " and ".join(layers(*each) for each in reply.left_out)
+        out = " and ".join(layer_range(*each) for each in reply.left_out)
         lines.append(f"nothing is served for a while: there is no room for old and new at once: layers {out}")
     if reply.reason not in reply.text:  # the table has the plan's note, which may be the reason
         lines.append(reply.reason)
@@ -85,4 +86,4 @@ def _moves(reply: PlanReply) -> list[str]:
 
 
 def _held(held: tuple[int, int] | None) -> str:
-    return f"layers {layers(*held)}" if held is not None else "none"
+    return f"layers {layer_range(*held)}" if held is not None else "none"

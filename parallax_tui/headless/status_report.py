@@ -10,9 +10,10 @@ import msgspec
 
 from node.journal.state import NodeView, State
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from parallax_tui.state.cells import safe
 from parallax_tui.state.choices import objective_words, set_by_hand, standby_reasons, usable_bytes
-from parallax_tui.state.figures import layers, size
+from parallax_tui.state.figures import size
 from parallax_tui.state.nodes import condition_of
 
 
@@ -55,7 +56,7 @@ def as_text(state: State) -> str:
         head = state.plan_problem or "no plan yet"
     else:
         gaps = state.uncovered()
-        missing = ", ".join(layers(start, end) for start, end in gaps)
+        missing = ", ".join(layer_range(start, end) for start, end in gaps)
         health = f"layers {missing} have no ready node" if gaps else "whole"
         parts = (plan.model.name, f"{plan.facts.layers} layers", plan.dtype, f"plan {plan.epoch}")
         head = " · ".join([*parts, objective_words(plan), health])
@@ -88,7 +89,7 @@ def _table(state: State) -> list[str]:
         rows.append(
             (
                 record.name + (" (this one)" if record.node_id == state.self_id else ""),
-                layers(held.start, held.end) if held else "–",
+                layer_range(held.start, held.end) if held else "–",
                 condition_of(record).word,
                 "–" if usable is None else size(usable),
                 f"{record.kv_tokens_used}/{record.kv_tokens_total}",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from node.journal.state import State
 from node.plan.live.members import memory_for_model, siblings_of
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.plans import Override, Plan
-from parallax_tui.state.figures import layers, size
+from parallax_tui.state.figures import size
 
 DUTIES = {"serve": "", "drain": "drains", "exclude": "is excluded"}
 """`serve` is what a node does anyway."""
@@ -20,7 +21,7 @@ def objective_words(plan: Plan) -> str:
 def override_words(override: Override) -> str:
     """`holds layers 0–9, uses at most 6.0 GiB, drains`; empty where nothing is set."""
     words = [
-        f"holds layers {layers(*override.layers)}" if override.layers is not None else "",
+        f"holds layers {layer_range(*override.layers)}" if override.layers is not None else "",
         f"uses at most {size(override.memory_bytes)}" if override.memory_bytes is not None else "",
         DUTIES[override.duty],
     ]

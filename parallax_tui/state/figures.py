@@ -32,11 +32,6 @@ def speed(tpot_ms: float) -> str:
     return f"{rate:.0f} tok/s" if rate >= 100 else f"{rate:.1f} tok/s"
 
 
-def layers(start: int, end: int) -> str:
-    """Layers [start, end) as people count them, the last one included: `10–19`."""
-    return f"{start}–{end - 1}" if end - start > 1 else f"{start}"
-
-
 def count(number: int, one: str, many: str = "") -> str:
     """`1 node`, `3 nodes`."""
     return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"

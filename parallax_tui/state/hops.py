@@ -9,8 +9,9 @@ from typing import Literal
 
 from node.journal.state import RequestView, State
 from node.wire.events import HopLatency
+from node.wire.layer_range import layer_range
 from parallax_tui.state.cells import Cell, Line, Tone, fitted, padded, safe, shorten, wrapped
-from parallax_tui.state.figures import count, duration, layers, speed
+from parallax_tui.state.figures import count, duration, speed
 
 Part = Literal["wire", "queue", "compute", "serialise"]
 PARTS: tuple[Part, ...] = ("wire", "queue", "compute", "serialise")
@@ -60,7 +61,7 @@ def hop_rows(hops: Sequence[HopLatency]) -> tuple[HopRow, ...]:
     for hop in hops:
         wire_ms, queue_ms, compute_ms, serialise_ms = (_ms(hop, part) for part in PARTS)
         parts_ms = (wire_ms, queue_ms, compute_ms, serialise_ms)
-        rows.append(HopRow(safe(hop.name), layers(hop.start, hop.end), offset_ms, parts_ms))
+        rows.append(HopRow(safe(hop.name), layer_range(hop.start, hop.end), offset_ms, parts_ms))
         offset_ms += sum(parts_ms)
     return tuple(rows)
 

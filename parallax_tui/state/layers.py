@@ -11,9 +11,9 @@ from typing import Literal
 
 from node.journal.state import State
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from parallax_tui.state.cells import NODE_TONES, Cell, Line, Tone, padded, safe, shorten, wrapped
 from parallax_tui.state.choices import objective_words
-from parallax_tui.state.figures import layers
 from parallax_tui.state.live import Live
 
 Kind = Literal["ready", "draining", "loading", "none"]
@@ -109,7 +109,7 @@ def gap_sentences(live: Live) -> tuple[str, ...]:
         return ()
     sentences = []
     for segment in segments(state):
-        named = f"layers {layers(segment.start, segment.end)}"
+        named = f"layers {layer_range(segment.start, segment.end)}"
         if segment.kind == "loading" and segment.node_id is not None:
             sentences.append(f"{named} are being loaded by {live.name_of(segment.node_id)}")
         elif segment.kind == "none":
@@ -162,7 +162,7 @@ def layer_map(live: Live, width: int) -> tuple[Line, ...]:
             name += f" +{segment.replicas}"
         names.append(Cell(_label(name, space), tone))
         bar.append(Cell(_PATTERN[segment.kind] * (space - 1) + ("▌" if segment.kind == "ready" else " "), tone))
-        numbers.append(Cell(_label(layers(segment.start, segment.end), space), "muted"))
+        numbers.append(Cell(_label(layer_range(segment.start, segment.end), space), "muted"))
     sentences = [
         line
         for sentence in gap_sentences(live)

@@ -9,10 +9,11 @@ from rich.cells import cell_len
 
 from node.journal.state import NodeView, State
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.records import NodeRecord
 from parallax_tui.state.cells import Cell, Line, Tone, padded, safe, wrapped
 from parallax_tui.state.choices import set_by_hand, standby_reasons, usable_bytes
-from parallax_tui.state.figures import duration, layers, size
+from parallax_tui.state.figures import duration, size
 from parallax_tui.state.live import Live
 
 NONE = "–"
@@ -88,7 +89,7 @@ def node_rows(live: Live) -> tuple[NodeRow, ...]:
         rows += [
             (
                 assigned.start,
-                NodeRow(assigned.id, live.name_of(assigned.id), GONE, layers(assigned.start, assigned.end)),
+                NodeRow(assigned.id, live.name_of(assigned.id), GONE, layer_range(assigned.start, assigned.end)),
             )
             for assigned in state.plan.assignments
             if assigned.id not in state.nodes
@@ -115,7 +116,7 @@ def _row(
         node_id=record.id,
         name=live.name_of(record.id) + (" (this)" if here else ""),
         condition=condition_of(record),
-        layers=layers(*shown) if shown else NONE,
+        layers=layer_range(*shown) if shown else NONE,
         memory=size(memory_bytes) if memory_bytes else NONE,
         device=record.hardware.device if record.hardware else NONE,
         rtt=duration(rtt_ms) if rtt_ms is not None else NONE,

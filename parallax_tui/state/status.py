@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from node.wire.layer_range import layer_range
 from parallax_tui.state.cells import Cell, Line, fitted, safe, shorten
-from parallax_tui.state.figures import count, layers, speed
+from parallax_tui.state.figures import count, speed
 from parallax_tui.state.layers import segments
 from parallax_tui.state.live import Live
 
@@ -46,8 +47,8 @@ def coverage(live: Live) -> Line:
     if live.state.plan_problem:
         return (Cell("✕ no plan", "bad"),)
     parts = segments(live.state)
-    missing = [layers(s.start, s.end) for s in parts if s.kind == "none"]
-    loading = [layers(s.start, s.end) for s in parts if s.kind == "loading"]
+    missing = [layer_range(s.start, s.end) for s in parts if s.kind == "none"]
+    loading = [layer_range(s.start, s.end) for s in parts if s.kind == "loading"]
     if missing:
         return (Cell(f"✕ layers {', '.join(missing)} missing", "bad"),)
     if loading:

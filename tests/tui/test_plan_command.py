@@ -88,7 +88,7 @@ def test_a_model_may_be_a_folder_with_its_config(
         (POOL.replace('b = "attic"', 'b = "cellar"'), "cellar"),
         (POOL.replace('b = "attic"', 'b = "studio"'), "studio"),
         (POOL + "colour = 1", "colour"),
-        (POOL.replace("memory_gib = 64", 'memory_gib = 64\nlayers = "0:99"'), "0:99: studio: the model has 36 layers"),
+        (POOL.replace("memory_gib = 64", 'memory_gib = 64\nlayers = "0:99"'), "0–98: studio: the model has 36 layers"),
         ("\ud800", "UTF-8"),
     ],
 )

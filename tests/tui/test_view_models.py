@@ -11,10 +11,11 @@ from rich.cells import cell_len
 from node.journal.state import ModelStatus, NodeView, State
 from node.wire.events import HopLatency, NodeGone, NodeSeen, Notice, Numbered
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.plans import Override, PlanSettings
 from node.wire.records import HeldRange
 from parallax_tui.state.cells import Cell, fitted, padded, shorten, text_of, width_of, wrapped
-from parallax_tui.state.figures import duration, layers, size, speed
+from parallax_tui.state.figures import duration, size, speed
 from parallax_tui.state.hops import bottleneck, columns_of, hop_rows, step_ms, waterfall
 from parallax_tui.state.layers import gap_sentences, layer_map, layer_title, segments
 from parallax_tui.state.live import Live
@@ -48,7 +49,7 @@ def test_figures_are_read_as_people_read_them() -> None:
     ]
     assert [duration(ms) for ms in (0.84, 42.4, 420, 1400)] == ["0.8 ms", "42.4 ms", "420 ms", "1.4 s"]
     assert [speed(ms) for ms in (0, 42.5, 5)] == ["", "23.5 tok/s", "200 tok/s"]
-    assert [layers(10, 20), layers(3, 4)] == ["10–19", "3"]
+    assert [layer_range(10, 20), layer_range(3, 4)] == ["10–19", "3"]
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 9, 40])

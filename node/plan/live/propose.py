@@ -18,6 +18,7 @@ from node.plan.placement.allocation import Allocation, Stage, Standby
 from node.plan.placement.around_pins import pin_problem
 from node.plan.placement.evaluate import judged
 from node.wire.ids import NodeId
+from node.wire.layer_range import layer_range
 from node.wire.models import DTYPE_BYTES, Dtype, ModelFacts, ModelRef
 from node.wire.plan_size import fit
 from node.wire.plans import Objective, Plan, PlanSettings
@@ -101,7 +102,7 @@ def propose(
         # The planner's own shares follow ranges set by hand, gaps and all; nobody shall open a gap by a change.
         if delta.uncovered is not None and (not goal_named(objective).by_memory or not (lenient or _has_gap(serves))):
             start, end = delta.uncovered
-            raise NotCovered(f"layers {start}–{end - 1} can be held by no node now: {delta.reason}")
+            raise NotCovered(f"layers {layer_range(start, end)} can be held by no node now: {delta.reason}")
     standby = tuple(ToldStandby(s.node_id, s.reason[:MOST_SENTENCE], s.barred) for s in delta.plan.standby)
     epoch = max(last_epoch, current.epoch if current is not None else 0) + 1
     note = delta.plan.note[:MOST_SENTENCE]

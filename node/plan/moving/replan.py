@@ -29,6 +29,7 @@ from node.plan.placement.evaluate import judged
 from node.plan.placement.pool_table import PoolTable
 from node.plan.placement.replicas import Replicas
 from node.plan.routing.router import uncovered
+from node.wire.layer_range import layer_range
 from node.wire.records import NodeRecord
 
 GAIN = 0.2
@@ -87,7 +88,7 @@ def replan(plan: Allocation, records: Pool | Sequence[NodeRecord]) -> Delta:
     except (DoesNotFit, NotCovered) as error:
         return _delta(plan, patch, pool, str(error), gap=gap)
     if gap is not None:
-        why = f"layers {gap[0]}–{gap[1] - 1} were held by nobody and no patch could hold them"
+        why = f"layers {layer_range(*gap)} were held by nobody and no patch could hold them"
         return _delta(plan, anew, pool, why, anew=True)
     if {stage for pipeline in anew.pipelines for stage in pipeline.stages} <= set(patch.stages()):  # they stand already
         patch = max(patch, judged(replace(patch, pipelines=anew.pipelines), list(patch.stages()), pool), key=_score)

@@ -17,8 +17,3 @@ def figure(value: float) -> str:
 def milliseconds(value: float) -> str:
     """`0.0123 ms`, `178 ms`, `10.2 s`: no more digits than anybody can use."""
     return f"{figure(value / 1000)} s" if abs(value) >= 1000 else f"{figure(value)} ms"
-
-
-def layer_range(start: int, end: int) -> str:
-    """Layers [start, end) as people count them, the last one included: `10–19`, or `7`."""
-    return f"{start}–{end - 1}" if end - start > 1 else f"{start}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from node.plan.outlook.crossover import crossover_text
-from node.plan.outlook.figures import figure, layer_range, milliseconds
+from node.plan.outlook.figures import figure, milliseconds
 from node.plan.outlook.predict import Prediction
 from node.plan.placement.allocation import Allocation, Stage
+from node.wire.layer_range import layer_range
 
 GIB = 1024**3
 MAP_WIDTH = 48

@@ -13,6 +13,7 @@ from node.plan.placement.allocation import Pipeline, Stage
 from node.plan.placement.evaluate import pipeline_of
 from node.plan.placement.pool_table import PoolTable
 from node.plan.placement.search import best_chains
+from node.wire.layer_range import layer_range
 
 GAP_EFFORT = 4000
 """Of the search for one gap's chain, in one order of filling the gaps."""
@@ -59,7 +60,7 @@ def around_pins(
         dealt = filling.dealt()
         if dealt is None:
             (start, end), missing = filling.too_large or (gaps[0], 1)
-            raise DoesNotFit(f"{model.name}, layers {start}–{end - 1} beside those set by hand,", missing)
+            raise DoesNotFit(f"{model.name}, layers {layer_range(start, end)} beside those set by hand,", missing)
         pipelines = [through(dealt)]
     best = max(pipelines, key=lambda pipeline: goal.score([pipeline], workload.users))
     return best, {stage.node_id for stage in best.stages}

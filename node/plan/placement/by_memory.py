@@ -17,6 +17,7 @@ from node.plan.objectives import SHARE, goal_named
 from node.plan.placement.allocation import Allocation, Objective, Stage, Standby
 from node.plan.placement.around_pins import pin_problem
 from node.plan.placement.evaluate import judged
+from node.wire.layer_range import layer_range
 
 MOST_BYTES = 2**50
 """A machine with so much holds any model."""
@@ -90,7 +91,7 @@ def _note(model: ModelCost, nodes: Sequence[PoolNode], stages: Sequence[Stage]) 
     if not gaps:
         by_hand = any(node.pinned is not None for node in nodes)
         return f"every node {'without a range set by hand ' if by_hand else ''}has layers in proportion to its memory"
-    text = ", ".join(f"{start}–{end - 1}" for start, end in gaps)
+    text = ", ".join(layer_range(start, end) for start, end in gaps)
     if any(node.barred == DRAINS for node in nodes):
         return f"layers {text} have no taker by what is set by hand; a node that drains serves them as long as it stays"
     return f"layers {text} are left open by ranges set by hand: nothing can be served"
@@ -113,7 +114,7 @@ def share_layers(model: ModelCost, nodes: Sequence[PoolNode], previous: Sequence
     for node in nodes:
         if node.pinned is not None and node.pinned[1] > model.layers:
             start, end = node.pinned
-            raise BadLayers(f"{start}:{end}", f"the model has {model.layers} layers")
+            raise BadLayers(layer_range(start, end), f"the model has {model.layers} layers")
     pinned = [Stage(node.node_id, *node.pinned) for node in nodes if node.pinned is not None]
     free = _in_pipeline_order([node for node in nodes if node.pinned is None], previous)
     gaps = _gaps(model.layers, pinned)

@@ -9,6 +9,7 @@ from node.errors import NoRoom, NoRoute
 from node.plan.chain_time import CHUNK_TOKENS
 from node.plan.machines.pool import Located
 from node.plan.routing.segments import Ranged
+from node.wire.layer_range import layer_range
 
 LOAD = 1.0
 """A sequence that is at a node delays the next one by this many of its steps there."""
@@ -109,10 +110,10 @@ def usable(layers: int, hosts: Sequence[Host], request: Request, *, idle: bool =
     able = [host for host in sound if has_room(host, request, idle=idle)]
     if (gap := uncovered(layers, sound)) is not None:
         why = "have no ready node; wait for one to load or return, or see `parallax status`"
-        raise NoRoute(f"layers {gap[0]}–{gap[1] - 1} of {layers} {why}")
+        raise NoRoute(f"layers {layer_range(*gap)} of {layers} {why}")
     if (gap := uncovered(layers, able)) is not None:
         why = f"are on nodes without KV room for {request.kv_tokens} more tokens; wait for a request to end"
-        raise NoRoom(f"layers {gap[0]}–{gap[1] - 1} of {layers} {why}")
+        raise NoRoom(f"layers {layer_range(*gap)} of {layers} {why}")
     return able
 
 

@@ -222,7 +222,7 @@ def test_a_name_that_two_nodes_share_needs_an_id() -> None:
 
 def test_what_its_owner_set_is_not_undone_from_elsewhere() -> None:
     here = swarm([record(DESK, pinned_layers=(0, 12)), *MEMBERS[1:]])
-    assert "--layers 0:12" in refused(here, nodes={"desk": {"layers": [0, 20]}})
+    assert "--layers 0-11" in refused(here, nodes={"desk": {"layers": [0, 20]}})
     asked(here, nodes={"desk": {"layers": [0, 12]}})
 
 

@@ -110,7 +110,7 @@ def test_the_largest_batch_fits_into_a_header() -> None:
     ("request_", "text"),
     [
         (REQUESTS[0], "opening the backend and measuring the machine"),
-        (REQUESTS[2], "loading layers [0, 15)"),
+        (REQUESTS[2], "loading layers 0–14"),
         (REQUESTS[6], "a batch of 9 rows of 3 sequences"),
         (REQUESTS[7], "a batch of 1 row of 1 sequence"),
     ],

@@ -236,7 +236,7 @@ def test_quantised_checkpoints_are_refused_before_their_weights_are_fetched(hub:
 
 def test_layers_beyond_the_model_are_refused(hub: Any, tmp_path: Path) -> None:
     ref = identify("org/tiny", tmp_path / "models")
-    with pytest.raises(BadLayers, match="0:4"):
+    with pytest.raises(BadLayers, match="2–4: the model has 4 layers"):
         prepare(ref, tmp_path / "models", (2, 5))
 
 

@@ -219,7 +219,7 @@ def test_hand_set_layers_that_cannot_be_are_planned_around() -> None:
         settings = PlanSettings(objective)  # type: ignore[arg-type]
         plan = decided(A, records(record("a"), record("b", pinned_layers=(20, 40))), None, settings)
         assert ranges(plan) == {"a": (0, 30)}
-        assert "20:40, cannot be: the model has 30 layers" in plan.standby[0].reason
+        assert "20–39, cannot be: the model has 30 layers" in plan.standby[0].reason
     problem = decided(A, records(record("a", pinned_layers=(20, 40))), None)
     assert isinstance(problem, Problem)
     assert "20:40" in problem.reason

@@ -14,9 +14,10 @@ from node.plan import allocate, predict
 from node.plan.chain_time import CHUNK_TOKENS, chain_of_nodes
 from node.plan.costs.presets import preset
 from node.plan.machines.pool import Links, Pool, PoolNode, Workload
-from node.plan.outlook.figures import figure, layer_range, milliseconds
+from node.plan.outlook.figures import figure, milliseconds
 from node.plan.outlook.report import report_data, report_text
 from node.plan.placement.allocation import Pipeline, Stage
+from node.wire.layer_range import layer_range
 from tests.fakes.pools import GIB, machines, mixture, small_model
 
 

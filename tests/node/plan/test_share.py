@@ -62,7 +62,7 @@ def test_hand_set_ranges_that_leave_a_gap_leave_it_visible() -> None:
 
 
 def test_a_hand_set_range_beyond_the_model_is_refused_with_its_size() -> None:
-    with pytest.raises(BadLayers, match="20:40: the model has 30 layers"):
+    with pytest.raises(BadLayers, match="20–39: the model has 30 layers"):
         share_layers(SMOLLM, [PoolNode("a", GIB, pinned=(20, 40))])
 
 
