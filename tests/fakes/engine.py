@@ -26,6 +26,7 @@ import trio
 from node.engine.base import BATCHES_IN_FLIGHT, BackendInfo, Batch, BatchResult, Slot, SlotResult, StageInfo, StageSpec
 from node.errors import EngineError, LoadFailed, OutOfKV, WorkerDied
 from node.wire.frames import Buffer, Sampling
+from node.wire.layer_range import layer_range
 from node.wire.models import Dtype
 from node.wire.records import Hardware
 
@@ -257,7 +258,7 @@ class FakeEngine:
         await self._enter(None)
         self.loads.append(spec)
         if not 0 <= spec.start < spec.end <= self.layers:
-            raise LoadFailed(f"[{spec.start}, {spec.end})", f"the model has {self.layers} layers")
+            raise LoadFailed(layer_range(spec.start, spec.end), f"the model has {self.layers} layers")
         per_token = KV_BYTES_PER_TOKEN_LAYER * (spec.end - spec.start)
         info = StageInfo(
             weight_bytes=100 * (spec.end - spec.start),

@@ -137,7 +137,7 @@ def _beside_bad_pins(pool: Pool, cost: ModelCost, records: Mapping[NodeId, NodeR
     for node in pool.nodes:
         problem = problems.get(node.node_id, "")
         if problem and node.pinned is not None:
-            text = f"{node.pinned[0]}:{node.pinned[1]}"
+            text = layer_range(*node.pinned)
             by_owner = records[NodeId(node.node_id)].pinned_layers is not None
             if not (by_owner or lenient) or all(problems.values()):
                 raise BadLayers(text, problem)
