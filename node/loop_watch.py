@@ -21,15 +21,15 @@ TOLD_FROM_S = 0.1
 TOLD_EVERY_S = 10.0
 """What holds the loop once does so again and again; the log is for people."""
 
-Held = Callable[[str, float], None]
+OnBlocked = Callable[[str, float], None]
 """Called with what held the loop and for how long, in seconds of a processor."""
 
 
 class LoopWatch(trio.abc.Instrument):
     """Reports steps that took `least_s` or more."""
 
-    def __init__(self, least_s: float, held: Held) -> None:
-        self._least_s, self._held = least_s, held
+    def __init__(self, least_s: float, on_blocked: OnBlocked) -> None:
+        self._least_s, self._on_blocked = least_s, on_blocked
         self._begun_s = 0.0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
@@ -38,10 +38,10 @@ class LoopWatch(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         took_s = thread_time() - self._begun_s
         if took_s >= self._least_s:
-            self._held(f"{task.name} at {_place(task)}", took_s)
+            self._on_blocked(f"{task.name} at {_place(task)}", took_s)
 
 
-class HeldLoopLog:
+class BlockedLoopLog:
     """Writes what held the loop into the log, seldom enough to be read."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -59,9 +59,9 @@ class HeldLoopLog:
         self._told_s, self._untold = now_s, 0
 
 
-def log_held_loop() -> LoopWatch:
+def log_blocked_loop() -> LoopWatch:
     """For a node's own run."""
-    return LoopWatch(TOLD_FROM_S, HeldLoopLog())
+    return LoopWatch(TOLD_FROM_S, BlockedLoopLog())
 
 
 def _place(task: trio.lowlevel.Task) -> str:

@@ -29,7 +29,7 @@ from node.errors import AlreadyRunning, ParallaxError, sentence
 from node.home import HAS_UNIX_SOCKETS, Control, Home, write_private
 from node.live.member import Member
 from node.live.remembered import Remembered
-from node.loop_watch import log_held_loop
+from node.loop_watch import log_blocked_loop
 from node.machine import machine_id
 from node.open_files import raise_open_files
 from node.stopping import WITH_PARENT, Stopping
@@ -64,7 +64,7 @@ def run_node(settings: Settings, home: Home, given_name: str | None = None) -> i
         if given_name is not None:
             write_private(home.name_file, settings.name.encode())
         gc.freeze()  # what the imports made stays: looking through it again holds the loop for a tenth of a second
-        return trio.run(_main, settings, home, instruments=[log_held_loop()])
+        return trio.run(_main, settings, home, instruments=[log_blocked_loop()])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One node's rooms joined: news from the swarm goes to the planner, plans to the holder, all of it into the journal."""
+"""One node's rooms joined: news from the swarm goes to the planner, plans to the engine, all of it into the journal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from node.engine.machine import core_count
 from node.errors import ParallaxError
 from node.home import Home
 from node.journal.log import Journal
-from node.live.holder import Holder, OpenEngine
+from node.live.engine_supervisor import EngineSupervisor, OpenEngine
 from node.live.leaving import Leaving
 from node.live.model_store import ModelStore
 from node.live.planner import Planner
@@ -39,19 +39,19 @@ REPORT_EVERY_S, REPORT_SOON_S = 1.0, 0.2
 
 
 class Member:
-    """This node as a member of its swarm. Also what the HTTP service knows of it (`node.api.service.Here`)."""
+    """This node as a member of its swarm. Also what the HTTP service knows of it (`node.api.service.NodeControl`)."""
 
     def __init__(
         self, settings: Settings, home: Home, swarm: Swarm, remembered: Remembered, open_engine: OpenEngine
     ) -> None:
         self._settings, self._home, self._swarm, self._remembered = settings, home, swarm, remembered
         self.journal = Journal(swarm.node_id)
-        self.desk = ModelStore(home.models, self.emit)
+        self.model_store = ModelStore(home.models, self.emit)
         ranges = ServedRanges()
         self.pipeline = Pipeline(swarm, ranges, lambda error: log.error("%s", error))
-        self.holder = Holder(
+        self.engine_supervisor = EngineSupervisor(
             swarm,
-            self.desk,
+            self.model_store,
             ranges,
             self.pipeline.stage,
             open_engine,
@@ -61,7 +61,7 @@ class Member:
         )
         self.planner = Planner(
             swarm,
-            self.desk.metadata,
+            self.model_store.metadata,
             self._adopt,
             self.emit,
             min_nodes=settings.min_nodes,
@@ -85,7 +85,7 @@ class Member:
         return self.planner.plan
 
     def chat_model(self) -> ChatModel | None:
-        metadata = self.desk.known(self.planner.plan.model) if self.planner.plan is not None else None
+        metadata = self.model_store.known(self.planner.plan.model) if self.planner.plan is not None else None
         return metadata.chat if metadata is not None else None
 
     def records(self) -> Iterable[NodeRecord]:
@@ -143,7 +143,7 @@ class Member:
             self._nursery = nursery
             await nursery.start(self.pipeline.run)
             nursery.start_soon(self._read_news)
-            nursery.start_soon(self.holder.run)
+            nursery.start_soon(self.engine_supervisor.run)
             nursery.start_soon(self.planner.run)
             nursery.start_soon(self._report)
             nursery.start_soon(self.remembering.run)
@@ -156,7 +156,7 @@ class Member:
         if not choice and self._remembered.model is not None:
             ref = self._remembered.model
         elif choice or not self._settings.join:
-            ref = await self.desk.identify(choice)
+            ref = await self.model_store.identify(choice)
         if ref is not None:
             self._wanted = ref
             await self._swarm.update(wanted_model=ref, wanted_dtype=self._settings.dtype)
@@ -202,7 +202,7 @@ class Member:
             text = f"the swarm serves {plan.model.name}; --model {self._settings.model} applies to a swarm of your own"
             log.warning(text)
             self.emit(Notice.of("warning", text))
-        self.holder.follow(plan)
+        self.engine_supervisor.follow(plan)
         self.dispatcher.changed()
         if self._nursery is not None and self._learning != plan.model:
             self._learning = plan.model
@@ -210,9 +210,11 @@ class Member:
 
     async def _learn(self, model: ModelRef) -> None:
         """Fetch what a head needs: config and tokenizer."""
-        while self.planner.plan is not None and self.planner.plan.model == model and self.desk.known(model) is None:
+        while (
+            self.planner.plan is not None and self.planner.plan.model == model and self.model_store.known(model) is None
+        ):
             try:
-                await self.desk.metadata(model)
+                await self.model_store.metadata(model)
             except (ParallaxError, OSError) as error:
                 log.error("%s", error)
                 self.emit(Notice.of("error", str(error)))
@@ -226,8 +228,8 @@ class Member:
             stage = self.pipeline.stage
             changed = stage.load_changed
             await self._swarm.update(
-                kv_tokens_total=self.holder.kv_tokens,
-                kv_tokens_used=self.holder.kv_tokens_used,
+                kv_tokens_total=self.engine_supervisor.kv_tokens,
+                kv_tokens_used=self.engine_supervisor.kv_tokens_used,
                 sessions=stage.sessions,
                 load=stage.load,
                 queue_depth=stage.queue_depth,
@@ -240,8 +242,8 @@ class Member:
             if record != told:
                 told = record
                 self.emit(NodeSeen(record))
-            if threads != (threads := self.holder.threads()):
-                await self.holder.use_threads()
+            if threads != (threads := self.engine_supervisor.threads()):
+                await self.engine_supervisor.use_threads()
             with trio.move_on_after(REPORT_EVERY_S):
                 await changed.wait()
                 await trio.sleep(REPORT_SOON_S)

@@ -52,7 +52,7 @@ class Mover:
     def __init__(
         self,
         swarm: Swarm,
-        desk: ModelStore,
+        store: ModelStore,
         emit: Callable[[Event], object],
         ranges: ServedRanges,
         in_use: Callable[[Stage], bool],
@@ -60,7 +60,7 @@ class Mover:
         loaded: Callable[[StageInfo, str], None],
     ) -> None:
         self.plan: Plan | None = None
-        self._swarm, self._desk, self._emit, self._ranges, self._loaded = swarm, desk, emit, ranges, loaded
+        self._swarm, self._store, self._emit, self._ranges, self._loaded = swarm, store, emit, ranges, loaded
         self._retiring = Retiring(ranges, swarm, lambda: self.plan, in_use, close, self._tell)
         self._engine: Engine | None = None
         self._goal: Goal | None = None
@@ -172,7 +172,7 @@ class Mover:
         """Have the files here first: nothing is dropped for a range that cannot be had, or only after an hour."""
         self._loading = (target.start, target.end)
         await self._swarm.update(held=self._told(), plan_epoch=plan.epoch)
-        return str(await self._desk.weights(plan.model, target.start, target.end))
+        return str(await self._store.weights(plan.model, target.start, target.end))
 
     async def _make_room(self, engine: Engine, plan: Plan, target: Assignment, folder: str) -> None:
         """Wait until the new range fits beside the old ones; when it is this node's turn, load what fits already or

@@ -23,7 +23,7 @@ from node.pipeline.outbox import Outbox
 from node.pipeline.seats import Taken, to_end
 from node.pipeline.sessions import Sessions
 from node.pipeline.stage_session import StageSession, upstream_of
-from node.pipeline.stages import HeldStage, Stages
+from node.pipeline.stages import LoadedRange, Stages
 from node.pipeline.work import Incoming
 from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Lane
@@ -247,7 +247,7 @@ class Admission:
                 log.info("ended a sequence of %s: %s", each.head, reason)
                 self._endings.end(each, reason, "overloaded")
 
-    def _credit(self, session: StageSession, route: Route, held: HeldStage) -> int:
+    def _credit(self, session: StageSession, route: Route, held: LoadedRange) -> int:
         """Rows that may be here at a time; 0 where there is no memory for them."""
         most = route.sequence.max_tokens
         info = held.stage.info

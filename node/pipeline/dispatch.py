@@ -1,6 +1,6 @@
 """Where requests go: this head's choice of chains over live records, and its line of those that wait for one.
 
-Knows token counts, not text. What a request does with a chain that fails is its own course (`course.py`).
+Knows token counts, not text. What a request does with a chain that fails is told in `failover.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 
 from node.errors import BadRequest, NoRoute
 from node.pipeline.chunk_size import chunk_tokens
-from node.pipeline.course import Course, Detours, Way
+from node.pipeline.failover import ChosenChain, FailedNodes, FailoverStream
 from node.pipeline.generation import Generation, NodeFailure
 from node.pipeline.head import Head
 from node.pipeline.ledger import Entry, Ledger
@@ -54,7 +54,7 @@ Waits = Callable[[str], None]
 class _Look:
     """What one look at the records gave."""
 
-    way: Way | None
+    chosen: ChosenChain | None
     why_not: str
     avoid: frozenset[str]
 
@@ -97,7 +97,7 @@ class Dispatcher:
         started: Started = lambda chain: None,
         waits: Waits = lambda reason: None,
         arrived_s: float | None = None,
-    ) -> AsyncIterator[Course]:
+    ) -> AsyncIterator[FailoverStream]:
         """Run a request on the best chain, and on another one where a node of the first fails; the block begins with
         its first token. Leaving it, however it is left, frees the request on every hop.
 
@@ -111,20 +111,20 @@ class Dispatcher:
         """
         give_up_at_s = (self._clock() if arrived_s is None else arrived_s) + WAIT_LIMIT_S
         async with self._head.sequence(generation) as live:
-            course = Course(live, self, request_id, started, waits, give_up_at_s)
-            await course.begin()
-            yield course
+            stream = FailoverStream(live, self, request_id, started, waits, give_up_at_s)
+            await stream.begin()
+            yield stream
 
-    # --- what a course asks -----------------------------------------------------------------------------------------
+    # --- what a stream asks -----------------------------------------------------------------------------------------
 
-    async def way(
+    async def choose(
         self,
         generation: Generation,
         request_id: str,
-        detours: Detours,
+        failed: FailedNodes,
         waits: Waits,
         give_up_at_s: float,
-    ) -> Way | str:
+    ) -> ChosenChain | str:
         """The best chain with room, as soon as there is one; else, when time is up, what was waited for.
 
         Raises:
@@ -138,22 +138,22 @@ class Dispatcher:
         )
         impatient_at_s = self._clock() + PATIENCE_S
         again_at_s, why, told = -inf, "its turn", ""
-        with self._line.place(wanted.kv_tokens, detours.now()) as place:
+        with self._line.place(wanted.kv_tokens, failed.now()) as place:
             if before := self._line.ahead(place):
                 waits(f"its turn: {before} before it {'wait' if before > 1 else 'waits'} for room")
             while True:
                 with trio.move_on_at(give_up_at_s):
                     await self._turn(place, again_at_s)
-                look = self._look(generation.weights, wanted, detours, patient=self._clock() < impatient_at_s)
+                look = self._look(generation.weights, wanted, failed, patient=self._clock() < impatient_at_s)
                 place.avoid = look.avoid
-                if look.way is not None:
+                if look.chosen is not None:
                     self._line.goes(place)
-                    return look.way
+                    return look.chosen
                 why = look.why_not
                 if why != told:
                     told = why
                     waits(why)
-                changes = (self._suspects.next_change_s(), detours.next_change_s(), impatient_at_s)
+                changes = (self._suspects.next_change_s(), failed.next_change_s(), impatient_at_s)
                 now_s = self._clock()
                 if now_s >= give_up_at_s:
                     return why
@@ -191,7 +191,7 @@ class Dispatcher:
         if self._line.ahead(place) == 0 and not self._freed:
             await trio.sleep_until(self._looked_s + LOOK_AGAIN_S)
 
-    def _look(self, weights: str, wanted: Request, detours: Detours, *, patient: bool) -> _Look:
+    def _look(self, weights: str, wanted: Request, failed: FailedNodes, *, patient: bool) -> _Look:
         """Read plan and records anew.
 
         Raises:
@@ -205,12 +205,12 @@ class Dispatcher:
             raise NoRoute("the swarm serves another model now; ask again")
         self._router.look(plan, self._records())
         looks: list[_Look] = []
-        for avoid in self._to_avoid(detours):
+        for avoid in self._to_avoid(failed):
             looks.append(self._route(plan, replace(wanted, avoid=avoid), patient=patient))
-            if looks[-1].way is not None:
+            if looks[-1].chosen is not None:
                 return looks[-1]
         if not looks:
-            name = self._head.name_of(NodeId(detours.last))
+            name = self._head.name_of(NodeId(failed.last))
             return _Look(None, f"another chance of node {name}, which failed a moment ago", frozenset())
         return looks[0]
 
@@ -229,13 +229,13 @@ class Dispatcher:
         entry = self._ledger.opened([NodeId(n) for n in route.nodes], wanted.kv_tokens)
         row_bytes = plan.facts.hidden_size * DTYPE_BYTES[plan.dtype]
         size = chunk_tokens(chain, self._records(), row_bytes)
-        return _Look(Way(chain, size, route.step_ms / 1e3, partial(self._free, entry)), "", wanted.avoid)
+        return _Look(ChosenChain(chain, size, route.step_ms / 1e3, partial(self._free, entry)), "", wanted.avoid)
 
-    def _to_avoid(self, detours: Detours) -> Iterator[frozenset[str]]:
+    def _to_avoid(self, failed: FailedNodes) -> Iterator[frozenset[str]]:
         """Whom to keep away from, in turn, where the others cover the model: all who have failed this request or are
         suspected; those who failed it; those who failed it a moment ago."""
         told: set[frozenset[str]] = set()
-        for avoid in (detours.all | self._suspects.now(), detours.all, detours.now()):
+        for avoid in (failed.all | self._suspects.now(), failed.all, failed.now()):
             if avoid not in told and (not avoid or self._router.covers(avoid)):
                 told.add(avoid)
                 yield avoid

@@ -1,7 +1,7 @@
 """The head's side of requests: gives each sequence a route, feeds it, hands the tokens on as they come.
 
-Knows token ids, not text, and chooses no chains: a route that fails is told to whoever chose it (`course.py`), who may
-give the sequence another one.
+Knows token ids, not text, and chooses no chains: a route that fails is told to whoever chose it (`failover.py`), who
+may give the sequence another one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from node.wire.frames import (
     Failed,
     Hop,
     Probe,
+    ProbeReply,
     Progress,
     Route,
     Sampled,
     SampledPart,
-    Standing,
     Step,
 )
 from node.wire.ids import NodeId
@@ -122,9 +122,9 @@ class LiveSequence:
         else:
             self.heard_s = self._clock()
 
-    def stands(self, standing: Standing) -> None:
+    def probed(self, reply: ProbeReply) -> None:
         """A hop has answered a question."""
-        self.state.stands(standing)
+        self.state.probed(reply)
         if self.state.all_stand:
             self._stood.set()
 
@@ -269,7 +269,7 @@ class Head:
                 if live is not None and self._is_tail(live, peer) and live.state.progress(frame.position):
                     live.alive()
                     self._feed(live)
-            case Accepted() | Standing():
+            case Accepted() | ProbeReply():
                 live = self._of(frame.session, frame.attempt)
                 if live is not None and _is_hop(live.state.chain, frame.hop, peer):
                     self._heard(live, frame)
@@ -286,9 +286,9 @@ class Head:
     def _is_tail(self, live: LiveSequence, peer: NodeId) -> bool:
         return peer == live.state.chain[-1].node_id
 
-    def _heard(self, live: LiveSequence, frame: Accepted | Standing) -> None:
-        if isinstance(frame, Standing):
-            live.stands(frame)
+    def _heard(self, live: LiveSequence, frame: Accepted | ProbeReply) -> None:
+        if isinstance(frame, ProbeReply):
+            live.probed(frame)
             return
         if live.state.is_starved_by(frame.rows):
             self.fail(live, frame.hop, "wrong", f"it took the sequence, with room for {frame.rows} rows only")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from node.pipeline.credit import FIRST_ROWS
 from node.pipeline.generation import Generation
 from node.plan.chain_time import CHUNK_TOKENS
-from node.wire.frames import Hop, Route, SampledPart, Sequence, Standing, StepPart
+from node.wire.frames import Hop, ProbeReply, Route, SampledPart, Sequence, StepPart
 from node.wire.ids import NodeId
 
 
@@ -52,7 +52,7 @@ class HeadSequence:
         self._chunk_tokens = CHUNK_TOKENS
         self._accepted: dict[int, int] = {}
         """Rows that each hop has told to have room for."""
-        self._standing: dict[int, Standing] = {}
+        self._probe_replies: dict[int, ProbeReply] = {}
         self._fed = self._through = self._input = 0
         """Tokens sent, known to be through the tail, and to be fed before the next one is sampled."""
         self._streams_from = 0
@@ -80,7 +80,7 @@ class HeadSequence:
         """Go along `chain` from now on; with `keep`, from where all of its stages are."""
         self.attempt += 1
         self.chain, self._chunk_tokens = chain, max(1, min(chunk_tokens, FIRST_ROWS))
-        self._accepted, self._standing = {}, {}
+        self._accepted, self._probe_replies = {}, {}
         self._input = len(self.tokens)
         position = self._input - 1 if keep else 0
         self._fed = self._through = position
@@ -142,12 +142,12 @@ class HeadSequence:
 
     def ask(self) -> None:
         """The hops are asked how far they are: what they said before counts no longer."""
-        self._standing = {}
+        self._probe_replies = {}
 
-    def stands(self, standing: Standing) -> None:
+    def probed(self, reply: ProbeReply) -> None:
         """One has answered."""
-        if standing.hop < len(self.chain):
-            self._standing[standing.hop] = standing
+        if reply.hop < len(self.chain):
+            self._probe_replies[reply.hop] = reply
 
     @property
     def all_stand(self) -> bool:
@@ -157,20 +157,20 @@ class HeadSequence:
     def silent_hop(self) -> int | None:
         """The first hop that has not answered; None where all have. A hop that waits for the one before it to take the
         route has not heard of it yet, and nothing to say."""
-        return next((hop for hop in range(self._reached) if hop not in self._standing), None)
+        return next((hop for hop in range(self._reached) if hop not in self._probe_replies), None)
 
     @property
     def is_at_rest(self) -> bool:
         """Whether no hop that answered has anything to do: what is under way is lost, or on its way between two."""
-        return not any(standing.waiting for standing in self._standing.values())
+        return not any(reply.waiting for reply in self._probe_replies.values())
 
     def stuck_hop(self) -> int:
         """Where it hangs though all answer: the first hop with work that it does not do, or that passed on less than it
         says; else the first."""
         for hop in range(self._reached):
-            if self._standing[hop].waiting:
+            if self._probe_replies[hop].waiting:
                 return hop
-            if hop and self._standing[hop].steps < self._standing[hop - 1].steps:
+            if hop and self._probe_replies[hop].steps < self._probe_replies[hop - 1].steps:
                 return hop - 1
         return 0
 

@@ -15,7 +15,7 @@ from node.pipeline.outbox import Outbox
 from node.pipeline.stage import StageRunner
 from node.pipeline.stages import Stages
 from node.swarm.base import Arrival, Swarm
-from node.wire.frames import Accepted, Close, Failed, Frame, Probe, Progress, Route, Sampled, Standing, Step
+from node.wire.frames import Accepted, Close, Failed, Frame, Probe, ProbeReply, Progress, Route, Sampled, Step
 from node.wire.ids import NodeId
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Pipeline:
             case Sampled() | Failed():
                 self.stage.handle(arrival)
                 self.head.handle(arrival)
-            case Progress() | Accepted() | Standing():
+            case Progress() | Accepted() | ProbeReply():
                 self.head.handle(arrival)
             case _ as unreachable:
                 assert_never(unreachable)

@@ -27,7 +27,7 @@ from node.pipeline.stage_session import StageSession
 from node.pipeline.stages import Stages
 from node.pipeline.work import Done, Incoming
 from node.swarm.base import Arrival
-from node.wire.frames import Close, Failed, Probe, Route, Sampled, Standing, Step
+from node.wire.frames import Close, Failed, Probe, ProbeReply, Route, Sampled, Step
 from node.wire.ids import NodeId
 
 log = logging.getLogger(__name__)
@@ -149,12 +149,12 @@ class StageRunner:
             route = opening.route
             if (route.sequence.session, route.sequence.head) == (probe.session, peer):
                 self._outbox.post(
-                    peer, Standing(probe.session, probe.attempt, route.hop, 0, 1 + len(opening.held_back))
+                    peer, ProbeReply(probe.session, probe.attempt, route.hop, 0, 1 + len(opening.held_back))
                 )
         for session in self._sessions.of(probe.session):
             if session.head == peer and session.route.attempt == probe.attempt:
                 hop, waiting = session.route.hop, session.waiting_steps
-                self._outbox.post(peer, Standing(probe.session, probe.attempt, hop, session.done, waiting))
+                self._outbox.post(peer, ProbeReply(probe.session, probe.attempt, hop, session.done, waiting))
 
     def _pass_on(self, peer: NodeId, frame: Failed) -> None:
         """A neighbour in a chain cannot reach the head, and says so to us, who may."""

@@ -10,7 +10,7 @@ from math import ceil
 from typing import Literal
 
 from node.engine.base import Stage
-from node.pipeline.stages import HeldStage
+from node.pipeline.stages import LoadedRange
 from node.wire.frames import Hop, Route, SampledPart, StepPart
 from node.wire.ids import NodeId
 
@@ -24,7 +24,7 @@ class StageSession:
     """What a stage remembers of a sequence between steps."""
 
     route: Route
-    held: HeldStage
+    held: LoadedRange
     engine_key: str
     """The engine's name for it."""
     opened_s: float

@@ -7,7 +7,7 @@ from typing import Protocol
 from node.engine.base import Stage
 
 
-class HeldStage(Protocol):
+class LoadedRange(Protocol):
     """A loaded range."""
 
     @property
@@ -22,7 +22,7 @@ class HeldStage(Protocol):
 class Stages(Protocol):
     """All of them, as they are now."""
 
-    def find(self, start: int, end: int, weights: str) -> HeldStage | None:
+    def find(self, start: int, end: int, weights: str) -> LoadedRange | None:
         """A ready range of these weights that has the layers [start, end), or None."""
 
     def holds(self, start: int, end: int) -> bool:

@@ -26,7 +26,7 @@ from typing import Literal, Protocol
 
 from node.errors import UnknownObjective
 
-ShareOut = Literal["fastest first", "level"]
+LayerRule = Literal["fastest first", "level"]
 """Rules for the layers of a chain: the fastest node is filled first, for one user's time is a sum; or all fill to one
 level, for many users' rate is set by the slowest."""
 
@@ -51,7 +51,7 @@ class Goal:
     name: Literal["share", "latency", "throughput", "balanced"]
     speed_weight: float
     """w: how much one user's speed counts against that of all together."""
-    share_out: tuple[ShareOut, ...]
+    layer_rules: tuple[LayerRule, ...]
     """Rules that are tried for the layers of a chain."""
     reserve: int
     """Sequences that every chain should have KV room for, whatever the score says; fewer where memory is short."""

@@ -51,7 +51,7 @@ OPEN_STREAM_S = 5.0
 Why = Literal["silent", "disconnected"]
 
 
-class AroundConnection(Protocol):
+class ConnectionOwner(Protocol):
     """What a connection needs of the swarm around it."""
 
     secret: SwarmSecret
@@ -86,7 +86,7 @@ class Connection:
     """Made by the two ways in, `front_door` and `dialer`; run by `serve`."""
 
     def __init__(
-        self, room: AroundConnection, muxed: StrictYamux, socket: SocketStream, peer: NodeId, *, dialed: bool
+        self, owner: ConnectionOwner, muxed: StrictYamux, socket: SocketStream, peer: NodeId, *, dialed: bool
     ) -> None:
         self.peer = peer
         self.dialed = dialed
@@ -98,7 +98,7 @@ class Connection:
         self.admitted_s = math.inf
         self.clock = PeerClock()
         """The peer's, once it is admitted: shared by all connections with it."""
-        self.outbox = ControlQueue(room.own_id)
+        self.outbox = ControlQueue(owner.own_id)
         self.why: Why = "disconnected"
         """Why it ended."""
         self.reason = ""
@@ -111,7 +111,7 @@ class Connection:
         self.is_over = False
         self.nursery: trio.Nursery
         """For what ends with the connection."""
-        self._room, self._muxed, self._socket = room, muxed, socket
+        self._owner, self._muxed, self._socket = owner, muxed, socket
         self._scope = trio.CancelScope()
         self._admitted = trio.Event()
         self._inbound = 0
@@ -180,8 +180,8 @@ class Connection:
                     try:
                         stream = await self._admission()
                         self._scope.deadline = math.inf
-                        self.clock = self._room.clock_of(self.peer)
-                        self._room.joined(self)
+                        self.clock = self._owner.clock_of(self.peer)
+                        self._owner.joined(self)
                         self._admitted.set()
                         admitted()
                         self._start_control(stream)
@@ -196,7 +196,7 @@ class Connection:
         finally:
             self.is_over = True
             if self.admitted_s < math.inf:
-                self._room.parted(self)
+                self._owner.parted(self)
             await self._wake_waiters()
         if self.admitted_s == math.inf:
             if isinstance(failure, NotAdmitted):
@@ -227,9 +227,9 @@ class Connection:
         await self._muxed.event_started.wait()
         stream = await self.open(CONTROL_PROTOCOL) if self.dialed else await self._control_out.receive()
         talk = _Talk(stream, self.peer)
-        room = self._room
+        owner = self._owner
         admitted = await admit(
-            talk, room.secret, room.own_id, self.peer, room.life, dialed=self.dialed, versions=room.versions
+            talk, owner.secret, owner.own_id, self.peer, owner.life, dialed=self.dialed, versions=owner.versions
         )
         self.life, self.version, self.peer_most = admitted.life, admitted.version, admitted.most
         self.admitted_s = trio.current_time()
@@ -275,9 +275,9 @@ class Connection:
                 self._inbound -= 1
                 return
             await self._admitted.wait()
-            chosen = await stream.offer({TProtocol(name): None for name in self._room.protocols(self)})
+            chosen = await stream.offer({TProtocol(name): None for name in self._owner.protocols(self)})
             if chosen is not None:
-                await self._room.serve_stream(self, chosen, stream)
+                await self._owner.serve_stream(self, chosen, stream)
         except BadWireData as error:
             log.warning("%s sent what it must not and is disconnected: %s", short_id(self.peer), error)
             self.end("disconnected", str(error))
@@ -298,24 +298,24 @@ class Connection:
                     self.clock.pong(message, now)
                     self._answered_s = trio.current_time()
                 case _:
-                    self._room.told(self, message)
+                    self._owner.told(self, message)
 
     async def _write_control(self, stream: MuxedStream) -> None:
         while True:
-            due = await self.outbox.take()
-            for number, received_s in due.answers:
+            batch = await self.outbox.take()
+            for number, received_s in batch.answers:
                 await _send(stream, Pong(number, received_s, time.perf_counter()))
-            if due.ping:
+            if batch.ping:
                 await _send(stream, Ping(self.clock.ping(time.perf_counter())))
-            for told in due.told:
-                await _send(stream, told)
+            for message in batch.messages:
+                await _send(stream, message)
 
     async def _beat(self) -> None:
         """Two ways to lose a peer: nothing comes, or nothing arrives there. Both ends see the second as the first."""
         self._answered_s = trio.current_time()
         silence, deafness = SilenceWatch(self._answered_s), SilenceWatch(self._answered_s, UNANSWERED_AFTER_S)
         while True:
-            beat_s = self._room.beat_s(self)
+            beat_s = self._owner.beat_s(self)
             self.outbox.ping()
             await trio.sleep(beat_s)
             now = trio.current_time()

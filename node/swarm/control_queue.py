@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 from msgspec.structs import replace
 
-from node.wire.control import CONTROL_LIMIT_BYTES, MOST_KNOWN, Ask, Told, Welcome
+from node.wire.control import CONTROL_LIMIT_BYTES, MOST_KNOWN, Ask, Envelopes, Welcome
 from node.wire.peer_figures import unpack_marks
 from node.wire.statements import Envelope
 
@@ -29,13 +29,13 @@ FRAMING_BYTES = 160
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class ControlBatch:
     """All that is to be written now."""
 
     ping: bool
     answers: tuple[tuple[int, float], ...]
     """(number of the ping, when it came by our clock)."""
-    told: tuple[Welcome | Told | Ask, ...]
+    messages: tuple[Welcome | Envelopes | Ask, ...]
 
 
 class ControlQueue:
@@ -86,19 +86,19 @@ class ControlQueue:
             self._size_bytes -= _size(self._statements.pop(oldest))
         self._stir()
 
-    async def take(self) -> Due:
+    async def take(self) -> ControlBatch:
         """Wait until something is due, and take it all."""
         await self._wake.wait()
         self._wake = trio.Event()
-        told: list[Welcome | Told | Ask] = [self._welcome] if self._welcome is not None else []
+        messages: list[Welcome | Envelopes | Ask] = [self._welcome] if self._welcome is not None else []
         if self._asked is not None:
-            told.append(self._asked)
-        told += [Told(batch) for batch in _batches(self._shortened(self._statements.values()))]
-        due = Due(self._ping, tuple(self._answers), tuple(told))
+            messages.append(self._asked)
+        messages += [Envelopes(batch) for batch in _batches(self._shortened(self._statements.values()))]
+        batch = ControlBatch(self._ping, tuple(self._answers), tuple(messages))
         self._ping, self._welcome, self._asked, self._size_bytes = False, None, None, 0
         self._answers.clear()
         self._statements.clear()
-        return due
+        return batch
 
     def _shortened(self, envelopes: Iterable[Envelope]) -> Iterator[Envelope]:
         for envelope in envelopes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from node.errors import SwarmError
-from node.swarm.quiet import Seldom
+from node.swarm.quiet import LogLimiter
 from node.wire.ids import NodeId, short_id
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Dialer:
         self._own_id, self._is_connected, self._is_wanted = own_id, is_connected, is_wanted
         self._pursuits: dict[NodeId, _Pursuit] = {}
         self._limiter = trio.CapacityLimiter(DIALS_AT_ONCE)
-        self._seldom = Seldom()
+        self._log_limiter = LogLimiter()
         self._nursery: trio.Nursery | None = None
         self._dial: Dial | None = None
 
@@ -182,6 +182,6 @@ class Dialer:
 
     def _tell(self, peer: NodeId, failures: int, reason: str, wait_s: float) -> None:
         """What a joining node tries, without filling the log with those who are away for weeks."""
-        told = failures & (failures - 1) == 0 and self._seldom.now((peer, failures), trio.current_time())
+        told = failures & (failures - 1) == 0 and self._log_limiter.allows((peer, failures), trio.current_time())
         level = logging.INFO if told else logging.DEBUG
         log.log(level, "%s cannot be reached: %s; tried again in %.1f s", short_id(peer), reason, wait_s)

@@ -18,7 +18,7 @@ import trio
 
 from node.errors import UsageError
 from node.swarm.addresses import Address
-from node.swarm.quiet import Seldom
+from node.swarm.quiet import LogLimiter
 from node.swarm.socket_stream import SocketStream, remote_address
 
 log = logging.getLogger(__name__)
@@ -142,16 +142,16 @@ async def answer(
                 stream.socket.close()
 
     async with trio.open_nursery() as nursery:
-        seldom = Seldom()
+        log_limiter = LogLimiter()
         for listener in listeners:
-            nursery.start_soon(_accept, listener, knock, nursery, seldom)
+            nursery.start_soon(_accept, listener, knock, nursery, log_limiter)
 
 
 async def _accept(
     listener: Listener,
     knock: Callable[[trio.SocketStream], Awaitable[None]],
     nursery: trio.Nursery,
-    seldom: Seldom,
+    log_limiter: LogLimiter,
 ) -> None:
     """Accept forever. Where the system has no room for another file, whoever knocks waits in its queue."""
     while True:
@@ -160,7 +160,7 @@ async def _accept(
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            if seldom.now(error.errno, trio.current_time()):
+            if log_limiter.allows(error.errno, trio.current_time()):
                 log.warning("no new connection can be taken now: %s; a limit such as `ulimit -n`", error.strerror)
             await trio.sleep(NO_ROOM_S)
         else:

@@ -55,7 +55,7 @@ LATE_PLAN_S = 3.0
 
 
 @dataclass(slots=True)
-class Heard:
+class Effects:
     """What an envelope led to."""
 
     news: list[SwarmNews] = field(default_factory=list)
@@ -252,7 +252,7 @@ class Gossip:
 
     # what comes
 
-    def hear(self, envelope: Envelope, via: NodeId, now: float, unix_s: float) -> Heard:
+    def hear(self, envelope: Envelope, via: NodeId, now: float, unix_s: float) -> Effects:
         """A statement came from the neighbour `via`.
 
         Raises:
@@ -262,7 +262,7 @@ class Gossip:
         if not self._heard.take(via, now):
             if self._heard.is_flood(via):
                 raise Flood(f"statements of {short_id(via)}", "it repeats what is known without pause")
-            return Heard()
+            return Effects()
         match envelope.kind:
             case "profile" | "status" | "trips" | "beat":
                 return self._hear_part(envelope, via, now, unix_s)
@@ -271,7 +271,7 @@ class Gossip:
             case "plan":
                 return self._hear_plan(envelope, via, now, unix_s)
             case _:
-                return Heard()  # a newer node's; nobody who knows it needs us to pass it on
+                return Effects()  # a newer node's; nobody who knows it needs us to pass it on
 
     def fault(self, via: NodeId, now: float) -> None:
         """The neighbour passed on what its owner did not sign, or what cannot be read.
@@ -304,7 +304,7 @@ class Gossip:
         connected = set(neighbours)
         return any(node_id not in connected for node_id in self._membership.seqs())
 
-    def _hear_part(self, envelope: Envelope, via: NodeId, now: float, unix_s: float) -> Heard:
+    def _hear_part(self, envelope: Envelope, via: NodeId, now: float, unix_s: float) -> Effects:
         where = f"{envelope.kind} by {short_id(via)}"
         part = _read(envelope, PART_TYPES[envelope.kind], where)
         assert isinstance(part, Part)
@@ -312,12 +312,12 @@ class Gossip:
         if owner == self.record.id:
             if part.seq > self.record.seq and self._is_allowed(envelope, via, now):
                 self.outdo(part.seq)
-            return Heard()
+            return Effects()
         if not self._membership.is_newer(owner, envelope.kind, part.seq) or not self._is_allowed(envelope, via, now):
-            return Heard()
+            return Effects()
         if isinstance(part, Status) and part.plan_epoch > most_epoch(unix_s):
             part = msgspec.structs.replace(part, plan_epoch=0)  # no planning has led there, so it follows nothing
-        heard = Heard(list(self._membership.hear(envelope, part, now, direct=via == owner)), spread=True)
+        heard = Effects(list(self._membership.hear(envelope, part, now, direct=via == owner)), spread=True)
         record = self._membership.record(owner)
         if record is not None and self._orphan is not None and self._vouches(record, self._orphan[0]):
             plan, plan_envelope = self._orphan
@@ -329,30 +329,30 @@ class Gossip:
         heard.ask = self._ask(lacking, now, plan=isinstance(part, Status) and self._is_plan_late(part, now))
         return heard
 
-    def _hear_leave(self, envelope: Envelope, via: NodeId, now: float) -> Heard:
+    def _hear_leave(self, envelope: Envelope, via: NodeId, now: float) -> Effects:
         leave = _read(envelope, Leave, "leave")
         owner = envelope.id
         if owner == self.record.id or not self._membership.is_leave_new(owner, leave.seq):
-            return Heard()
+            return Effects()
         if not self._is_allowed(envelope, via, now):
-            return Heard()
-        return Heard(list(self._membership.hear_leave(owner, leave.seq, now)), spread=True)
+            return Effects()
+        return Effects(list(self._membership.hear_leave(owner, leave.seq, now)), spread=True)
 
-    def _hear_plan(self, envelope: Envelope, via: NodeId, now: float, unix_s: float) -> Heard:
+    def _hear_plan(self, envelope: Envelope, via: NodeId, now: float, unix_s: float) -> Effects:
         plan = _read(envelope, Plan, "plan")
         if plan.author != envelope.node_id:
             raise BadWireData("plan", "its author is another node than its signer")
         author = envelope.id
         self._note_plan(via, plan.epoch, plan.author)
         if author in self._aside or not plan.may_follow(self.plan, unix_s) or not self._is_allowed(envelope, via, now):
-            return Heard()
+            return Effects()
         trusted = self._asked_s.pop(_PLAN, None) is not None  # we asked: its author may be long gone
         known = trusted or author == self.record.id or self._membership.is_remembered(author)
         if known or any(self._vouches(record, plan) for record in self._membership.members().values()):
-            return Heard(self._adopt(plan, envelope, unix_s), spread=True)
+            return Effects(self._adopt(plan, envelope, unix_s), spread=True)
         if self._orphan is None or plan.outranks(self._orphan[0]):
             self._orphan = (plan, envelope)
-        return Heard()
+        return Effects()
 
     def _is_allowed(self, envelope: Envelope, via: NodeId, now: float) -> bool:
         """Whether this statement is its owner's, and within what that owner, and who passes it on, may make us do.

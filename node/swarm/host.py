@@ -36,7 +36,7 @@ from node.swarm.lan_discovery import discover
 from node.swarm.libp2p_swarm import Libp2pSwarm
 from node.swarm.own_addresses import OwnAddresses
 from node.swarm.ports import recall_ports, remember_ports
-from node.swarm.quiet import Seldom, hush_libp2p
+from node.swarm.quiet import LogLimiter, hush_libp2p
 from node.swarm.record_changes import RecordChanges
 from node.swarm.secret import SwarmSecret, settle_secret
 from node.swarm.socket_stream import SocketStream
@@ -158,7 +158,7 @@ class _Host:
         self.swarm = Libp2pSwarm(identity, secret, record, book, connections, self._dialer)
         self._budget = DialBudget()
         self._suggestions = Suggestions()
-        self._seldom = Seldom()
+        self._log_limiter = LogLimiter()
         self._answered: dict[NodeId, Address] = {}
         """Where peers last answered us. Found on the local network, that may be another place than they announce."""
         self._nursery: trio.Nursery
@@ -263,7 +263,7 @@ class _Host:
     def _not_admitted(self, error: NotAdmitted) -> None:
         if not error.refused:
             log.debug("%s", error)
-        elif self._seldom.now(error.peer, trio.current_time()):
+        elif self._log_limiter.allows(error.peer, trio.current_time()):
             log.warning("%s", error)
 
     def _places(self, peer: NodeId) -> list[Address]:

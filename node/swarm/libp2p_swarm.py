@@ -27,13 +27,13 @@ from node.swarm.invitation import Invitation
 from node.swarm.links import Links
 from node.swarm.muxed_stream import MuxedStream
 from node.swarm.news_queue import NewsQueue
-from node.swarm.quiet import Seldom
+from node.swarm.quiet import LogLimiter
 from node.swarm.reach import Reach
 from node.swarm.record_changes import RecordChanges
 from node.swarm.secret import SwarmSecret
 from node.swarm.stream_link import StreamLink
 from node.swarm.told_trips import ToldTrips
-from node.wire.control import Ask, News, Told, Welcome
+from node.wire.control import Ask, Envelopes, News, Welcome
 from node.wire.ids import NodeId, short_id
 from node.wire.plans import Plan
 from node.wire.records import NodeRecord
@@ -94,7 +94,7 @@ class Libp2pSwarm:
         self._arrivals_in, self.arrivals = trio.open_memory_channel[Arrival](ARRIVALS_BOUND)
         self._gossip = Gossip(identity, record, secret.statement_mark())
         self._told_trips = ToldTrips()
-        self._seldom = Seldom()
+        self._log_limiter = LogLimiter()
         self._shunned: dict[NodeId, float] = {}
         """Until when."""
         self._changes: RecordChanges = {}
@@ -153,7 +153,7 @@ class Libp2pSwarm:
         addresses += [address.at(peer) for peer in others for address in self.book.addresses(peer)[:1]]
         return Invitation(self.secret.value, tuple(addresses)).token()
 
-    # What connections call: node.swarm.connection.AroundConnection
+    # What connections call: node.swarm.connection.ConnectionOwner
 
     def joined(self, connection: Connection) -> None:
         """A peer is admitted: greet it with all that we know."""
@@ -188,7 +188,7 @@ class Libp2pSwarm:
         now = trio.current_time()
         try:
             match news:
-                case Told(envelopes):
+                case Envelopes(envelopes):
                     for envelope in envelopes:
                         self._hear(connection, envelope, now)
                 case Welcome():
@@ -236,7 +236,7 @@ class Libp2pSwarm:
         """Name a member that is disconnected for what it sent, once in a while, and have it stay away for some time."""
         self._shunned = {other: until_s for other, until_s in self._shunned.items() if until_s > now}
         self._shunned[peer] = now + SHUNNED_S
-        if self._seldom.now(peer, now):
+        if self._log_limiter.allows(peer, now):
             record = self._gossip.members().get(peer)
             name = f"{record.name} ({short_id(peer)})" if record is not None else short_id(peer)
             self.news.put(Misbehaved(peer, f"{name} was disconnected: {what}"))

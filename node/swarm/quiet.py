@@ -9,13 +9,13 @@ EVERY_S = 60.0
 PER_MINUTE = 30
 
 
-class Seldom:
+class LogLimiter:
     """Says yes once a minute for each key, and not too often for all together: keys cost a stranger nothing."""
 
     def __init__(self) -> None:
         self._told_s: dict[Hashable, float] = {}
 
-    def now(self, key: Hashable, now: float) -> bool:
+    def allows(self, key: Hashable, now: float) -> bool:
         """Whether it is time to tell of `key` (again)."""
         self._told_s = {other: told_s for other, told_s in self._told_s.items() if now - told_s < EVERY_S}
         if key in self._told_s or len(self._told_s) >= PER_MINUTE:

@@ -19,7 +19,7 @@ ADMISSION_LIMIT_BYTES = 1024
 """A stranger may make us read this much at once, no more."""
 
 CONTROL_LIMIT_BYTES = 256 * 1024
-"""A `Told` is closed at half of this, or holds one envelope alone, which is at most 192 KiB."""
+"""`Envelopes` are closed at half of this, or holds one envelope alone, which is at most 192 KiB."""
 
 Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
 PingNumber = Annotated[int, Meta(ge=0, le=2**53)]
@@ -71,7 +71,7 @@ class Pong(Struct, frozen=True, array_like=True, tag=1):
             raise ValueError("pong: the clock must be a finite number")
 
 
-class Told(Struct, frozen=True, array_like=True, tag=2):
+class Envelopes(Struct, frozen=True, array_like=True, tag=2):
     """Signed statements of members, by themselves or passed on."""
 
     envelopes: Annotated[tuple[Envelope, ...], Meta(max_length=4096)]
@@ -119,5 +119,5 @@ def pack_known(seqs: dict[NodeId, int]) -> bytes:
 
 
 Admission = Hello | Proof
-News = Told | Welcome | Ask
-Control = Ping | Pong | Told | Welcome | Ask
+News = Envelopes | Welcome | Ask
+Control = Ping | Pong | Envelopes | Welcome | Ask

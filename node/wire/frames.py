@@ -199,7 +199,7 @@ class Probe(Struct, frozen=True, tag="probe"):
     attempt: Attempt
 
 
-class Standing(Struct, frozen=True, tag="standing"):
+class ProbeReply(Struct, frozen=True, tag="probe_reply"):
     """The answer to a `Probe`, one for each hop that the node is."""
 
     session: Session
@@ -240,4 +240,4 @@ class Failed(Struct, frozen=True, tag="failed"):
         make_printable(self, reason=REASON_LIMIT)
 
 
-Frame = Route | Step | Sampled | Accepted | Progress | Probe | Standing | Close | Failed
+Frame = Route | Step | Sampled | Accepted | Progress | Probe | ProbeReply | Close | Failed

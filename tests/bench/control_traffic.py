@@ -30,7 +30,7 @@ from node.swarm.identity import Identity, identity_from_seed
 from node.swarm.libp2p_swarm import CONNECTED_REFRESH_S, Libp2pSwarm
 from node.swarm.secret import SwarmSecret
 from node.wire.codec import encode
-from node.wire.control import Ask, Ping, Pong, Told, Welcome
+from node.wire.control import Ask, Envelopes, Ping, Pong, Welcome
 from node.wire.ids import NodeId
 from node.wire.records import Hardware, HeldRange, LayerLatency, NodeRecord
 from node.wire.statements import Envelope
@@ -66,7 +66,7 @@ class _CountingQueue(ControlQueue):
         self.given_bytes = 0
 
     def tell(self, envelope: Envelope) -> None:
-        self.given_bytes += _size(Told(tuple(self._shortened((envelope,)))))
+        self.given_bytes += _size(Envelopes(tuple(self._shortened((envelope,)))))
 
     def welcome(self, welcome: Welcome) -> None:
         self.given_bytes += _size(welcome)
@@ -203,7 +203,7 @@ async def _speak(
     while True:
         for other in others:
             for envelope in other.say(second, busy):
-                message = Told((_as_own(envelope),))
+                message = Envelopes((_as_own(envelope),))
                 heard.sent_bytes += _size(message)
                 if envelope.kind == "status":
                     size = len(envelope.payload) + len(envelope.signature)

@@ -208,7 +208,7 @@ def report(outcomes: Sequence[Outcome]) -> None:
     print(f"\nprompts of {outcomes[0].prompt_tokens} tokens")
     print("\nwhere a token's time went, ms over all hops, and as predicted after the requests")
     for each in outcomes:
-        shares = "  ".join(f"{share.milliseconds:.2f}" for share in each.after.shares)
+        shares = "  ".join(f"{share.milliseconds:.2f}" for share in each.after.parts)
         print(f"{each.name:<16}{each.hops}   predicted {shares}")
     for what in FIGURES:
         errors = [abs(error_of(p, o, what)) for o in outcomes for p in (o.before, o.after)]

@@ -15,12 +15,12 @@ from node.wire.records import NodeRecord
 
 
 @dataclass
-class FakeHere:
+class FakeNodeControl:
     """`before_apply` is called before each change, as another member's change might come just then."""
 
     in_force: Plan | None
     members: Sequence[NodeRecord]
-    before_apply: Callable[[FakeHere], None] = field(default=lambda here: None)
+    before_apply: Callable[[FakeNodeControl], None] = field(default=lambda control: None)
 
     def plan(self) -> Plan | None:
         return self.in_force

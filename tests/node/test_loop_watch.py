@@ -8,7 +8,7 @@ import time
 import pytest
 import trio
 
-from node.loop_watch import HeldLoopLog, LoopWatch
+from node.loop_watch import BlockedLoopLog, LoopWatch
 
 
 def compute(seconds: float) -> None:
@@ -39,7 +39,7 @@ def test_a_step_that_computes_is_told_with_its_task_and_one_that_waits_is_not() 
 
 def test_the_log_is_told_seldom(caplog: pytest.LogCaptureFixture) -> None:
     now_s = 0.0
-    told = HeldLoopLog(lambda: now_s)
+    told = BlockedLoopLog(lambda: now_s)
     with caplog.at_level(logging.WARNING):
         for now_s in (0.0, 1.0, 2.0, 30.0):  # noqa: B007 - the clock reads it
             told("node.api.chat at chat.py:40", 0.25)

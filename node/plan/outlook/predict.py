@@ -34,7 +34,7 @@ class NodeMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class TimePart:
     """Part of one decode step."""
 
     what: str
@@ -59,7 +59,7 @@ class Prediction:
     """Each of them."""
     memory: tuple[NodeMemory, ...]
     """By node id, of every node that holds layers."""
-    shares: tuple[Share, ...]
+    parts: tuple[TimePart, ...]
     """One user's decode step along the fastest pipeline, in order."""
     bottleneck: str
     """What limits the swarm and what would help, in a sentence."""
@@ -78,7 +78,7 @@ def predict(plan: Allocation, workload: Workload | None = None) -> Prediction:
     chain, fastest = min(timed, key=lambda pair: pair[0].step_ms())
     tpot = chain.step_ms()
     total = _users_rate(timed, work)
-    shares = _shares(fastest, chain)
+    parts = _time_parts(fastest, chain)
     return Prediction(
         ttft_ms=chain.prompt_ms(work.prompt_tokens),
         tpot_ms=tpot,
@@ -87,8 +87,8 @@ def predict(plan: Allocation, workload: Workload | None = None) -> Prediction:
         users_tokens_per_s=total,
         users_tpot_ms=1000 * work.users / total,
         memory=memory,
-        shares=shares,
-        bottleneck=_bottleneck(plan, fastest, work, shares),
+        parts=parts,
+        bottleneck=_bottleneck(plan, fastest, work, parts),
         splitting=crossover(plan.model, plan.pool, work),
     )
 
@@ -98,17 +98,17 @@ def chain_of(plan: Allocation, pipeline: Pipeline, work: Workload) -> ChainTime:
     return chain_of_nodes(plan.model, plan.pool.links, _nodes(plan, pipeline), pipeline.ran, work)
 
 
-def _shares(pipeline: Pipeline, chain: ChainTime) -> tuple[Share, ...]:
+def _time_parts(pipeline: Pipeline, chain: ChainTime) -> tuple[TimePart, ...]:
     """A step's parts in order; they add up to it."""
     ids = [stage.node_id for stage in pipeline.stages]
-    shares: list[Share] = []
+    parts: list[TimePart] = []
     for i, (node_id, stage, hop) in enumerate(zip(ids, chain.stages, chain.hops, strict=True)):
-        shares.append(Share(node_id, stage.batch_step_ms(1)))
+        parts.append(TimePart(node_id, stage.batch_step_ms(1)))
         if len(ids) > 1:
             is_back = i == len(ids) - 1
             sent = 0.0 if is_back else chain.token_bytes
-            shares.append(Share(f"{node_id}→{ids[0] if is_back else ids[i + 1]}", hop.way_ms + sent * hop.byte_ms))
-    return tuple(shares)
+            parts.append(TimePart(f"{node_id}→{ids[0] if is_back else ids[i + 1]}", hop.way_ms + sent * hop.byte_ms))
+    return tuple(parts)
 
 
 def _nodes(plan: Allocation, pipeline: Pipeline) -> list[PoolNode]:
@@ -144,20 +144,20 @@ def _memory(plan: Allocation, work: Workload) -> tuple[NodeMemory, ...]:
     return tuple(memory)
 
 
-def _bottleneck(plan: Allocation, pipeline: Pipeline, work: Workload, shares: Sequence[Share]) -> str:
+def _bottleneck(plan: Allocation, pipeline: Pipeline, work: Workload, parts: Sequence[TimePart]) -> str:
     """The largest part of a step, and the move of one to three layers that makes one user's answers fastest."""
     names = {node.node_id: node.label for node in plan.pool.nodes}
-    total = sum(share.milliseconds for share in shares)
-    stages = [share for share in shares if "→" not in share.what]
-    network = sum(share.milliseconds for share in shares if "→" in share.what)
+    total = sum(part.milliseconds for part in parts)
+    stages = [part for part in parts if "→" not in part.what]
+    network = sum(part.milliseconds for part in parts if "→" in part.what)
     if network > total / 2:
-        hop = max((s for s in shares if "→" in s.what), key=lambda s: (s.milliseconds, s.what))
+        hop = max((s for s in parts if "→" in s.what), key=lambda s: (s.milliseconds, s.what))
         a, b = hop.what.split("→")
         return (
             f"the network limits you: {network / total:.0%} of a step; "
             f"the longest hop is {names.get(a, a)} to {names.get(b, b)}, {milliseconds(hop.milliseconds)}"
         )
-    slowest = max(stages, key=lambda share: (share.milliseconds, share.what))
+    slowest = max(stages, key=lambda part: (part.milliseconds, part.what))
     said = f"{names[slowest.what]} limits you: {slowest.milliseconds / total:.0%} of a step"
     if len(stages) == 1:
         return f"{said}; it runs alone"

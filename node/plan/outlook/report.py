@@ -144,7 +144,7 @@ def _with_role(plan: Allocation) -> list[tuple[Stage, str]]:
 def _rows(plan: Allocation, prediction: Prediction) -> list[Sequence[str]]:
     by_id = {node.node_id: node for node in plan.pool.nodes}
     memory = {m.node_id: m for m in prediction.memory}
-    shares = {share.what: share.milliseconds for share in prediction.shares}
+    shares = {share.what: share.milliseconds for share in prediction.parts}
     rows: list[Sequence[str]] = [("node", "role", "layers", "weights", "cache", "of", "step")]
     runs = {s.node_id: n for p in plan.pipelines for s, n in zip(p.stages, p.ran, strict=True)}
     for stage, role in _with_role(plan):

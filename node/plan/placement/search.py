@@ -67,7 +67,7 @@ class Style:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _PlannedChain:
     """A chain of the plan so far, and what it counts."""
 
     chain: Chain
@@ -98,7 +98,7 @@ class Search:
         self.rated = goal.speed_weight < 1
         self.levels = len(user_levels(self.users)) if self.rated else 1
         self.reserves = goal.reserves(self.users)
-        self.styles = [Style(rule == "level", m) for rule in goal.share_out for m in self.reserves]
+        self.styles = [Style(rule == "level", m) for rule in goal.layer_rules for m in self.reserves]
         self.useful = [row for row, room in enumerate(table.room(1).max(axis=1).tolist()) if room > 0]
         self.chance = random.Random(1)
         self.turn = 0
@@ -110,7 +110,7 @@ class Search:
         """The chains."""
         further = self.left * (FURTHER if len(self.useful) > 12 else 0.1)
         self.left -= further
-        best: list[_Held] = []
+        best: list[_PlannedChain] = []
         half = 0.4 * self.left
         for i, start in enumerate(self._starts(in_force)):
             if i and self.left < half:
@@ -125,7 +125,7 @@ class Search:
 
     # What a chain counts.
 
-    def _score(self, chains: Sequence[_Held]) -> float:
+    def _score(self, chains: Sequence[_PlannedChain]) -> float:
         return self.goal.score(chains, self.users)
 
     def _timed(self, order: Ints, level: Bools, sequences: Ints) -> Batch:
@@ -147,12 +147,12 @@ class Search:
             batch.ok[:, None], batch.rates / worth[:, None], 0.0
         )
 
-    def _held(self, batch: Batch, row: int, style: Style) -> _Held:
+    def _planned(self, batch: Batch, row: int, style: Style) -> _PlannedChain:
         token_ms, rates = self._counted(_one(batch, row))
         curve = tuple(zip(batch.running[row].tolist(), rates[0].tolist(), strict=True))
-        return _Held(batch.chain(row), style, float(token_ms[0]), curve)
+        return _PlannedChain(batch.chain(row), style, float(token_ms[0]), curve)
 
-    def _values(self, rest: Sequence[_Held], batches: Sequence[Batch]) -> Floats:
+    def _values(self, rest: Sequence[_PlannedChain], batches: Sequence[Batch]) -> Floats:
         """(candidate,): the score of `rest` with the row's chain of every batch (one or two)."""
         counted = [self._counted(batch) for batch in batches]
         fastest = min((held.token_ms for held in rest), default=float("inf"))
@@ -183,7 +183,7 @@ class Search:
         most = np.where(possible, most, 0.0)
         return most if weight == 0 else np.asarray(alone**weight * most ** (1 - weight), dtype=np.float64)
 
-    def _filled(self, rest: Sequence[_Held]) -> tuple[list[float], list[float]]:
+    def _filled(self, rest: Sequence[_PlannedChain]) -> tuple[list[float], list[float]]:
         """Tokens per second of so many users on `rest`, where they add most."""
         gains = []
         for held in rest:
@@ -203,9 +203,9 @@ class Search:
 
     # Where it starts.
 
-    def _starts(self, in_force: Sequence[Sequence[int]]) -> list[list[_Held]]:
+    def _starts(self, in_force: Sequence[Sequence[int]]) -> list[list[_PlannedChain]]:
         """Plans to improve, the best first: the one in force, the best chain alone, and as many short ones as help."""
-        starts: list[list[_Held]] = []
+        starts: list[list[_PlannedChain]] = []
         held = [self._restyled(tuple(order)) for order in in_force if order]
         starts.append([chain for chain in held if chain is not None])
         styles = [self.styles[0], self.styles[-1], self.styles[len(self.styles) // 2]]
@@ -224,7 +224,7 @@ class Search:
         distinct = {tuple(sorted(chain.chain.order for chain in start)): start for start in starts}
         return sorted(distinct.values(), key=self._score, reverse=True)
 
-    def _beamed(self, style: Style, most: int) -> list[_Held]:
+    def _beamed(self, style: Style, most: int) -> list[_PlannedChain]:
         """The chains of the least time among those that a beam search finds, every node filled before the next one."""
         table = self.table
         nodes = np.array(self.useful, dtype=np.int64)
@@ -281,11 +281,11 @@ class Search:
         found = self._timed(as_rows(chains), np.full(len(chains), style.level), np.full(len(chains), style.sequences))
         token_ms = self._counted(found)[0]
         by_time = [row for row in np.argsort(token_ms, kind="stable").tolist() if found.ok[row]]
-        return [self._held(found, row, style) for row in by_time[:most]]
+        return [self._planned(found, row, style) for row in by_time[:most]]
 
-    def _packed(self, grown: Sequence[_Held]) -> list[_Held]:
+    def _packed(self, grown: Sequence[_PlannedChain]) -> list[_PlannedChain]:
         """Of chains that overlap some that do not, as long as each raises the score, the short and fast ones first."""
-        chains: list[_Held] = []
+        chains: list[_PlannedChain] = []
         score, used = 0.0, set[int]()
         for held in sorted(grown, key=lambda held: (held.token_ms * len(held.chain.order), held.chain.order)):
             if used.isdisjoint(held.chain.order):
@@ -296,9 +296,11 @@ class Search:
                     score = now
         return chains
 
-    def _built(self, kept: Sequence[_Held], free: set[int], style: Style, alone_ms: float, most: int) -> list[_Held]:
+    def _built(
+        self, kept: Sequence[_PlannedChain], free: set[int], style: Style, alone_ms: float, most: int
+    ) -> list[_PlannedChain]:
         """Up to `most` chains of free nodes beside those `kept`, as long as they raise the score."""
-        chains: list[_Held] = []
+        chains: list[_PlannedChain] = []
         score = self._score(kept)
         while free and self.left > 0 and len(chains) < most:
             grown = self._grown(sorted(free), style, alone_ms, 4)
@@ -313,7 +315,7 @@ class Search:
             score = now
         return chains
 
-    def _grown(self, free: Sequence[int], style: Style, alone_ms: float, most: int = SEEDS) -> list[_Held]:
+    def _grown(self, free: Sequence[int], style: Style, alone_ms: float, most: int = SEEDS) -> list[_PlannedChain]:
         """A chain from each of some seeds, each as long as suits it best; the best first. They overlap."""
         table = self.table
         room = table.room(style.sequences)
@@ -368,9 +370,9 @@ class Search:
         for row in np.argsort(-values, kind="stable").tolist():
             if found.ok[row]:
                 best_of_seed.setdefault(whole[row][0], row)
-        return [self._held(found, row, style) for row in list(best_of_seed.values())[:most]]
+        return [self._planned(found, row, style) for row in list(best_of_seed.values())[:most]]
 
-    def _last_resort(self) -> _Held | None:
+    def _last_resort(self) -> _PlannedChain | None:
         """A chain of whoever has room, wherever they are: the roomiest first, the ends where they cost least."""
         room = self.table.room(1)
         able = sorted(self.useful, key=lambda row: (-int(room[row, 0]), row))
@@ -397,16 +399,16 @@ class Search:
 
     # How it improves.
 
-    def _restyled(self, order: tuple[int, ...]) -> _Held | None:
+    def _restyled(self, order: tuple[int, ...]) -> _PlannedChain | None:
         """The chain of these nodes, its layers shared out by the rule that suits best."""
         styles = self.styles
         rows = as_rows([order] * len(styles))
         batch = self._timed(rows, np.array([s.level for s in styles]), np.array([s.sequences for s in styles]))
         values = self._values((), [batch])
         best = int(values.argmax())
-        return self._held(batch, best, styles[best]) if batch.ok[best] else None
+        return self._planned(batch, best, styles[best]) if batch.ok[best] else None
 
-    def _improved(self, start: Sequence[_Held], active: Iterable[int]) -> list[_Held]:
+    def _improved(self, start: Sequence[_PlannedChain], active: Iterable[int]) -> list[_PlannedChain]:
         """`start`, improved from the chains `active` on until no move helps or the effort is spent."""
         chains = list(start)
         score = self._score(chains)
@@ -432,7 +434,7 @@ class Search:
             waiting.append(len(chains) - 1)
         return self._lean(chains)
 
-    def _lean(self, chains: list[_Held]) -> list[_Held]:
+    def _lean(self, chains: list[_PlannedChain]) -> list[_PlannedChain]:
         """Without chains that the score does not miss."""
         for held in sorted(chains, key=lambda held: -held.token_ms):
             rest = [other for other in chains if other is not held]
@@ -440,7 +442,7 @@ class Search:
                 chains = rest
         return chains
 
-    def _free(self, chains: Sequence[_Held]) -> list[int]:
+    def _free(self, chains: Sequence[_PlannedChain]) -> list[int]:
         taken = {row for held in chains for row in held.chain.order}
         return [row for row in self.useful if row not in taken]
 
@@ -456,7 +458,9 @@ class Search:
         start = 0 if self.turn % 3 else NEIGHBOURS // 2
         return rows[np.sort(by_cost[start : start + NEIGHBOURS])]
 
-    def _better_alone(self, chains: Sequence[_Held], at: int, score: float) -> tuple[_Held, float] | None:
+    def _better_alone(
+        self, chains: Sequence[_PlannedChain], at: int, score: float
+    ) -> tuple[_PlannedChain, float] | None:
         """The best change of one chain: a node less, more, or instead, another order, its layers shared out anew."""
         held = chains[at]
         self.turn += 1
@@ -472,7 +476,7 @@ class Search:
         for row in np.argsort(-values, kind="stable")[:3].tolist():
             if values[row] <= score * SURE or not batch.ok[row]:
                 break
-            found = self._held(batch, row, styles[row])
+            found = self._planned(batch, row, styles[row])
             now = self._score([*rest, found])
             if now > score * SURE:
                 return found, now
@@ -507,7 +511,7 @@ class Search:
             blocks += [[*row, -1] for row in orders[shortest].tolist()]
         return np.array(blocks, dtype=np.int64).reshape(len(blocks), width)
 
-    def _exchanged(self, chains: list[_Held], at: int, score: float) -> tuple[list[int], float] | None:
+    def _exchanged(self, chains: list[_PlannedChain], at: int, score: float) -> tuple[list[int], float] | None:
         """The best exchange of nodes of a chain with some others, done in `chains`; which changed, and the score."""
         others = [i for i in range(len(chains)) if i != at]
         if len(others) > PARTNERS:
@@ -529,14 +533,14 @@ class Search:
             for row in np.argsort(-values, kind="stable")[:3].tolist():
                 if values[row] <= score * SURE or not (a.ok[row] and b.ok[row]):
                     break
-                pair = self._held(a, row, left.style), self._held(b, row, right.style)
+                pair = self._planned(a, row, left.style), self._planned(b, row, right.style)
                 now = self._score([*rest, *pair])
                 if now > score * SURE:
                     chains[at], chains[other] = pair
                     return [at, other], now
         return None
 
-    def _added(self, chains: Sequence[_Held], score: float) -> tuple[_Held, float] | None:
+    def _added(self, chains: Sequence[_PlannedChain], score: float) -> tuple[_PlannedChain, float] | None:
         """A further chain of free nodes that raises the score."""
         if self.goal.speed_weight == 1 and chains:
             return None
@@ -551,7 +555,7 @@ class Search:
                 return held, now
         return None
 
-    def _kicked(self, best: list[_Held]) -> list[_Held]:
+    def _kicked(self, best: list[_PlannedChain]) -> list[_PlannedChain]:
         """Tear a few chains down and build them anew, until the effort is spent; what is better stays."""
         if not best:
             return best
@@ -585,7 +589,7 @@ class Search:
                 best, score, in_vain = found, now, 0
         return best
 
-    def _polished(self, chains: list[_Held]) -> list[_Held]:
+    def _polished(self, chains: list[_PlannedChain]) -> list[_PlannedChain]:
         """Layers moved one by one from stage to stage while that helps; no rule for sharing out knows all."""
         score = self._score(chains)
         for at in sorted(range(len(chains)), key=lambda i: (chains[i].token_ms, i)):
@@ -601,14 +605,14 @@ class Search:
                 row = int(values.argmax())
                 if values[row] <= score * (1 + 1e-6) or not batch.ok[row]:
                     break
-                found = self._held(batch, row, held.style)
+                found = self._planned(batch, row, held.style)
                 now = self._score([*rest, found])
                 if now <= score * (1 + 1e-6):
                     break
                 chains[at], score = found, now
         return chains
 
-    def _further(self, chains: list[_Held]) -> list[_Held]:
+    def _further(self, chains: list[_PlannedChain]) -> list[_PlannedChain]:
         """Chains of who is left that the score has no use for: slower ones, that serve when the better are busy."""
         if not chains:
             return chains

@@ -18,13 +18,13 @@ from node.errors import BadRequest
 from node.journal.log import Journal
 from node.journal.state import KEPT_REQUESTS
 from node.models import ChatModel
-from node.pipeline.course import Course
 from node.pipeline.dispatch import Dispatcher
+from node.pipeline.failover import FailoverStream
 from node.pipeline.generation import Generation
 from node.wire.events import RequestFinished, RequestStarted
 from node.wire.frames import Hop
 from node.wire.ids import RequestId
-from tests.fakes.node_control import FakeHere
+from tests.fakes.node_control import FakeNodeControl
 from tests.fakes.swarms import DESK, plan
 
 RECOMMENDED = SimpleNamespace(temperature=0.0, top_p=1.0, top_k=0)
@@ -33,7 +33,7 @@ CHAT_MODEL = SimpleNamespace(
 )
 
 
-class ServingHere(FakeHere):
+class ServingNodeControl(FakeNodeControl):
     def chat_model(self) -> ChatModel:
         return cast("ChatModel", CHAT_MODEL)
 
@@ -44,14 +44,14 @@ class SilentDispatcher:
     @asynccontextmanager
     async def generate(
         self, generation: Generation, request_id: str, started: Callable[[tuple[Hop, ...]], None], *_: object
-    ) -> AsyncIterator[Course]:
+    ) -> AsyncIterator[FailoverStream]:
         started((Hop(DESK, 0, 30),))
-        yield cast("Course", None)
+        yield cast("FailoverStream", None)
 
 
 def test_a_cancelled_request_is_told_however_many_came_after_it() -> None:
     journal = Journal(DESK)
-    service = Service(ServingHere(plan(), ()), cast("Dispatcher", SilentDispatcher()), journal)
+    service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", SilentDispatcher()), journal)
     request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
     before = journal.state.seq
 
@@ -78,16 +78,16 @@ class WaitingDispatcher:
         started: Callable[[tuple[Hop, ...]], None],
         waits: Callable[[str], None],
         arrived_s: float,
-    ) -> AsyncIterator[Course]:
+    ) -> AsyncIterator[FailoverStream]:
         waits("layers 3–5 of 6 have no ready node")
         self.waited_s = trio.current_time() - arrived_s
         started((Hop(DESK, 0, 30),))
-        yield cast("Course", None)
+        yield cast("FailoverStream", None)
 
 
 def test_a_request_that_waits_is_an_event_and_its_patience_runs_from_its_arrival() -> None:
     journal, dispatcher = Journal(DESK), WaitingDispatcher()
-    service = Service(ServingHere(plan(), ()), cast("Dispatcher", dispatcher), journal)
+    service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", dispatcher), journal)
     request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
 
     async def ask() -> None:
@@ -103,7 +103,7 @@ def test_a_request_that_waits_is_an_event_and_its_patience_runs_from_its_arrival
 
 
 def test_the_time_to_the_first_token_begins_when_the_request_arrives() -> None:
-    service = Service(ServingHere(plan(), ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
+    service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
     request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
 
     async def ask() -> float:
@@ -115,7 +115,7 @@ def test_the_time_to_the_first_token_begins_when_the_request_arrives() -> None:
 
 
 def test_texts_that_only_a_template_would_use_count_too_and_a_long_model_name_is_not_repeated() -> None:
-    service = Service(ServingHere(plan(), ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
+    service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
     long = "x" * 100_000
     said = [{"role": "assistant", "content": "", "reasoning_content": long}]
 

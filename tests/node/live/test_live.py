@@ -17,7 +17,7 @@ import trio.testing
 from node.engine.base import StageSpec
 from node.errors import FetchFailed, LoadFailed, PlanChanged, WorkerDied
 from node.live import planner
-from node.live.holder import Holder
+from node.live.engine_supervisor import EngineSupervisor
 from node.live.leaving import Leaving
 from node.live.mover import RETRY_S
 from node.live.planner import ONE_MACHINE_S, REVIEW_S, REVIEWS_AGREED, SET_ASIDE_S, Planner
@@ -88,7 +88,7 @@ class SlowEngine(FakeEngine):
 class Peer:
     swarm: FakeSwarm
     planner: Planner
-    holder: Holder
+    supervisor: EngineSupervisor
     pipeline: Pipeline
     dispatcher: Dispatcher
     desk: ToyDesk
@@ -165,11 +165,11 @@ class Lab:
 
         ranges = ServedRanges()
         pipeline = Pipeline(swarm, ranges, lambda error: None)
-        holder = Holder(swarm, desk, ranges, pipeline.stage, open_engine, events.append, cores=4)  # type: ignore[arg-type]
+        supervisor = EngineSupervisor(swarm, desk, ranges, pipeline.stage, open_engine, events.append, cores=4)  # type: ignore[arg-type]
         planner = Planner(
             swarm,
             desk.metadata,  # type: ignore[arg-type]
-            holder.follow,
+            supervisor.follow,
             events.append,
             min_nodes=min_nodes,
             knows_peers=False,
@@ -183,7 +183,7 @@ class Lab:
             swarm, ranges, lambda: planner.plan, lambda: bool(pipeline.head.requests + pipeline.stage.sessions)
         )
         scope = trio.CancelScope()
-        peer = Peer(swarm, planner, holder, pipeline, dispatcher, desk, engines, scope, leaving, events=events)
+        peer = Peer(swarm, planner, supervisor, pipeline, dispatcher, desk, engines, scope, leaving, events=events)
         if wants:
             await swarm.update(wanted_model=MODEL)
         self.nursery.start_soon(self._run, peer)
@@ -194,7 +194,7 @@ class Lab:
             async with trio.open_nursery() as nursery:
                 await nursery.start(peer.pipeline.run)
                 nursery.start_soon(peer.planner.run)
-                nursery.start_soon(peer.holder.run)
+                nursery.start_soon(peer.supervisor.run)
                 async for news in peer.swarm.news:
                     match news:
                         case MemberGone() as gone:
@@ -499,11 +499,11 @@ async def test_a_part_of_a_held_range_serves_a_route_that_needs_no_more(lab: Lab
 async def test_cores_are_divided_among_the_nodes_of_one_machine(lab: Lab) -> None:
     ada = await lab.join("ada", wants=True, machine_id="desk")
     await trio.sleep(2)
-    assert ada.holder.threads() == 4
+    assert ada.supervisor.threads() == 4
     await lab.join("bob", machine_id="desk")
     await lab.join("cy", machine_id="other")
-    assert ada.holder.threads() == 2
-    await ada.holder.use_threads()
+    assert ada.supervisor.threads() == 2
+    await ada.supervisor.use_threads()
     assert ada.engines[0].threads == 2
 
 

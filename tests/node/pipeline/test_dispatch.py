@@ -16,8 +16,8 @@ import trio.testing
 from node.engine.base import StageSpec
 from node.errors import BadRequest, HopLost, NoRoute, Overloaded, TooLong, WorkerDied
 from node.live.served_ranges import ServedRange, ServedRanges
-from node.pipeline.course import FIRST_PAUSE_S, MOST_IN_VAIN, MOST_PAUSE_S, RESUME_LIMIT_S
 from node.pipeline.dispatch import LOOK_AGAIN_S, LOOK_ANYWAY_S, WAIT_LIMIT_S, Dispatcher
+from node.pipeline.failover import FIRST_PAUSE_S, MOST_IN_VAIN, MOST_PAUSE_S, RESUME_LIMIT_S
 from node.pipeline.generation import Generation
 from node.pipeline.head import ANSWER_LIMIT_S, LEAST_PATIENCE_S, QUESTION_S
 from node.pipeline.pipeline import Pipeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from node.swarm.base import PlanHeard
-from node.swarm.gossip import Gossip, Heard
+from node.swarm.gossip import Effects, Gossip
 from node.swarm.identity import Identity
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plans import Plan
@@ -22,7 +22,7 @@ def plan_by(author: Identity, epoch: int) -> Plan:
     return Plan(epoch, author.node_id, MODEL, "float32", FACTS, ())
 
 
-def hear(gossip: Gossip, author: Identity, epoch: int) -> Heard:
+def hear(gossip: Gossip, author: Identity, epoch: int) -> Effects:
     return gossip.hear(plan_of(author, plan_by(author, epoch)), author.node_id, 0.0, UNIX_S)
 
 

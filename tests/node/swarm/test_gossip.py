@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from node.errors import BadWireData
 from node.swarm.allowance import HEARD_BURST, OWN_BURST, OWN_PER_S, PATIENCE
 from node.swarm.base import MemberGone, MemberSeen, PlanHeard
-from node.swarm.gossip import ASK_AGAIN_S, CLOCK_AHEAD_LIMIT_MS, LATE_PLAN_S, Flood, Gossip, Heard
+from node.swarm.gossip import ASK_AGAIN_S, CLOCK_AHEAD_LIMIT_MS, LATE_PLAN_S, Effects, Flood, Gossip
 from node.swarm.identity import Identity, identity_from_seed
 from node.swarm.relaying import RELAYS
 from node.wire.codec import encode
@@ -37,13 +37,13 @@ def plan_by(author: Identity, epoch: int) -> Plan:
     return Plan(epoch, author.node_id, MODEL, "float32", FACTS, ())
 
 
-def hear(gossip: Gossip, envelope: Envelope, via: str, now: float = 0.0) -> Heard:
+def hear(gossip: Gossip, envelope: Envelope, via: str, now: float = 0.0) -> Effects:
     return gossip.hear(envelope, NodeId(via), now, UNIX_S)
 
 
-def hear_all(gossip: Gossip, who: Identity, record: NodeRecord, via: str | None = None, now: float = 0.0) -> Heard:
+def hear_all(gossip: Gossip, who: Identity, record: NodeRecord, via: str | None = None, now: float = 0.0) -> Effects:
     """All parts of a record, and what they led to together: of the news the last ones."""
-    whole = Heard()
+    whole = Effects()
     for envelope in told_by(who, record):
         heard = hear(gossip, envelope, via or who.node_id, now)
         whole.news = [*(item for item in whole.news if not isinstance(item, MemberSeen)), *heard.news]
@@ -128,7 +128,7 @@ def test_a_payload_of_another_shape_is_refused(gossip: Gossip, bob: Identity, ki
 
 
 def test_a_kind_that_is_not_known_here_means_nothing_and_harms_nobody(gossip: Gossip, bob: Identity) -> None:
-    assert hear(gossip, bob.sign("weather", b"\xc1", MARK), bob.node_id) == Heard()  # type: ignore[arg-type]
+    assert hear(gossip, bob.sign("weather", b"\xc1", MARK), bob.node_id) == Effects()  # type: ignore[arg-type]
 
 
 def test_what_is_new_is_passed_on_to_those_whom_its_owner_does_not_reach(
@@ -411,7 +411,7 @@ def test_who_repeats_old_words_without_pause_is_let_go_too(gossip: Gossip, bob: 
     hear_all(gossip, bob, record_of(bob.node_id, 5))
     (*_, old) = told_by(bob, record_of(bob.node_id, 5))
     for _ in range(int(HEARD_BURST) - 10):
-        assert hear(gossip, old, "relay") == Heard(), "a newcomer is told of everyone"
+        assert hear(gossip, old, "relay") == Effects(), "a newcomer is told of everyone"
     with pytest.raises(Flood, match="repeats"):
         for _ in range(1000):
             hear(gossip, old, "relay")

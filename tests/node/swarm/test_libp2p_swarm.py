@@ -24,7 +24,7 @@ from node.swarm.heartbeat import PeerClock
 from node.swarm.identity import Identity
 from node.swarm.libp2p_swarm import SHUNNED_S, Libp2pSwarm
 from node.swarm.secret import SwarmSecret
-from node.wire.control import Pong, Told, Welcome
+from node.wire.control import Envelopes, Pong, Welcome
 from node.wire.ids import NodeId
 from node.wire.records import NodeRecord
 from node.wire.versions import WIRE_VERSION
@@ -163,7 +163,7 @@ def test_a_peer_that_restarts_is_gone_before_it_is_seen_again(
 
             def says(connection: Wire, seq: int) -> None:
                 words = told_by(bob, record_of(bob.node_id, seq), swarm.secret.statement_mark())
-                swarm.told(connection.real(), Told(words))
+                swarm.told(connection.real(), Envelopes(words))
 
             former = Wire(bob.node_id, life=b"1")
             swarm.joined(former.real())
@@ -229,11 +229,11 @@ def test_a_link_that_ends_alone_is_told(open_neighbourhood: Any, bob: Identity) 
     run(main)
 
 
-def talkative(who: Identity, record: NodeRecord, mark: bytes, count: int) -> Iterator[Told]:
+def talkative(who: Identity, record: NodeRecord, mark: bytes, count: int) -> Iterator[Envelopes]:
     """So many statuses without a pause."""
     for number in range(count):
         (*_, status) = told_by(who, replace(record, seq=record.seq + number), mark)
-        yield Told((status,))
+        yield Envelopes((status,))
 
 
 def test_who_floods_is_let_go_named_once_and_kept_away_while_the_honest_are_heard(
@@ -245,7 +245,7 @@ def test_who_floods_is_let_go_named_once_and_kept_away_while_the_honest_are_hear
             wires = {each.node_id: Wire(each.node_id) for each in (bob, eve)}
             for who in (bob, eve):
                 swarm.joined(wires[who.node_id].real())
-                swarm.told(wires[who.node_id].real(), Told(told_by(who, record_of(who.node_id, 1), mark)))
+                swarm.told(wires[who.node_id].real(), Envelopes(told_by(who, record_of(who.node_id, 1), mark)))
             news_of(swarm)
             with pytest.raises(BadWireData, match="without pause"):
                 for told in talkative(bob, record_of(bob.node_id, 10), mark, 400):
@@ -257,7 +257,7 @@ def test_who_floods_is_let_go_named_once_and_kept_away_while_the_honest_are_hear
             swarm.joined(again.real())
             assert again.is_ending
             assert bob.node_id not in swarm.connections
-            swarm.told(wires[eve.node_id].real(), Told(told_by(eve, record_of(eve.node_id, 2, sessions=3), mark)))
+            swarm.told(wires[eve.node_id].real(), Envelopes(told_by(eve, record_of(eve.node_id, 2, sessions=3), mark)))
             assert swarm.members()[eve.node_id].sessions == 3
             await trio.sleep(SHUNNED_S)
             swarm.joined(Wire(bob.node_id).real())
@@ -279,15 +279,15 @@ def test_a_relay_stays_whatever_it_passes_on_and_a_member_answers_for_its_own_wo
             )
             relay = Wire(bob.node_id)
             swarm.joined(relay.real())
-            swarm.told(relay.real(), Told((*bad, *told_by(bob, record_of(bob.node_id), mark))))
+            swarm.told(relay.real(), Envelopes((*bad, *told_by(bob, record_of(bob.node_id), mark))))
             assert set(swarm.members()) == {swarm.node_id, bob.node_id}, "what was badly told is left out"
             own = Wire(eve.node_id)
             swarm.joined(own.real())
             for envelope in bad:
                 with pytest.raises(BadWireData):
-                    swarm.told(own.real(), Told((replace(envelope, node_id=""),)))
+                    swarm.told(own.real(), Envelopes((replace(envelope, node_id=""),)))
             own.peer_most = WIRE_VERSION + 1
-            swarm.told(own.real(), Told((eve.sign("plan", b"\xc1", mark),)))
+            swarm.told(own.real(), Envelopes((eve.sign("plan", b"\xc1", mark),)))
 
     run(main)
 
@@ -301,7 +301,7 @@ def test_members_that_are_only_told_of_are_dialed_on_the_word_of_who_told_and_no
             relay = Wire(bob.node_id)
             swarm.joined(relay.real())
             for who in (bob, eve):
-                swarm.told(relay.real(), Told(told_by(who, record_of(who.node_id), mark)))
+                swarm.told(relay.real(), Envelopes(told_by(who, record_of(who.node_id), mark)))
             assert swarm._reach.pursued == {bob.node_id: None, eve.node_id: bob.node_id}  # type: ignore[attr-defined]
             assert swarm.book.peers() == [bob.node_id]
             swarm.joined(Wire(eve.node_id).real())

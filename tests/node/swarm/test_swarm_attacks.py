@@ -36,7 +36,7 @@ from node.swarm.socket_stream import SocketStream
 from node.swarm.strict_yamux import StrictYamux
 from node.swarm.upgrade import Upgrader
 from node.wire.codec import encode
-from node.wire.control import Admission, Hello, Proof, Told
+from node.wire.control import Admission, Envelopes, Hello, Proof
 from node.wire.frames import Progress
 from node.wire.ids import NodeId
 from node.wire.parts import Beat
@@ -447,8 +447,8 @@ def test_a_bad_frame_costs_its_member_the_connection(target: NodeProcess, served
 
 
 def test_a_bad_control_message_costs_its_member_the_connection(target: NodeProcess, served: Served) -> None:
-    told = Told((Envelope("status", "", b"\xc1", bytes(64)),))
-    forged = Told((Envelope("beat", "", encode(Beat(2, 1, 1, 1)), bytes(64)),))
+    told = Envelopes((Envelope("status", "", b"\xc1", bytes(64)),))
+    forged = Envelopes((Envelope("beat", "", encode(Beat(2, 1, 1, 1)), bytes(64)),))
     messages = [b"\xff\xff\xff\xff", b"\x04\0\0\0\xc1\xc1\xc1\xc1", b"\x01\0\0\0\x80"]
     messages += [len(data).to_bytes(4, "little") + data for data in (encode(told), encode(forged))]
 

@@ -25,10 +25,10 @@ from node.swarm.front_door import PendingConnections, open_listeners
 from node.swarm.identity import Identity
 from node.swarm.lan_discovery import service_type
 from node.swarm.ports import PORTS_FILE, recall_ports, remember_ports
-from node.swarm.quiet import EVERY_S, PER_MINUTE, Seldom
+from node.swarm.quiet import EVERY_S, PER_MINUTE, LogLimiter
 from node.swarm.secret import SwarmSecret
 from node.swarm.socket_stream import SocketStream
-from node.wire.control import Ask, Told, Welcome
+from node.wire.control import Ask, Envelopes, Welcome
 from node.wire.ids import NodeId
 from node.wire.peer_figures import mark_of
 from node.wire.statements import Envelope
@@ -198,10 +198,10 @@ def test_the_outbox_keeps_only_the_newest_of_each_and_never_overfills_a_message(
         for name in "aba":
             outbox.ask(Ask(mark_of(name), plan=name == "b"))
         outbox.answer(1, 2.0)
-        due = await outbox.take()
-        assert due.answers == ((1, 2.0),)
-        assert due.told[:2] == (Welcome(7, b""), Ask(mark_of("a") + mark_of("b"), plan=True))
-        messages = [message for message in due.told if isinstance(message, Told)]
+        batch = await outbox.take()
+        assert batch.answers == ((1, 2.0),)
+        assert batch.messages[:2] == (Welcome(7, b""), Ask(mark_of("a") + mark_of("b"), plan=True))
+        messages = [message for message in batch.messages if isinstance(message, Envelopes)]
         told = [envelope for message in messages for envelope in message.envelopes]
         assert {envelope.payload[0] for envelope in told} == {29}
         assert len(told) == 20
@@ -218,8 +218,8 @@ def test_an_outbox_that_nobody_reads_holds_a_bounded_number_of_bytes_and_never_f
         for node in range(2000):
             outbox.tell(Envelope("trips", f"node{node}", bytes(30_000), b"s" * 64))
             assert outbox.size_bytes <= QUEUE_LIMIT_BYTES
-        due = await outbox.take()
-        told = [each for message in due.told if isinstance(message, Told) for each in message.envelopes]
+        batch = await outbox.take()
+        told = [each for message in batch.messages if isinstance(message, Envelopes) for each in message.envelopes]
         assert [(each.kind, each.node_id) for each in told[:2]] == [("profile", ""), ("plan", "")]
         assert told[-1].node_id == "node1999"
         assert sum(len(each.payload) for each in told) <= QUEUE_LIMIT_BYTES
@@ -294,12 +294,12 @@ def test_a_reason_to_hope_ends_the_wait() -> None:
 
 
 def test_the_same_complaint_is_made_once_a_minute() -> None:
-    seldom = Seldom()
-    assert seldom.now("eve", 0.0)
-    assert not seldom.now("eve", EVERY_S - 1)
-    assert seldom.now("bob", 1.0)
-    assert seldom.now("eve", EVERY_S)
-    assert sum(seldom.now(f"made up {number}", 2 * EVERY_S) for number in range(1000)) == PER_MINUTE
+    log_limiter = LogLimiter()
+    assert log_limiter.allows("eve", 0.0)
+    assert not log_limiter.allows("eve", EVERY_S - 1)
+    assert log_limiter.allows("bob", 1.0)
+    assert log_limiter.allows("eve", EVERY_S)
+    assert sum(log_limiter.allows(f"made up {number}", 2 * EVERY_S) for number in range(1000)) == PER_MINUTE
 
 
 def test_the_lan_service_is_the_same_for_members_and_tells_nothing_of_the_secret(ada: Identity) -> None:

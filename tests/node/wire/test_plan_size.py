@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from node.errors import BadWireData
 from node.wire.codec import encode
-from node.wire.control import CONTROL_LIMIT_BYTES, Told
+from node.wire.control import CONTROL_LIMIT_BYTES, Envelopes
 from node.wire.models import ModelFacts, ModelRef
 from node.wire.plan_size import PLAN_LIMIT_BYTES, fit
 from node.wire.plans import Assignment, Override, Plan, PlanSettings, Standby
@@ -58,5 +58,5 @@ def test_a_plan_for_a_thousand_nodes_always_fits_the_wire(standing_by: int, reas
     )
     payload = encode(fit(plan))
     assert len(payload) <= PLAN_LIMIT_BYTES
-    message = Told((Envelope("plan", IDS[0], payload, b"s" * 64),))
+    message = Envelopes((Envelope("plan", IDS[0], payload, b"s" * 64),))
     assert len(encode(message)) <= CONTROL_LIMIT_BYTES

@@ -1,4 +1,4 @@
-"""One request's course: the chains that it goes along, one after another, and its tokens as one stream.
+"""One request's way around failures: the chains that it goes along, one after another, and its tokens as one stream.
 
 Nothing is refused that waiting would serve: before the first token a request whose chain fails, or that finds none,
 waits for another one up to its patience. After it, the answer goes on where it was: over a new link where only that
@@ -34,7 +34,7 @@ each time that it fails the same request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ChosenChain:
     """A chain, and how to go along it."""
 
     chain: tuple[Hop, ...]
@@ -45,7 +45,7 @@ class Way:
     """To be called once, when it is left."""
 
 
-class Detours:
+class FailedNodes:
     """Nodes that failed one request. It keeps away from them while there are others, and for a moment even where there
     are none."""
 
@@ -77,36 +77,36 @@ class Detours:
         return min((until_s for until_s in self._until.values() if until_s > now_s), default=inf)
 
 
-class Ways(Protocol):
+class ChainChooser(Protocol):
     """Who chooses chains."""
 
-    async def way(
+    async def choose(
         self,
         generation: Generation,
         request_id: str,
-        detours: Detours,
+        failed: FailedNodes,
         waits: Callable[[str], None],
         give_up_at_s: float,
-    ) -> Way | str: ...
+    ) -> ChosenChain | str: ...
     def failed(self, failure: NodeFailure, kv_tokens: int) -> None: ...
     def answered(self, chain: tuple[Hop, ...]) -> None: ...
 
 
-class Course:
+class FailoverStream:
     """The tokens of a request, as an iterator that ends after the one with `finish` set."""
 
     def __init__(
         self,
         live: LiveSequence,
-        ways: Ways,
+        chooser: ChainChooser,
         request_id: str,
         started: Callable[[tuple[Hop, ...]], None],
         waits: Callable[[str], None],
         give_up_at_s: float,
     ) -> None:
-        self._live, self._ways, self._request_id = live, ways, request_id
+        self._live, self._chooser, self._request_id = live, chooser, request_id
         self._started, self._waits, self._give_up_at_s = started, waits, give_up_at_s
-        self._detours = Detours(trio.current_time)
+        self._failed = FailedNodes(trio.current_time)
         self._first: TokenStep | None = None
         self._unproven = True
         """Whether no token has come along the present chain."""
@@ -145,14 +145,14 @@ class Course:
                 self._in_vain = 0
                 if self._unproven:
                     self._unproven = False
-                    self._ways.answered(event.chain)
+                    self._chooser.answered(event.chain)
                 return event
             await self._go_around(event)
 
     async def _go_around(self, failure: NodeFailure) -> None:
         log.log(logging.INFO if failure.kind == "full" else logging.WARNING, "%s; trying another way", failure.error)
         state = self._live.state
-        self._ways.failed(failure, state.generation.kv_tokens)
+        self._chooser.failed(failure, state.generation.kv_tokens)
         self._in_vain += 1
         if state.generated and self._in_vain > MOST_IN_VAIN:
             raise failure.error
@@ -162,7 +162,7 @@ class Course:
             self._live.take(state.chain, keep=True)
             return
         if failure.kind not in ("full", "forgotten"):
-            self._detours.add(failure.node_id)
+            self._failed.add(failure.node_id)
         await self._take_another(failure)
 
     async def _take_another(self, failure: NodeFailure | None) -> None:
@@ -173,16 +173,18 @@ class Course:
         if failure is not None and failure.kind == "unfit":
             give_up_at_s = trio.current_time()  # another node may think otherwise, but waiting changes nothing
         try:
-            way = await self._ways.way(state.generation, self._request_id, self._detours, self._waits, give_up_at_s)
+            chosen = await self._chooser.choose(
+                state.generation, self._request_id, self._failed, self._waits, give_up_at_s
+            )
         except NoRoute:
             if failure is not None:  # who was lost says more than what is served since
                 raise failure.error from None
             raise
-        if isinstance(way, str):
-            raise failure.error if failure is not None else _given_up(way, state.generation.kv_tokens)
+        if isinstance(chosen, str):
+            raise failure.error if failure is not None else _given_up(chosen, state.generation.kv_tokens)
         self._unproven = True
-        self._started(way.chain)
-        self._live.take(way.chain, way.chunk_tokens, way.expected_s, ended=way.left)
+        self._started(chosen.chain)
+        self._live.take(chosen.chain, chosen.chunk_tokens, chosen.expected_s, ended=chosen.left)
 
 
 def _given_up(waited_for: str, kv_tokens: int) -> NoRoute | Overloaded:

@@ -48,13 +48,13 @@ OpenEngine = Callable[[int], AbstractAsyncContextManager[MortalEngine]]
 """Starts a worker with that many threads."""
 
 
-class Holder:
+class EngineSupervisor:
     """This node's engine, and what it loads into `ranges`, where the pipeline finds it."""
 
     def __init__(
         self,
         swarm: Swarm,
-        desk: ModelStore,
+        store: ModelStore,
         ranges: ServedRanges,
         runner: StageRunner,
         open_engine: OpenEngine,
@@ -65,7 +65,7 @@ class Holder:
         self._swarm, self._open_engine, self._emit = swarm, open_engine, emit
         self._ranges, self._runner = ranges, runner
         self._cores, self._most_threads = cores, most_threads
-        self._mover = Mover(swarm, desk, emit, ranges, runner.uses, self._close, runner.times.loaded)
+        self._mover = Mover(swarm, store, emit, ranges, runner.uses, self._close, runner.times.loaded)
         self._engine: MortalEngine | None = None
 
     @property

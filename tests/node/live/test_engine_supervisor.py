@@ -17,7 +17,7 @@ import trio.testing
 
 from node.engine.base import StageSpec
 from node.errors import FetchFailed, HopLost
-from node.live.holder import Holder
+from node.live.engine_supervisor import EngineSupervisor
 from node.live.mover import FINISH_S, RETRY_S
 from node.live.served_ranges import ServedRanges
 from node.live.turn import PATIENCE_S
@@ -88,7 +88,7 @@ class Files:
 @dataclass
 class Node:
     swarm: FakeSwarm
-    holder: Holder
+    supervisor: EngineSupervisor
     pipeline: Pipeline
     files: Files
     engine: SlowEngine
@@ -125,10 +125,10 @@ class Lab:
         files, events = Files(), list[Any]()
         ranges = ServedRanges()
         pipeline = Pipeline(swarm, ranges, lambda error: None)
-        holder = Holder(swarm, files, ranges, pipeline.stage, open_engine, events.append, cores=4)  # type: ignore[arg-type]
-        self.nodes[name] = Node(swarm, holder, pipeline, files, engine, events)
+        supervisor = EngineSupervisor(swarm, files, ranges, pipeline.stage, open_engine, events.append, cores=4)  # type: ignore[arg-type]
+        self.nodes[name] = Node(swarm, supervisor, pipeline, files, engine, events)
         await self.nursery.start(pipeline.run)
-        self.nursery.start_soon(holder.run)
+        self.nursery.start_soon(supervisor.run)
         self.nursery.start_soon(self._read_news, self.nodes[name])
         return self.nodes[name]
 
@@ -150,7 +150,7 @@ class Lab:
     def follow(self, plan: Plan) -> None:
         self.epoch = plan.epoch
         for node in self.nodes.values():
-            node.holder.follow(plan)
+            node.supervisor.follow(plan)
 
     def id_of(self, name: str) -> str:
         return next(swarm.node_id for swarm in self.network.swarms if swarm.record.name == name)
@@ -471,27 +471,27 @@ async def test_room_that_other_layers_and_their_sequences_take_is_told_as_used(l
     ada = await lab.join("a", room=100, step_s=0.1)
     await lab.join("b")
     await lab.start(a=(0, 3), b=(0, 6))
-    assert ada.holder.kv_tokens_used == 0
+    assert ada.supervisor.kv_tokens_used == 0
     token_bytes = 3 * KV_BYTES_PER_TOKEN_LAYER
     lab.nursery.start_soon(partial(lab.ask, "b", ("a", 0, 3), ("b", 3, 6), count=97))
     await trio.sleep(0.2)
-    assert ada.holder.kv_tokens_used == 100
+    assert ada.supervisor.kv_tokens_used == 100
     lab.plan(a=(3, 6), b=(0, 6))
     await trio.sleep(LOAD_S / 2)
     assert ada.serves == (0, 3)
-    assert ada.holder.kv_tokens_used == 100 + ceil(4 * MIB / token_bytes), "three layers and the LM head are read"
+    assert ada.supervisor.kv_tokens_used == 100 + ceil(4 * MIB / token_bytes), "three layers and the LM head are read"
     await trio.sleep(LOAD_S)
     assert ada.serves == (3, 6)
-    assert ada.holder.kv_tokens_used == 100 + ceil(4 * MIB / token_bytes), "three layers and the embedding are left"
+    assert ada.supervisor.kv_tokens_used == 100 + ceil(4 * MIB / token_bytes), "three layers and the embedding are left"
     await trio.sleep(12)
-    assert ada.holder.kv_tokens_used == 0
+    assert ada.supervisor.kv_tokens_used == 0
 
 
 @in_a_lab
 async def test_a_cap_by_hand_binds_a_range_that_stays_and_its_sequences_go_on(lab: Lab) -> None:
     ada = await lab.join("a", room=500, step_s=0.1)
     await lab.start(a=(0, 6))
-    room, got = ada.holder.kv_tokens, list[int]()
+    room, got = ada.supervisor.kv_tokens, list[int]()
 
     async def request() -> None:
         got.extend(await lab.ask("a", ("a", 0, 6), count=50))
@@ -504,13 +504,13 @@ async def test_a_cap_by_hand_binds_a_range_that_stays_and_its_sequences_go_on(la
         lab.follow(msgspec.structs.replace(plan, epoch=lab.epoch + 1, settings=cap))
         await trio.sleep(1)
         assert ada.told == [(0, 6, "ready")]
-        assert ada.holder.kv_tokens * LAYERS * KV_BYTES_PER_TOKEN_LAYER <= room_for(100) - 8 * MIB
+        assert ada.supervisor.kv_tokens * LAYERS * KV_BYTES_PER_TOKEN_LAYER <= room_for(100) - 8 * MIB
     assert got == answer(50)
     await trio.sleep(3)
-    assert [stage.info.kv_tokens for stage in ada.engine.stages] == [ada.holder.kv_tokens]
+    assert [stage.info.kv_tokens for stage in ada.engine.stages] == [ada.supervisor.kv_tokens]
     lab.plan(a=(0, 6))
     await trio.sleep(1)
-    assert ada.holder.kv_tokens == room, "the cap is lifted"
+    assert ada.supervisor.kv_tokens == room, "the cap is lifted"
     loads = len(ada.engine.loads)
     lab.plan(a=(0, 6))
     await trio.sleep(1)
@@ -651,7 +651,7 @@ async def test_a_sequence_on_a_part_takes_room_for_its_layers_only(lab: Lab) -> 
     await trio.sleep(0.3)
     assert ada.pipeline.stage.reserved_bytes == 100 * 2 * KV_BYTES_PER_TOKEN_LAYER
     assert lab.nodes["b"].pipeline.stage.reserved_bytes == 100 * 4 * KV_BYTES_PER_TOKEN_LAYER
-    assert ada.holder.kv_tokens_used == ceil(100 * 2 / 6)
+    assert ada.supervisor.kv_tokens_used == ceil(100 * 2 / 6)
 
 
 @in_a_lab
@@ -659,7 +659,7 @@ async def test_another_model_takes_the_place_of_what_was_served(lab: Lab) -> Non
     ada = await lab.join("a", room=6)
     await lab.start(a=(0, 6))
     plan = msgspec.structs.replace(lab.plan(a=(0, 6)), epoch=9, dtype="bfloat16")
-    ada.holder.follow(plan)
+    ada.supervisor.follow(plan)
     await trio.sleep(0.2)
     assert ada.serves is None
     await trio.sleep(6)
