@@ -35,7 +35,7 @@ from node.wire.frames import Hop
 from node.wire.ids import NodeId, RequestId
 from node.wire.plans import Override, PlanSettings
 from node.wire.records import HeldRange
-from tests.node.plan.test_decide import plan_for, record
+from tests.node.plan.live.test_decide import plan_for, record
 
 WEIGHTS = plan_for("a").weights
 

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from node.pipeline.ledger import FORGET_S, SETTLE_S, Ledger
 from node.plan.live.offers import NONE_UNTOLD, Untold
 from node.wire.ids import NodeId
-from tests.node.plan.test_decide import record
+from tests.node.plan.live.test_decide import record
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 

@@ -7,7 +7,7 @@ import pytest
 from node.pipeline.link_rates import LEAST_BYTES, LEAST_MS, MOST_PEERS, LinkRates
 from node.plan.live.from_records import pool_of_records
 from node.wire.ids import NodeId
-from tests.node.plan.test_decide import record
+from tests.node.plan.live.test_decide import record
 
 A, B = NodeId("a"), NodeId("b")
 

@@ -8,8 +8,8 @@ from node.pipeline.ledger import Ledger
 from node.pipeline.live_router import LiveRouter
 from node.plan.routing.hosts import Request
 from node.wire.ids import NodeId
-from tests.node.plan.test_decide import records
-from tests.node.plan.test_hosts import PLAN, holding
+from tests.node.plan.live.test_decide import records
+from tests.node.plan.routing.test_hosts import PLAN, holding
 
 HEAD = NodeId("a")
 

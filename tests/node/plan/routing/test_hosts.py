@@ -14,7 +14,7 @@ from node.plan.routing.router import Host, route
 from node.wire.models import ModelFacts
 from node.wire.plans import Plan
 from node.wire.records import Hardware, HeldRange, LayerLatency, NodeRecord
-from tests.node.plan.test_decide import MODEL, record
+from tests.node.plan.live.test_decide import MODEL, record
 
 MIB = 1024**2
 LAYERS = 6

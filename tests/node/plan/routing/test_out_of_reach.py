@@ -16,7 +16,7 @@ from node.plan.routing.hosts import Host, Request
 from node.plan.routing.router import Route, Router
 from node.wire.records import NodeRecord
 from tests.fakes.every_chain import cheapest
-from tests.node.plan.test_decide import record
+from tests.node.plan.live.test_decide import record
 
 
 def told(name: str, rtt_ms: dict[str, float], unreachable: Sequence[str] = (), machine_id: str = "") -> NodeRecord:

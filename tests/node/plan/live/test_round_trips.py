@@ -13,7 +13,7 @@ from node.plan.live.round_trips import RoundTrips
 from node.plan.machines.pool import PoolNode
 from node.plan.routing.router import Host, Request, Router
 from node.wire.records import NodeRecord
-from tests.node.plan.test_decide import record
+from tests.node.plan.live.test_decide import record
 
 NAMES = "abcde"
 
