@@ -44,7 +44,7 @@ def around_pins(
     for node in pinned:
         if problem := pin_problem(model, node, workload):
             assert node.pinned is not None
-            raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", problem)
+            raise BadLayers(layer_range(*node.pinned), problem)
     runs, gaps = _tiling(model.layers, pinned)
     everyone = PoolTable(model, [*pinned, *free], links, workload)
     held = {node.node_id: Stage(node.node_id, *node.pinned) for node in pinned if node.pinned is not None}
