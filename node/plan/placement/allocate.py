@@ -26,6 +26,7 @@ from node.plan.placement.note import note_on
 from node.plan.placement.pool_table import PoolTable
 from node.plan.placement.replicas import Replicas
 from node.plan.placement.search import best_chains
+from node.wire.layer_range import layer_range
 
 KEEP = 0.1
 """The plan in force stays while a new one would score at most this much better."""
@@ -118,7 +119,7 @@ def _check(model: ModelCost, nodes: Sequence[PoolNode]) -> None:
             raise BadPool(node.label, "name", "two nodes have this name")
         seen.add(node.node_id)
         if node.pinned is not None and node.pinned[1] > model.layers:
-            raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", f"{node.label}: the model has {model.layers} layers")
+            raise BadLayers(layer_range(*node.pinned), f"{node.label}: the model has {model.layers} layers")
 
 
 def _in_force(table: PoolTable, current: Allocation | None) -> list[Pipeline]:

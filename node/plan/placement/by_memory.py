@@ -50,7 +50,7 @@ def shared(
         raise DoesNotFit(model.name, model.total_bytes)
     for node in able:
         if node.pinned is not None and (problem := pin_problem(model, node, workload)):
-            raise BadLayers(f"{node.pinned[0]}:{node.pinned[1]}", f"{node.label}: {problem}")
+            raise BadLayers(layer_range(*node.pinned), f"{node.label}: {problem}")
     previous = sorted(current.stages(), key=_by_place) if current is not None else []
     counted = {stage.node_id for stage in previous}
     counted |= {each.node_id for each in (current.standby if current is not None else ()) if not each.barred}
