@@ -101,7 +101,7 @@ def test_refusals_cross_the_pipe_with_what_they_know_and_the_worker_lives(tiny_f
                 await stage.run(Batch((Slot("a", 0, 1),), bytes(BODY_LIMIT_BYTES + 1), None))
             with pytest.raises(EngineError, match="8 bytes for 1 rows"):
                 await stage.run(Batch((Slot("a", 0, 1),), bytes(8), None))
-            with pytest.raises(EngineError, match=r"layers \[2, 4\), but the stage holds \[0, 3\)"):
+            with pytest.raises(EngineError, match=r"layers 2–3, but the stage holds 0–2"):
                 await stage.open("a", 2, 4, None, 1)
             with pytest.raises(EngineError, match="open it first"):
                 await stage.rewind("a", 0)
