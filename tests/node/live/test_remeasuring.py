@@ -13,7 +13,7 @@ from node.live.remeasuring import EVERY_S, LOOK_EVERY_S, SETTLE_S, TURN_S
 from node.pipeline.idle_probe import SESSION
 from node.wire.records import LayerLatency
 from tests.fakes.engine import HEAD_MS, HEAD_SHARE, LAYER_MS
-from tests.node.live.test_holder import LAYERS, LOAD_S, PROMPT, Lab, Node, answer, in_a_lab
+from tests.node.live.test_engine_supervisor import LAYERS, LOAD_S, PROMPT, Lab, Node, answer, in_a_lab
 
 AT_LOADING = LayerLatency(LAYER_MS, LAYER_MS, LAYER_MS)
 DUE_S = SETTLE_S - 1.0
