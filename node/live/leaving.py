@@ -18,7 +18,7 @@ from node.wire.plans import Plan
 
 log = logging.getLogger(__name__)
 
-ANSWERS_S = 20.0
+ANSWERS_S = 30.0
 """Answers that run here may go on for so long: a few hundred tokens on a slow machine."""
 REPLAN_S = 5.0
 """A plan without this node is there by then, or none is possible."""
@@ -69,7 +69,8 @@ class Leaving:
         return waited_s < REPLAN_S if still_planned_for else True
 
     def _holds(self) -> bool:
-        return any(True for _ in self._ranges)
+        """Whether the swarm is told of a range here; one that others serve by now may stay open for its sequences."""
+        return any(held.stays for held in self._ranges)
 
     def _others(self) -> bool:
         """Whether anyone could take over: a swarm whose members all leave has nobody to wait for."""

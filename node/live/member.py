@@ -34,6 +34,9 @@ from node.wire.records import NodeRecord
 
 log = logging.getLogger(__name__)
 
+LAST_WORDS_S = 0.5
+"""For the ends of answers to reach their clients."""
+
 REPORT_EVERY_S, REPORT_SOON_S = 1.0, 0.2
 """Sooner where a request comes or goes: other heads shall not send theirs to a node that is busy by now."""
 
@@ -128,6 +131,9 @@ class Member:
     async def leave(self) -> None:
         """Let what runs here end and others take over what it holds, while `run` goes on; returns when it may end."""
         await self._leaving.run()
+        self.dispatcher.close("this node was asked to end before the answer was whole; ask another one to go on")
+        if self.pipeline.head.requests:
+            await trio.sleep(LAST_WORDS_S)
 
     def _busy(self) -> bool:
         return self.pipeline.head.requests > 0 or self.pipeline.stage.sessions > 0

@@ -75,6 +75,7 @@ class Dispatcher:
         self._emit = emit
         self._ledger = Ledger(clock)
         self._router = LiveRouter(self_id, self._ledger, clock)
+        self._closed = ""
         self._line = RoomQueue()
         self._suspects = Suspects(clock)
         self._looked_s = -inf
@@ -88,6 +89,12 @@ class Dispatcher:
     def changed(self) -> None:
         """Another plan is in force, or a member is gone."""
         self._line.look_again()
+
+    def close(self, reason: str) -> None:
+        """End every request, those that wait too, with this sentence; none is taken from then on."""
+        self._closed = reason
+        self._head.fail_all(reason)
+        self.changed()
 
     @asynccontextmanager
     async def generate(
@@ -142,6 +149,8 @@ class Dispatcher:
             if before := self._line.ahead(place):
                 waits(f"its turn: {before} before it {'wait' if before > 1 else 'waits'} for room")
             while True:
+                if self._closed:
+                    raise NoRoute(self._closed)
                 with trio.move_on_at(give_up_at_s):
                     await self._turn(place, again_at_s)
                 look = self._look(generation.weights, wanted, failed, patient=self._clock() < impatient_at_s)

@@ -351,6 +351,11 @@ class Head:
         if live is not None and not live.broken:
             self._break(live, NodeFailure(self._self_id, "refused", RequestError(reason)))
 
+    def fail_all(self, reason: str) -> None:
+        """No request can go on at this node."""
+        for session in list(self._live):
+            self.fail_session(session, reason)
+
     def _end(self, live: LiveSequence, reason: str) -> None:
         if self._live.pop(live.state.session, None) is not None and live.state.chain:
             self.leave(live, reason)

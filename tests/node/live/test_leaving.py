@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 import trio
 
+from node.errors import RequestError
 from node.live.leaving import ANSWERS_S, HAND_OVER_S, REPLAN_S
 from tests.fakes.engine import expected_tokens
 from tests.node.live.test_live import FACTS, LAYERS, MIB, Lab, Peer, in_a_lab
+
+SLOW_STEP_S = 0.05
+"""An answer without an end has few tokens then: the toy engine looks at all of them for each."""
 
 
 async def leave(lab: Lab, peer: Peer) -> float:
@@ -121,7 +126,37 @@ async def test_an_answer_without_an_end_does_not_keep_it(lab: Lab) -> None:
     ada = await lab.join("ada", wants=True)
     await trio.sleep(5)
     async with trio.open_nursery() as nursery:
+        ada.engines[-1].step_s = SLOW_STEP_S
         nursery.start_soon(ada.ask, 100_000)
         await trio.sleep(0.05)
         assert ANSWERS_S <= await leave(lab, ada) < ANSWERS_S + 1
         nursery.cancel_scope.cancel()
+
+
+@in_a_lab
+async def test_an_answer_that_runs_on_after_others_have_the_layers_does_not_keep_it_and_is_told_why(lab: Lab) -> None:
+    ada, bob = [await lab.join(name, wants=name == "ada") for name in ("ada", "bob")]
+    await trio.sleep(10)
+    said: list[str] = []
+    for peer in (ada, bob):
+        peer.engines[-1].step_s = SLOW_STEP_S
+
+    async def ask() -> None:
+        try:
+            await bob.ask(100_000)
+        except RequestError as error:
+            said.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(0.05)
+        began_s = trio.current_time()
+        await bob.leaving.run()
+        assert trio.current_time() - began_s < ANSWERS_S + 1
+        assert ada.range == (0, LAYERS)
+        bob.dispatcher.close("it was asked to end")
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert said == ["it was asked to end"]
+    with pytest.raises(RequestError, match="it was asked to end"):
+        await bob.ask()
