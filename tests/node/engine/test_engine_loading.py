@@ -32,6 +32,7 @@ from node.engine.torch_backend import TorchBackend
 from node.engine.torch_stage import TorchStage
 from node.engine.worker import Activity, Inbox, Replies, Worker
 from node.errors import LoadFailed
+from node.wire.layer_range import layer_range
 from tests.node.engine.driving import CPU, generate_here, load_here, save_tiny, tiny_llama
 
 LAYER_TENSORS = 9
@@ -63,7 +64,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 def fails(folder: Path, match: str, start: int = 2, end: int = 4) -> None:
     with pytest.raises(LoadFailed, match=match) as failure:
         load_here(folder, start, end)
-    assert failure.value.layers == f"[{start}, {end})"
+    assert failure.value.layers == layer_range(start, end)
 
 
 def test_a_missing_tensor_of_the_range_fails_and_one_outside_does_not_matter(folder: Path) -> None:

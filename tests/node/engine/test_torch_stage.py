@@ -473,7 +473,7 @@ def test_sequences_run_through_some_of_a_stages_layers_and_give_what_a_stage_of_
             assert bytes(given.data) == bytes(expected.data)
             data, dtype = bytes(given.data), "float32"
     assert shared.read_count == read, "nothing is loaded a second time"
-    with pytest.raises(EngineError, match=r"layers \[4, 7\), but the stage holds \[0, 6\)"):
+    with pytest.raises(EngineError, match=r"layers 4–6, but the stage holds 0–5"):
         stage.open("s", 4, 7, None, 20)
 
 
