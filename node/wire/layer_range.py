@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def layer_range(start: int, end: int) -> str:
-    """Layers [start, end) as people count them, the last one included: `10–19`, or `7`; an empty one as it was given."""
+    """Layers [start, end) as people count them, the last included: `10–19`, or `7`; an empty range as it was given."""
     if end <= start:
         return f"{start}:{end}"
     return f"{start}–{end - 1}" if end - start > 1 else f"{start}"
