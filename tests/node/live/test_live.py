@@ -111,6 +111,14 @@ class Peer:
         async with self.dispatcher.generate(generation, "a request", lambda chain: None) as tokens:
             return [step.token async for step in tokens]
 
+    async def keep_asking(self, answered: list[int]) -> None:
+        """One request after another, each of which must be answered rightly; notes how many tokens each had."""
+        while True:
+            tokens = await self.ask()
+            assert tokens == expected_tokens([1, 2, 3], LAYERS, 5)
+            answered.append(len(tokens))
+            await trio.sleep(0.05)
+
 
 async def while_the_clock_stands(function: Callable[..., T], /, *arguments: Any) -> T:
     """In a thread, as a node does; the test's clock, which jumps when all tasks wait, waits too."""
@@ -278,22 +286,14 @@ async def test_min_nodes_holds_the_first_plan_back(lab: Lab) -> None:
 async def test_a_newcomer_takes_layers_over_without_a_moment_in_which_nothing_is_served(lab: Lab) -> None:
     ada = await lab.join("ada", wants=True)
     await trio.sleep(5)
-    answered = 0
-
-    async def keep_asking() -> None:
-        nonlocal answered
-        while True:
-            assert await ada.ask() == expected_tokens([1, 2, 3], LAYERS, 5)
-            answered += 1
-            await trio.sleep(0.05)
-
+    answered: list[int] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_asking)
+        nursery.start_soon(ada.keep_asking, answered)
         bob = await lab.join("bob")
         await trio.sleep(10)
         nursery.cancel_scope.cancel()
     assert {ada.range, bob.range} == {(0, 3), (3, 6)}
-    assert answered > 50
+    assert len(answered) > 50
     await trio.sleep(2)
     assert len(ada.engines[0].stages) == 1, "the old range is dropped in the end"
 
