@@ -181,8 +181,8 @@ class Member:
                     self.pipeline.member_gone(gone.node_id, gone.why)
                     self.dispatcher.changed()
                     self.planner.member_gone(gone)
-                case LinkLost(node_id=peer, reason=reason):
-                    self.pipeline.link_lost(peer, f"the link broke: {reason}")
+                case LinkLost(node_id=peer, reason=reason, lanes=lanes):
+                    self.pipeline.link_lost(peer, f"the link broke: {reason}", lanes)
                 case Misbehaved(what=what):
                     self.emit(Notice.of("warning", what))
                 case PlanHeard(plan=plan):

@@ -10,15 +10,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
+from math import ceil, inf
 from zlib import crc32
 
 import trio
 
 from node.errors import BadRequest, NoRoute
+from node.pipeline.bad_pairs import BadPairs, neighbours
 from node.pipeline.chunk_size import chunk_tokens
 from node.pipeline.failover import ChosenChain, FailedNodes, FailoverStream
-from node.pipeline.generation import Generation, NodeFailure
+from node.pipeline.generation import Generation, NodeFailure, Pair
 from node.pipeline.head import Head
 from node.pipeline.ledger import Entry, Ledger
 from node.pipeline.live_router import LiveRouter
@@ -77,7 +78,7 @@ class Dispatcher:
         self._router = LiveRouter(self_id, self._ledger, clock)
         self._closed = ""
         self._line = RoomQueue()
-        self._suspects = Suspects(clock)
+        self._suspects, self._pairs = Suspects(clock), BadPairs(clock)
         self._looked_s = -inf
         self._freed = False
 
@@ -162,7 +163,12 @@ class Dispatcher:
                 if why != told:
                     told = why
                     waits(why)
-                changes = (self._suspects.next_change_s(), failed.next_change_s(), impatient_at_s)
+                changes = (
+                    self._suspects.next_change_s(),
+                    self._pairs.next_change_s(),
+                    failed.next_change_s(),
+                    impatient_at_s,
+                )
                 now_s = self._clock()
                 if now_s >= give_up_at_s:
                     return why
@@ -170,17 +176,27 @@ class Dispatcher:
 
     def failed(self, failure: NodeFailure, kv_tokens: int) -> None:
         """A node has ended a route."""
-        name = self._head.name_of(failure.node_id)
+        node, name = failure.node_id, self._head.name_of(failure.node_id)
         for_s: float | None = None
         if failure.kind == "full":  # another head was faster, or the node had not told its room
             self._ledger.refused(failure.node_id, kv_tokens)
             for_s = self._suspects.refused(failure.node_id)
-        elif failure.kind in ("silent", "wrong"):
-            for_s = self._suspects.blame(failure.node_id, str(failure.error))
+        elif failure.kind in ("silent", "wrong") and (blamed := self._at_fault(failure)) is not None:
+            node, name = blamed, self._head.name_of(blamed)
+            for_s = self._suspects.blame(node, str(failure.error))
+        elif failure.kind == "link" and failure.pair is not None:
+            self._pairs.broke(failure.pair)
         if for_s is not None:
-            reason = self._suspects.reason(failure.node_id)
+            reason = self._suspects.reason(node)
             log.warning("node %s is avoided for %.0f s: %s", name, for_s, reason)
-            self._emit(NodeAvoided(failure.node_id, name, reason[:500], for_s))
+            self._emit(NodeAvoided(node, name, reason[:500], for_s))
+
+    def _at_fault(self, failure: NodeFailure) -> NodeId | None:
+        """Who is, where that is known."""
+        if failure.pair is None:
+            return failure.node_id
+        node = self._pairs.quarrelled(failure.pair)
+        return NodeId(node) if node is not None and node != self._self_id else None
 
     def answered(self, chain: tuple[Hop, ...]) -> None:
         """A token came along `chain`: all of it works."""
@@ -214,8 +230,8 @@ class Dispatcher:
             raise NoRoute("the swarm serves another model now; ask again")
         self._router.look(plan, self._records())
         looks: list[_Look] = []
-        for avoid in self._to_avoid(failed):
-            looks.append(self._route(plan, replace(wanted, avoid=avoid), patient=patient))
+        for avoid, apart in self._to_avoid(failed):
+            looks.append(self._route(plan, replace(wanted, avoid=avoid), apart, patient=patient))
             if looks[-1].chosen is not None:
                 return looks[-1]
         if not looks:
@@ -223,9 +239,9 @@ class Dispatcher:
             return _Look(None, f"another chance of node {name}, which failed a moment ago", frozenset())
         return looks[0]
 
-    def _route(self, plan: Plan, wanted: Request, *, patient: bool) -> _Look:
+    def _route(self, plan: Plan, wanted: Request, apart: frozenset[Pair], *, patient: bool) -> _Look:
         try:
-            route = self._router.route(wanted, patient=patient)
+            route = self._router.route(wanted, apart, patient=patient)
         except NoRoute as error:
             return _Look(None, str(error), wanted.avoid)
         except BadRequest:
@@ -235,19 +251,27 @@ class Dispatcher:
         if route is None:
             return _Look(None, f"KV room for {wanted.kv_tokens} tokens", wanted.avoid)
         chain = tuple(Hop(stage.node_id, stage.start, stage.end) for stage in route.stages)
+        if bad := neighbours(chain, self._self_id) & apart:
+            one, other = sorted(self._head.name_of(NodeId(node)) for node in next(iter(bad)))
+            return _Look(None, f"another chance of nodes {one} and {other}, between which it failed", wanted.avoid)
         entry = self._ledger.opened([NodeId(n) for n in route.nodes], wanted.kv_tokens)
         row_bytes = plan.facts.hidden_size * DTYPE_BYTES[plan.dtype]
         size = chunk_tokens(chain, self._records(), row_bytes)
-        return _Look(ChosenChain(chain, size, route.step_ms / 1e3, partial(self._free, entry)), "", wanted.avoid)
+        chunks = ceil(wanted.prompt_tokens / size)
+        step_s, chunk_s = route.step_ms / 1e3, route.prompt_ms / 1e3 / chunks
+        chosen = ChosenChain(chain, size, step_s, max(step_s, chunk_s), partial(self._free, entry))
+        return _Look(chosen, "", wanted.avoid)
 
-    def _to_avoid(self, failed: FailedNodes) -> Iterator[frozenset[str]]:
-        """Whom to keep away from, in turn, where the others cover the model: all who have failed this request or are
-        suspected; those who failed it; those who failed it a moment ago."""
-        told: set[frozenset[str]] = set()
+    def _to_avoid(self, failed: FailedNodes) -> Iterator[tuple[frozenset[str], frozenset[Pair]]]:
+        """Whom to keep away from, in turn, where the others cover the model, and which two as neighbours: all who have
+        failed this request or are suspected; those who failed it; those who failed it a moment ago."""
+        told: set[tuple[frozenset[str], frozenset[Pair]]] = set()
         for avoid in (failed.all | self._suspects.now(), failed.all, failed.now()):
-            if avoid not in told and (not avoid or self._router.covers(avoid)):
-                told.add(avoid)
-                yield avoid
+            if not avoid or self._router.covers(avoid):
+                for apart in (failed.all_pairs | self._pairs.now(), failed.pairs_now()):
+                    if (avoid, apart) not in told:
+                        told.add((avoid, apart))
+                        yield avoid, apart
 
     def _free(self, entry: Entry) -> None:
         self._ledger.closed(entry)

@@ -16,7 +16,7 @@ from typing import Protocol
 import trio
 
 from node.errors import NoRoute, Overloaded
-from node.pipeline.generation import Generation, NodeFailure, TokenStep
+from node.pipeline.generation import Generation, NodeFailure, Pair, TokenStep
 from node.pipeline.head import LiveSequence
 from node.wire.frames import Hop
 
@@ -40,41 +40,56 @@ class ChosenChain:
     chain: tuple[Hop, ...]
     chunk_tokens: int
     expected_s: float
-    """Between two signs of life."""
+    """Between two signs of life while it streams."""
+    longest_s: float
+    """The same for a chunk of a prompt."""
     left: Callable[[], None]
     """To be called once, when it is left."""
 
 
 class FailedNodes:
-    """Nodes that failed one request. It keeps away from them while there are others, and for a moment even where there
-    are none."""
+    """Nodes that failed one request, and pairs of them. It keeps away from them while there are others, and for a
+    moment even where there are none."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._until: dict[str, float] = {}
-        self._times: dict[str, int] = {}
+        self._until: dict[Pair, float] = {}
+        """A node alone is a set of one."""
+        self._times: dict[Pair, int] = {}
         self.last = ""
         """The one that failed last."""
 
-    def add(self, node: str) -> None:
-        """It failed once more."""
-        times = self._times[node] = self._times.get(node, 0) + 1
-        self._until[node] = self._clock() + min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 8))
+    def add(self, node: str, pair: Pair | None = None) -> None:
+        """It failed once more, or something between it and another one did."""
+        what = pair or frozenset((node,))
+        times = self._times[what] = self._times.get(what, 0) + 1
+        self._until[what] = self._clock() + min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 8))
         self.last = node
 
     @property
     def all(self) -> frozenset[str]:
-        return frozenset(self._until)
+        """Nodes."""
+        return frozenset(node for what in self._until if len(what) == 1 for node in what)
 
     def now(self) -> frozenset[str]:
-        """Those that failed a moment ago."""
-        now_s = self._clock()
-        return frozenset(node for node, until_s in self._until.items() if until_s > now_s)
+        """Nodes that failed a moment ago."""
+        return frozenset(node for what in self._now() if len(what) == 1 for node in what)
+
+    @property
+    def all_pairs(self) -> frozenset[Pair]:
+        return frozenset(what for what in self._until if len(what) == 2)
+
+    def pairs_now(self) -> frozenset[Pair]:
+        """Pairs that failed a moment ago."""
+        return frozenset(what for what in self._now() if len(what) == 2)
 
     def next_change_s(self) -> float:
         """When one of them may be used again."""
+        return min((self._until[what] for what in self._now()), default=inf)
+
+    def _now(self) -> list[Pair]:
         now_s = self._clock()
-        return min((until_s for until_s in self._until.values() if until_s > now_s), default=inf)
+        return [what for what, until_s in self._until.items() if until_s > now_s]
 
 
 class ChainChooser(Protocol):
@@ -162,7 +177,7 @@ class FailoverStream:
             self._live.take(state.chain, keep=True)
             return
         if failure.kind not in ("full", "forgotten"):
-            self._failed.add(failure.node_id)
+            self._failed.add(failure.node_id, failure.pair)
         await self._take_another(failure)
 
     async def _take_another(self, failure: NodeFailure | None) -> None:
@@ -184,7 +199,7 @@ class FailoverStream:
             raise failure.error if failure is not None else _given_up(chosen, state.generation.kv_tokens)
         self._unproven = True
         self._started(chosen.chain)
-        self._live.take(chosen.chain, chosen.chunk_tokens, chosen.expected_s, ended=chosen.left)
+        self._live.take(chosen.chain, chosen.chunk_tokens, chosen.expected_s, chosen.longest_s, ended=chosen.left)
 
 
 def _given_up(waited_for: str, kv_tokens: int) -> NoRoute | Overloaded:

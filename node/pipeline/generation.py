@@ -45,6 +45,9 @@ class TokenStep:
     """From tail to head."""
 
 
+Pair = frozenset[str]
+"""Two nodes; one, where a node is told to have failed with itself."""
+
 FailureKind = Literal["lost", "link", "refused", "full", "silent", "wrong", "forgotten", "unfit"]
 """How a node ended a route: it is gone or its engine is; the link to it broke; it would not take it; it had no room; it
 said nothing any more; what it sent cannot be; it no longer had what it was to have kept; it says that no
@@ -58,3 +61,6 @@ class NodeFailure:
     node_id: NodeId
     kind: FailureKind
     error: RequestError
+    pair: Pair | None = None
+    """The two nodes between which it failed, where neither alone is known to be at fault: a link broke, one says that
+    the other's frames cannot be, or each says that it has done its part."""

@@ -7,7 +7,7 @@ may give the sequence another one.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 
 import trio
@@ -17,7 +17,7 @@ from node.pipeline.generation import FailureKind, Generation, NodeFailure, Token
 from node.pipeline.head_sequence import HeadSequence
 from node.pipeline.outbox import Outbox
 from node.plan.chain_time import CHUNK_TOKENS
-from node.swarm.base import Arrival
+from node.swarm.base import LANES, Arrival, Lane
 from node.wire.frames import (
     Accepted,
     Close,
@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 ANSWER_LIMIT_S = 120.0
 """A chain that says it works, and gives nothing for so long, is given up: far beyond a chunk on the slowest machine."""
+
+WORK_TIMES = 100.0
+"""So is one that gives nothing for so many times what its own nodes' figures say that a step or a chunk takes, if that
+is less: what is said to wait there for ever shall not hold a request for ever."""
 
 REST_LIMIT_S = 30.0
 """The same for a chain whose nodes all say that they have nothing to do: what was under way is lost. Far beyond a
@@ -70,7 +74,7 @@ class LiveSequence:
         """Whether it has no route, or one that has failed."""
         self.kept = False
         """Whether the hops of the failed one still have its keys and values."""
-        self._patience_s = LEAST_PATIENCE_S
+        self._patience_s, self._work_limit_s = LEAST_PATIENCE_S, ANSWER_LIMIT_S
         self._stood = trio.Event()
 
     def take(
@@ -78,17 +82,19 @@ class LiveSequence:
         chain: tuple[Hop, ...],
         chunk_tokens: int = CHUNK_TOKENS,
         expected_s: float = 0.0,
+        longest_s: float = ANSWER_LIMIT_S,
         *,
         keep: bool = False,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
-        """Go along `chain` from now on. `expected_s` is the longest silence that a sound chain keeps, `ended` is called
-        once, when it is left."""
+        """Go along `chain` from now on. A sound chain keeps silent for `expected_s` while it streams, and for
+        `longest_s` with a chunk; `ended` is called once, when it is left."""
         if not self.broken or (self.kept and not keep):
             self._head.leave(self, "another way")
         self._ended = ended
         self.names |= {hop.node_id: self._head.name_of(NodeId(hop.node_id)) for hop in chain}
         self._patience_s = max(LEAST_PATIENCE_S, EXPECTED_TIMES * expected_s)
+        self._work_limit_s = min(ANSWER_LIMIT_S, max(REST_LIMIT_S, WORK_TIMES * longest_s))
         self.heard_s = self._answered_s = self._clock()
         self._head.route(self, self.state.take(chain, chunk_tokens, keep=keep))
 
@@ -117,8 +123,9 @@ class LiveSequence:
         waited_s = self._clock() - self._answered_s
         if silent is not None:
             self._head.fail(self, silent, "silent", f"it has given no sign of life for {waited_s:.0f} s")
-        elif waited_s >= (REST_LIMIT_S if state.is_at_rest else ANSWER_LIMIT_S):
-            self._head.fail(self, state.stuck_hop(), "silent", f"not a step in {waited_s:.0f} s")
+        elif waited_s >= (REST_LIMIT_S if state.is_at_rest else self._work_limit_s):
+            hop, other = state.stuck_at()
+            self._head.fail(self, hop, "silent", f"not a step in {waited_s:.0f} s", state.chain[other].node_id)
         else:
             self.heard_s = self._clock()
 
@@ -232,8 +239,8 @@ class Head:
         for node_id in dict.fromkeys(hop.node_id for hop in state.chain):
             self._outbox.post(NodeId(node_id), Probe(state.session, state.attempt))
 
-    def fail(self, live: LiveSequence, hop: int, kind: FailureKind, reason: str) -> None:
-        """The route cannot go on, because of one of its hops."""
+    def fail(self, live: LiveSequence, hop: int, kind: FailureKind, reason: str, between: str | None = None) -> None:
+        """The route cannot go on, because of one of its hops, or of what is between it and another node."""
         at = live.state.chain[hop]
         name, layers = live.names[at.node_id], layer_range(at.start, at.end)
         error: RequestError
@@ -246,7 +253,8 @@ class Head:
                 error = NoRoute(f"node {name} refused layers {layers}: {reason}; try again")
             case _:
                 error = HopLost(name, layers, reason)
-        self._break(live, NodeFailure(NodeId(at.node_id), kind, error))
+        pair = frozenset((at.node_id, between)) if between not in (None, at.node_id) else None
+        self._break(live, NodeFailure(NodeId(at.node_id), kind, error, pair))
 
     def _break(self, live: LiveSequence, failure: NodeFailure) -> None:
         if live.broken:
@@ -320,30 +328,36 @@ class Head:
         if peer not in hops:
             return
         kind: FailureKind = "full" if frame.kind == "overloaded" else frame.kind
-        suspect, reason = hops[peer], frame.reason
+        suspect, reason, between = hops[peer], frame.reason, None
         if frame.suspect in hops and frame.suspect not in (peer, self._self_id):
             assert frame.suspect is not None
-            suspect, name = hops[frame.suspect], live.names[peer]
+            suspect, name, between = hops[frame.suspect], live.names[peer], frame.other_end or peer
             reason = f"node {name} lost the link to it: {reason}" if kind == "link" else f"node {name} says: {reason}"
         elif kind == "wrong" and frame.suspect is not None:
             kind = "refused"
-        self.fail(live, suspect, kind, reason)
+        elif kind == "link":
+            between = frame.suspect or self._self_id
+        self.fail(live, suspect, kind, reason, between)
 
     # --- losses -----------------------------------------------------------------------------------------------------
 
     def member_gone(self, peer: NodeId, reason: str) -> None:
         """A member is gone: every route that needs it is over."""
-        self._lose(peer, "lost", reason)
+        for live, hop in self._along(peer):
+            self.fail(live, hop, "lost", reason)
 
-    def link_lost(self, peer: NodeId, reason: str) -> None:
-        """The link with a member broke: what its hops were to be told, or to tell, may be lost."""
-        self._lose(peer, "link", reason)
+    def link_lost(self, peer: NodeId, reason: str, lanes: Collection[Lane] = LANES) -> None:
+        """Lanes of the link with a member broke: what its hops were to be told, or to tell, may be lost."""
+        for live, hop in self._along(peer):
+            if "steps" in lanes or (hop == 0 and live.state.needs_bulk):
+                self.fail(live, hop, "link", reason, self._self_id)
 
-    def _lose(self, peer: NodeId, kind: FailureKind, reason: str) -> None:
+    def _along(self, peer: NodeId) -> Iterator[tuple[LiveSequence, int]]:
+        """The sequences whose route is whole and goes along a member, and its first hop there."""
         for live in list(self._live.values()):
             at = next((index for index, hop in enumerate(live.state.chain) if hop.node_id == peer), None)
             if at is not None and not live.broken:
-                self.fail(live, at, kind, reason)
+                yield live, at
 
     def fail_session(self, session: str, reason: str) -> None:
         """A request cannot go on at this node."""

@@ -108,6 +108,11 @@ class HeadSequence:
         streams = position >= self._streams_from
         return Chunk(part, struct.pack(f"<{count}i", *ids), streams)
 
+    @property
+    def needs_bulk(self) -> bool:
+        """Whether something of what it is fed may be under way: until the first token of this route is here."""
+        return self._streams_from == self._input
+
     def is_starved_by(self, rows: int) -> bool:
         """Whether a hop has taken it with less room than any must have: the rest of the prompt could never be sent."""
         return rows < min(self.sequence.max_tokens, FIRST_ROWS) and self._fed < self._input
@@ -164,15 +169,18 @@ class HeadSequence:
         """Whether no hop that answered has anything to do: what is under way is lost, or on its way between two."""
         return not any(reply.waiting for reply in self._probe_replies.values())
 
-    def stuck_hop(self) -> int:
-        """Where it hangs though all answer: the first hop with work that it does not do, or that passed on less than it
-        says; else the first."""
+    def stuck_at(self) -> tuple[int, int]:
+        """Where it hangs though all answer, as two hops: the first with work that it does not do, twice; or those
+        between which a step is lost, one of which says what is not so. Where all have done as much, and the tail has
+        told its last token, that is between the tail and the first; else it is the first."""
         for hop in range(self._reached):
             if self._probe_replies[hop].waiting:
-                return hop
+                return hop, hop
             if hop and self._probe_replies[hop].steps < self._probe_replies[hop - 1].steps:
-                return hop - 1
-        return 0
+                return hop - 1, hop
+        streams = self.generation.feed == "ring" and self._streams_from < self._input
+        in_ring = streams and self._reached == len(self.chain) and self._probe_replies[0].steps <= self._due
+        return (len(self.chain) - 1, 0) if in_ring else (0, 0)
 
     @property
     def _reached(self) -> int:

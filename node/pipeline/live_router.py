@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 
+from msgspec.structs import replace as with_fields
+
 from node.errors import BadRequest, NoRoom, NoRoute
+from node.pipeline.generation import Pair
 from node.pipeline.ledger import Ledger
 from node.plan.costs.model import cost_of_plan
 from node.plan.live.offers import Offer, Untold, in_service, offer_of, what_offers_tell
@@ -22,6 +25,9 @@ LINKS_S, LINKS_S_PER_NODE = 5.0, 0.05
 PART_WORTH = 0.05
 """What a part of a range must save to be used, see `Request`."""
 
+MOST_ROUTERS = 4
+"""Kept; requests that failed between different pairs share none."""
+
 Shape = tuple[tuple[str, int, int, str], ...]
 
 
@@ -37,7 +43,8 @@ class LiveRouter:
         self._links, self._links_at_s = RoundTrips(()), float("-inf")
         self._broken: dict[NodeId, tuple[str, ...]] = {}
         """By node: whom it cannot reach."""
-        self._router: Router | None = None
+        self._routers: dict[frozenset[Pair], Router] = {}
+        """By the pairs that are apart beside those of the records; who was used last comes last."""
         self._shape: Shape = ()
 
     def look(self, plan: Plan, records: Mapping[NodeId, NodeRecord]) -> None:
@@ -73,10 +80,11 @@ class LiveRouter:
             return False
         return True
 
-    def route(self, request: Request, *, patient: bool) -> Route | None:
+    def route(self, request: Request, apart: frozenset[Pair] = frozenset(), *, patient: bool) -> Route | None:
         """The fastest chain with room; None while there is none, or, for the patient, while waiting is better.
 
-        `request` tells its tokens, prompt and expected answer, its spread and whom it avoids.
+        `request` tells its tokens, prompt and expected answer, its spread and whom it avoids. The two of a pair that is
+        `apart` are neighbours only where no chain does without.
 
         Raises:
             BadRequest: it has no room even where nothing else runs.
@@ -92,7 +100,7 @@ class LiveRouter:
             hop_bytes=plan.facts.hidden_size * DTYPE_BYTES[plan.dtype],
             head=Host(self._self_id, 0, 0, 0.0, own.region if own is not None else ""),
         )
-        router = self._router_for(plan.facts.layers, hosts)
+        router = self._router_for(plan.facts.layers, hosts, apart)
         try:
             return route_or_wait(router, whole) if patient else router.route(whole)
         except NoRoom:
@@ -103,17 +111,37 @@ class LiveRouter:
         assert self._plan is not None
         return in_service(self._plan.facts.layers, (offer for _, _, offer in self._offers.values()), avoid)
 
-    def _router_for(self, layers: int, hosts: list[Host]) -> Router:
+    def _router_for(self, layers: int, hosts: list[Host], apart: frozenset[Pair]) -> Router:
         shape = tuple((host.node_id, host.start, host.end, host.region) for host in hosts)
         every_s = LINKS_S + LINKS_S_PER_NODE * len(hosts)
         if self._clock() >= self._links_at_s + every_s or any(host.node_id not in self._links.named for host in hosts):
             self._links, self._links_at_s = RoundTrips(self._records.values()), self._clock()
-            self._router = None
-        if self._router is None or shape != self._shape:
-            self._router, self._shape = Router(layers, hosts, self._links), shape
+            self._routers.clear()
+        if shape != self._shape:
+            self._shape = shape
+            self._routers.clear()
+        router = self._routers.pop(apart, None)
+        if router is None:
+            links = RoundTrips(_told_apart(self._records, apart)) if apart else self._links
+            router = Router(layers, hosts, links)
         else:
-            self._router.update(hosts)
-        return self._router
+            router.update(hosts)
+        self._routers[apart] = router
+        while len(self._routers) > MOST_ROUTERS:
+            del self._routers[next(iter(self._routers))]
+        return router
+
+
+def _told_apart(records: Mapping[NodeId, NodeRecord], pairs: frozenset[Pair]) -> list[NodeRecord]:
+    """The records, as if one of each pair had told that it cannot reach the other."""
+    further: dict[str, set[str]] = {}
+    for pair in pairs:
+        one, other = min(pair), max(pair)
+        further.setdefault(one, set()).add(other)
+    return [
+        with_fields(record, unreachable=(*record.unreachable, *further[node])) if node in further else record
+        for node, record in records.items()
+    ]
 
 
 def _check_size(layers: int, hosts: list[Host], request: Request) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, assert_never
 
 import trio
@@ -14,7 +14,7 @@ from node.pipeline.link_rates import LEAST_BYTES, LinkRates
 from node.pipeline.outbox import Outbox
 from node.pipeline.stage import StageRunner
 from node.pipeline.stages import Stages
-from node.swarm.base import Arrival, Swarm
+from node.swarm.base import LANES, Arrival, Lane, Swarm
 from node.wire.frames import Accepted, Close, Failed, Frame, Probe, ProbeReply, Progress, Route, Sampled, Step
 from node.wire.ids import NodeId
 
@@ -54,15 +54,15 @@ class Pipeline:
 
     def member_gone(self, peer: NodeId, reason: str) -> None:
         """A member is out of the view: everything that needs it stops now."""
-        self._outbox.forget(peer)
+        self._outbox.forget(peer, gone=True)
         self.head.member_gone(peer, reason)
         self.stage.member_gone(peer, reason)
 
-    def link_lost(self, peer: NodeId, reason: str) -> None:
-        """The link with a member broke. What uses it stops now, and may go on over a new one."""
-        self._outbox.forget(peer)
-        self.head.link_lost(peer, reason)
-        self.stage.link_lost(peer, reason)
+    def link_lost(self, peer: NodeId, reason: str, lanes: Collection[Lane] = LANES) -> None:
+        """Lanes of the link with a member broke. What uses them stops now, and may go on over new ones."""
+        self._outbox.forget(peer, lanes)
+        self.head.link_lost(peer, reason, lanes)
+        self.stage.link_lost(peer, reason, lanes)
 
     def deliver(self, arrival: Arrival) -> None:
         """Hand a frame to the side that it concerns."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import trio
 
@@ -26,7 +26,7 @@ from node.pipeline.sessions import Sessions
 from node.pipeline.stage_session import StageSession
 from node.pipeline.stages import Stages
 from node.pipeline.work import Done, Incoming
-from node.swarm.base import Arrival
+from node.swarm.base import LANES, Arrival, Lane
 from node.wire.frames import Close, Failed, Probe, ProbeReply, Route, Sampled, Step
 from node.wire.ids import NodeId
 
@@ -163,9 +163,8 @@ class StageRunner:
                 return
             neighbours = (session.upstream, session.downstream, NodeId(session.route.chain[-1].node_id))
             if session.route.attempt == frame.attempt and peer in neighbours and peer != session.head:
-                told = Failed(
-                    frame.session, frame.attempt, f"it cannot reach the head: {frame.reason}"[:1000], "link", peer
-                )
+                reason = f"it cannot reach the head: {frame.reason}"[:1000]
+                told = Failed(frame.session, frame.attempt, reason, "link", peer, session.head)
                 self._outbox.post(session.head, told)
                 return
 
@@ -187,10 +186,10 @@ class StageRunner:
                 if peer == session.head:
                     self._endings.drop(session)
 
-    def link_lost(self, peer: NodeId, reason: str) -> None:
-        """A link with a member broke: frames of sequences that use it may be lost."""
+    def link_lost(self, peer: NodeId, reason: str, lanes: Collection[Lane] = LANES) -> None:
+        """Lanes of the link with a member broke: frames of sequences that use them may be lost."""
         for session in self._sessions:
-            if session.needs_link(peer):
+            if session.needs_link(peer) and ("steps" in lanes or session.needs_bulk):
                 self._endings.suspend(session, reason, peer)
 
     def drop_all_on(self, stage: Stage, reason: str) -> None:

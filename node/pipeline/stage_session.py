@@ -106,6 +106,11 @@ class StageSession:
             or (self.route.hop == 0 and peer == tail)
         )
 
+    @property
+    def needs_bulk(self) -> bool:
+        """Whether something of its prompt may be under way: until a step behind it comes, after which nothing is."""
+        return self.route.position == 0 and self.position <= self.route.input_tokens
+
     def members(self) -> set[NodeId]:
         """The nodes without which it cannot go on."""
         return {self.head, *(NodeId(hop.node_id) for hop in self.route.chain)}

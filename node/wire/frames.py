@@ -235,6 +235,8 @@ class Failed(Struct, frozen=True, tag="failed"):
     sent; the keys and values that were to have been kept; any hope, since it asks for what no stage can do."""
     suspect: Id | None = None
     """The node that is at fault, where it is not the sender: its link is lost, or its frames cannot be."""
+    other_end: Id | None = None
+    """Of a link that is lost: whom the suspect cannot reach, where that is not the sender."""
 
     def __post_init__(self) -> None:
         make_printable(self, reason=REASON_LIMIT)

@@ -16,10 +16,11 @@ import trio.testing
 from node.engine.base import StageSpec
 from node.errors import BadRequest, HopLost, NoRoute, Overloaded, TooLong, WorkerDied
 from node.live.served_ranges import ServedRange, ServedRanges
+from node.pipeline.bad_pairs import LINK_S
 from node.pipeline.dispatch import LOOK_AGAIN_S, LOOK_ANYWAY_S, WAIT_LIMIT_S, Dispatcher
 from node.pipeline.failover import FIRST_PAUSE_S, MOST_IN_VAIN, MOST_PAUSE_S, RESUME_LIMIT_S
 from node.pipeline.generation import Generation
-from node.pipeline.head import ANSWER_LIMIT_S, LEAST_PATIENCE_S, QUESTION_S
+from node.pipeline.head import ANSWER_LIMIT_S, LEAST_PATIENCE_S, QUESTION_S, REST_LIMIT_S
 from node.pipeline.pipeline import Pipeline
 from node.pipeline.suspects import FIRST_S, MOST_REFUSALS
 from node.swarm.base import LinkLost, MemberGone, MemberSeen
@@ -146,7 +147,7 @@ class Lab:
                 node.pipeline.member_gone(news.node_id, news.why)
                 node.dispatcher.changed()
             elif isinstance(news, LinkLost):
-                node.pipeline.link_lost(news.node_id, news.reason)
+                node.pipeline.link_lost(news.node_id, news.reason, news.lanes)
             elif isinstance(news, MemberSeen):
                 node.dispatcher.heard(news.record)
 
@@ -420,19 +421,28 @@ async def test_a_node_that_is_lost_before_the_first_token_is_gone_around(lab: La
 
 
 @in_a_lab
-async def test_the_node_that_a_neighbour_has_lost_is_gone_around_and_not_the_neighbour(lab: Lab) -> None:
+async def test_two_nodes_that_have_lost_one_another_are_kept_apart_and_both_used(lab: Lab) -> None:
     head = await lab.join("h")
-    first = await lab.join("a", (0, 3))
-    lost = await lab.join("b", (3, 6), step_s=2.0, layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
-    await lab.join("c", (3, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
-    await lab.join("d", (0, 3), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+    first = await lab.join("a", (0, 3), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    lost = await lab.join("b", (3, 6), step_s=0.3, layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    await lab.join("c", (3, 6), layer_latency=LayerLatency(100.0, 100.0, 100.0))
+    await lab.join("d", (0, 3), layer_latency=LayerLatency(100.0, 100.0, 100.0))
 
     async def lose() -> None:
-        await trio.sleep(1)
+        await trio.sleep(0.1)
         first.pipeline.link_lost(lost.swarm.node_id, "its cable was cut")
 
     await together(head.ask, lose)
-    assert head.names() == [("a", "b"), ("a", "c")]
+    before, after = head.names()
+    assert before == ("a", "b")
+    assert after in (("a", "c"), ("d", "b")), "neither of the two is avoided, but both together"
+    head.chains.clear()
+    await head.ask(name="another")
+    assert head.names() != [("a", "b")], "other requests of this head learn from it"
+    await trio.sleep(LINK_S)
+    head.chains.clear()
+    await head.ask()
+    assert head.names() == [("a", "b")], "their records say that they reach one another"
 
 
 @in_a_lab
@@ -769,7 +779,7 @@ async def test_a_node_that_always_says_that_it_is_full_is_avoided(lab: Lab) -> N
 @in_a_lab
 async def test_a_slow_node_that_answers_is_not_taken_for_a_dead_one(lab: Lab) -> None:
     head = await lab.join("h")
-    await lab.join("a", (0, 6), step_s=30.0)
+    await lab.join("a", (0, 6), step_s=REST_LIMIT_S - LEAST_PATIENCE_S)
     await head.ask(answer=2)
     assert head.avoided == []
     assert len(head.chains) == 1
@@ -803,6 +813,83 @@ async def test_where_the_tail_cannot_reach_the_head_its_neighbour_says_so(lab: L
     assert got == expected_tokens([1] * 3, LAYERS, 40)
     assert trio.current_time() - started_s < 3
     assert first.swarm.alive
+
+
+@in_a_lab
+async def test_a_node_that_says_for_ever_that_work_waits_there_is_given_up_by_what_its_steps_take(lab: Lab) -> None:
+    head = await lab.join("h")
+    hole = await lab.join("a", (0, 6), layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    await lab.join("b", (0, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+    hole.engine.step_s = 1e6
+    started_s = trio.current_time()
+    await head.ask()
+    assert trio.current_time() - started_s < REST_LIMIT_S + 2 * LEAST_PATIENCE_S
+    assert head.names() == [("a",), ("b",)]
+    hole.engine.turn = trio.Lock()
+    lab.kill(hole)
+
+
+@in_a_lab
+async def test_a_tail_that_accuses_an_honest_node_is_found_out_when_it_accuses_another(lab: Lab) -> None:
+    head = await lab.join("h")
+    quick, slow = LayerLatency(1e-3, 1e-3, 1e-3), LayerLatency(50.0, 50.0, 50.0)
+    for name in "ac":
+        await lab.join(name, (0, 3), layer_latency=quick)
+    liar = await lab.join("b", (3, 6), layer_latency=quick)
+    await lab.join("d", (3, 6), layer_latency=slow)
+    intake = liar.pipeline.stage._intake
+    intake.rows = lambda incoming: [  # type: ignore[method-assign]
+        liar.pipeline.stage._endings.end(each, "rows that cannot be", "wrong", each.upstream)
+        for each in liar.pipeline.stage._sessions
+    ]
+    await head.ask()
+    assert [len(names) for names in head.names()] == [2, 2, 2]
+    assert [names[1] for names in head.names()] == ["b", "b", "d"]
+    assert [event.name for event in head.avoided] == ["b"], "and no other"
+
+
+@in_a_lab
+async def test_a_tail_that_denies_to_have_got_rows_makes_no_other_node_look_wrong(lab: Lab) -> None:
+    head = await lab.join("h")
+    quick = LayerLatency(1e-3, 1e-3, 1e-3)
+    await lab.join("a", (0, 3), layer_latency=quick)
+    liar = await lab.join("b", (3, 6), layer_latency=quick)
+    await lab.join("d", (3, 6), layer_latency=LayerLatency(50.0, 50.0, 50.0))
+    liar.pipeline.stage._intake.rows = lambda incoming: None  # type: ignore[method-assign]
+    await head.ask()
+    assert head.names() == [("a", "b"), ("a", "d")]
+    assert head.avoided == [], "nobody can tell which of the two it was"
+
+
+@in_a_lab
+async def test_an_answer_that_goes_on_over_a_new_link_is_not_broken_once_more_by_the_loss_of_the_prompts_lane(
+    lab: Lab,
+) -> None:
+    head = await lab.join("h")
+    first, second = await lab.join("a", (0, 3)), await lab.join("b", (3, 6))
+    async with head.request(prompt=20, answer=60) as tokens:
+        got = [(await anext(tokens)).token for _ in range(5)]
+        for lanes in (("steps",), ("bulk",)):
+            for one, other in ((first, second), (second, first), (head, first), (first, head)):
+                one.pipeline.link_lost(other.swarm.node_id, "it broke", lanes)
+            await trio.sleep(0.05)
+        got += [step.token async for step in tokens]
+    assert got == expected_tokens([1] * 20, LAYERS, 60)
+    assert head.names() == [("a", "b")] * 2
+
+
+@in_a_lab
+async def test_a_prompt_whose_lane_breaks_goes_another_way(lab: Lab) -> None:
+    head = await lab.join("h")
+    await lab.join("a", (0, 6), step_s=2.0, layer_latency=LayerLatency(1e-3, 1e-3, 1e-3))
+    await lab.join("b", (0, 6), layer_latency=LayerLatency(1.0, 1.0, 1.0))
+
+    async def lose() -> None:
+        await trio.sleep(1)
+        head.pipeline.link_lost(fake_node_id("a"), "it broke", ("bulk",))
+
+    await together(head.ask, lose)
+    assert head.names() == [("a",), ("b",)]
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from node.pipeline.outbox import HEADER_BYTES, Outbox
-from node.swarm.base import Arrival
+from node.swarm.base import LANES, Arrival, Lane
 from node.wire.frames import Close, Frame, Progress, Step, StepPart
 from node.wire.ids import NodeId
 from tests.fakes.swarm import FakeNetwork, open_fake_network
@@ -25,13 +25,16 @@ class Heard:
 
     delivered: list[Arrival] = field(default_factory=list)
     lost: list[tuple[NodeId, str]] = field(default_factory=list)
+    lanes: list[Collection[Lane]] = field(default_factory=list)
+    """On which each was lost."""
     unsendable_frames: list[Frame] = field(default_factory=list)
 
     def deliver(self, arrival: Arrival) -> None:
         self.delivered.append(arrival)
 
-    def link_lost(self, peer: NodeId, reason: str) -> None:
+    def link_lost(self, peer: NodeId, reason: str, lanes: Collection[Lane] = LANES) -> None:
         self.lost.append((peer, reason))
+        self.lanes.append(lanes)
 
     def unsendable(self, frame: Frame, reason: str) -> None:
         self.unsendable_frames.append(frame)
@@ -143,7 +146,7 @@ async def test_what_waits_for_a_forgotten_neighbour_is_dropped_and_what_comes_af
 
 
 @timed
-async def test_a_neighbour_that_is_gone_is_told_once() -> None:
+async def test_a_neighbour_that_is_gone_is_told_once_for_each_lane() -> None:
     async with open_lab() as lab:
         bob = lab.bob
         lab.outbox.post(bob, rows(0), b"1234")
@@ -153,7 +156,56 @@ async def test_a_neighbour_that_is_gone_is_told_once() -> None:
             lab.outbox.post(bob, rows(number), b"1234", "bulk")
             lab.outbox.post(bob, rows(number), b"1234", "steps")
         await trio.sleep(1)
-        assert [peer for peer, _ in lab.heard.lost] == [bob]
+        assert [peer for peer, _ in lab.heard.lost] == [bob, bob]
+        assert sorted(lab.heard.lanes) == [("bulk",), ("steps",)]
+
+
+@timed
+async def test_a_neighbour_that_does_not_read_is_told_to_free_its_sequences_when_it_reads_again() -> None:
+    async with open_lab(bytes_per_s=MIB, queued_bytes=4 * MIB) as lab:
+        lab.outbox.post(lab.bob, rows(0), bytes(3 * MIB))
+        for number in range(3):
+            lab.outbox.post(lab.bob, Close(f"{number % 2:032x}", number + 1, "done"))
+        lab.outbox.post(lab.bob, rows(1), bytes(3 * MIB))
+        assert [peer for peer, _ in lab.heard.lost] == [lab.bob]
+        await trio.sleep(1)
+        assert lab.came() == [Close(f"{1:032x}", 2, "done"), Close(f"{0:032x}", 3, "done")], "each sequence once"
+
+
+@timed
+async def test_closing_frames_never_count_as_too_much() -> None:
+    async with open_lab(bytes_per_s=MIB, queued_bytes=20 * HEADER_BYTES) as lab:
+        lab.outbox.post(lab.bob, rows(0), bytes(10 * HEADER_BYTES))
+        for number in range(50):
+            lab.outbox.post(lab.bob, Close(f"{number:032x}", 1, "done"))
+        await trio.sleep(10)
+        assert lab.heard.lost == []
+        assert sum(isinstance(frame, Close) for frame in lab.came()) == 50
+
+
+@timed
+async def test_a_closing_frame_outlives_a_link_that_cannot_be_had_for_a_while() -> None:
+    async with open_lab() as lab:
+        ada, bob, _ = lab.network.swarms
+        lab.network.partition(ada, bob)
+        lab.outbox.post(lab.bob, rows(0), b"1234")
+        lab.outbox.post(lab.bob, Close("0" * 32, 1, "done"))
+        await trio.sleep(5)
+        assert len(lab.heard.lost) == 1, "once, however often it is tried"
+        lab.network.heal(ada, bob)
+        await trio.sleep(10)
+        assert lab.came() == [Close("0" * 32, 1, "done")]
+
+
+@timed
+async def test_a_lane_that_breaks_takes_nothing_of_the_other_with_it() -> None:
+    async with open_lab(bytes_per_s=MIB) as lab:
+        lab.outbox.post(lab.bob, rows(0), bytes(MIB), "bulk")
+        lab.outbox.post(lab.bob, rows(1), bytes(MIB), "steps")
+        await trio.sleep(0.5)
+        lab.outbox.forget(lab.bob, ("bulk",))
+        await trio.sleep(5)
+        assert [frame.parts[0].step for frame in lab.came() if isinstance(frame, Step)] == [1]
 
 
 @timed

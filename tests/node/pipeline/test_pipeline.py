@@ -105,7 +105,7 @@ async def _watch(swarm: FakeSwarm, pipeline: Pipeline) -> None:
         if isinstance(news, MemberGone):
             pipeline.member_gone(news.node_id, news.why)
         elif isinstance(news, LinkLost):
-            pipeline.link_lost(news.node_id, news.reason)
+            pipeline.link_lost(news.node_id, news.reason, news.lanes)
 
 
 def timed(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
