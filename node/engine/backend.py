@@ -1,24 +1,24 @@
-"""The one table that says which backend computes: (name, device, interpreter). The worker's loop knows these protocols
-and no tensor library.
+"""The one table that says what can compute: which backends there are, on which devices, and what each needs to be
+installed. The worker's loop knows these protocols and no tensor library.
 
 A backend is plain and synchronous: it is called from the worker's main thread alone, one call at a time.
 """
 
 from __future__ import annotations
 
-import sys
+import importlib.util
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal, Protocol
 
-from node.engine.base import BackendInfo, Batch, BatchResult, StageInfo, StageSpec
-from node.errors import EngineError
+from node.engine.base import BackendInfo, BackendName, Batch, BatchResult, Quantise, StageInfo, StageSpec
 from node.wire.frames import Sampling
-from node.wire.records import Hardware
+from node.wire.models import Dtype
 
-BackendName = Literal["torch"]
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+Device = Literal["cpu", "cuda", "mps"]
 
 
 class BackendLost(Exception):
@@ -42,12 +42,7 @@ class LoadedStage(Protocol):
 
 
 class Backend(Protocol):
-    """A tensor library on one device."""
-
-    info: BackendInfo
-
-    def measure(self) -> Hardware:
-        """Measure the device; takes well under 2 s."""
+    """A library that computes, on one device."""
 
     def load(self, spec: StageSpec) -> Generator[None, None, LoadedStage]:
         """Load a range bit by bit: yields after each piece of some tens of milliseconds, so that the worker can serve
@@ -62,18 +57,66 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Suits:
+    """How well a backend suits a model on a device."""
+
+    rank: int
+    """The highest one is taken; 0: it cannot run it at all."""
+    why_not: str = ""
+    """For people, where it cannot: `it has no graph for phimoe`."""
+
+
+@dataclass(frozen=True, slots=True)
 class BackendChoice:
     """One row of the table."""
 
     name: BackendName
-    devices: tuple[DeviceChoice, ...]
-    """That it can be asked for."""
-    python: str
-    """The interpreter that its worker runs under. Needs msgspec, numpy, psutil and what the backend computes with."""
+    devices: tuple[Device, ...]
+    """That it computes on."""
+    packages: tuple[str, ...]
+    """The distributions that it computes with, the most telling first."""
+    modules: tuple[str, ...]
+    """What must be there to be imported."""
+    extra: str
+    """Of ours that installs them; empty where they come with every installation."""
+    dtypes: tuple[Dtype, ...]
+    """Of the rows that its stages can take and give."""
     prepare: Callable[[], None]
     """Import what takes long to import, and nothing else: no threads, no device."""
-    open: Callable[[DeviceChoice], Backend]
+    open: Callable[[Device], Backend]
     """Raises EngineError where the device is not there."""
+    suits: Callable[[Path, Device, Quantise], Suits]
+    """How well it suits the model in a folder; looks at what describes it, not at its weights, and imports nothing that
+    takes long."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its modules are there. Does not import them."""
+        return all(_is_there(module) for module in self.modules)
+
+    @property
+    def info(self) -> BackendInfo:
+        """Told without importing anything."""
+        return BackendInfo(self.name, ", ".join(map(_with_version, self.packages)), self.dtypes)
+
+    @property
+    def how_to_install(self) -> str:
+        """For people."""
+        return f"pip install 'parallax-tui[{self.extra}]'" if self.extra else "install Parallax again"
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _with_version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
 
 
 def _prepare_torch() -> None:
@@ -85,25 +128,29 @@ def _prepare_torch() -> None:
     import_module("transformers.models.llama.modeling_llama")
 
 
-def _open_torch(device: DeviceChoice) -> Backend:
+def _open_torch(device: Device) -> Backend:
     from node.engine.torch_backend import TorchBackend  # torch takes seconds to import
 
     return TorchBackend(device)
 
 
+def _torch_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
+    """Whatever transformers knows, most families; where another one computes it too, that is faster on a processor."""
+    if quantise in ("int8", "int4"):
+        return Suits(0, f"it does not quantise to {quantise}")
+    return Suits(10 if device == "cpu" else 100)
+
+
 BACKENDS: dict[BackendName, BackendChoice] = {
-    "torch": BackendChoice("torch", ("auto", "cpu", "cuda", "mps"), sys.executable, _prepare_torch, _open_torch),
+    "torch": BackendChoice(
+        "torch",
+        ("cpu", "cuda", "mps"),
+        ("torch", "transformers"),
+        ("torch", "transformers"),
+        "",
+        ("float32", "bfloat16", "float16"),
+        _prepare_torch,
+        _open_torch,
+        _torch_suits,
+    ),
 }
-"""`auto` takes cuda, then mps, then cpu."""
-
-
-def open_backend(name: BackendName, device: DeviceChoice) -> Backend:
-    """The backend of this name on a device.
-
-    Raises:
-        EngineError: it does not know that device, or the device is not there.
-    """
-    choice = BACKENDS[name]
-    if device not in choice.devices:
-        raise EngineError(f"the backend {name} knows no device {device}; it knows {', '.join(choice.devices)}")
-    return choice.open(device)

@@ -10,11 +10,20 @@ wants no token, one, or one per row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from node.wire.frames import Buffer, Sampling, Want
 from node.wire.models import Dtype
 from node.wire.records import Hardware
+
+BackendName = Literal["ort", "llamacpp", "torch", "mlx", "sglang"]
+"""What can compute. `backend.BACKENDS` has a row for each that this version knows how to run."""
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+"""`auto` takes cuda, then mps, then cpu."""
+Quantise = Literal["auto", "none", "int8", "int4"]
+"""How weights are held. `auto`: as they are stored, a GGUF file's blocks in place; on processors bfloat16 and float16
+become float32 where that fits into the memory, else int8 with one scale for 32 weights. `none`: the plan's dtype,
+blocks are multiplied out. `int8`, `int4`: blocks of 32 with one scale each, unless the file's are as small already."""
 
 BATCHES_IN_FLIGHT = 2
 """Between node and worker: one that runs, and one that lies ready when it ends."""
@@ -29,20 +38,13 @@ PROBE_SLOW_STEP_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What runs the layers, and what it can do at all."""
+    """What can run layers here."""
 
-    name: str
-    """`torch`"""
+    name: BackendName
     version: str
     """Of the libraries that compute: `torch 2.13.0, transformers 5.23.0`."""
     dtypes: tuple[Dtype, ...]
-    """That a range can be loaded in."""
-    max_batch_rows: int
-    """Rows of all slots of one batch together."""
-    max_sequences: int
-    """Open on one stage at a time; as many slots may a batch have."""
-    loads_beside: bool = True
-    """Whether it serves one stage while it loads another."""
+    """Of the rows that its stages can take and give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,16 @@ class StageSpec:
     """Layers [start, end) of one model, to be held by one worker."""
 
     model_folder: str
-    """Holds config.json and *.safetensors."""
+    """Holds config.json and the weights, as *.safetensors or *.gguf."""
     start: int
     end: int
     dtype: Dtype
     kv_bytes: int
     """Memory that all sequences' keys and values may take while the worker holds these layers alone. What else it holds
     takes from it; stages over the same tensors share it."""
+    backend: BackendName | Literal["auto"] = "auto"
+    """What is to run them; `auto`: what suits device and weights best of what is installed."""
+    quantise: Quantise = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,12 @@ class StageInfo:
     """Whether `rewind` is served. Not where a layer keeps a state or a window instead of all its keys and values."""
     can_narrow: bool = True
     """Whether a sequence may be opened on some of the layers only."""
+    backend: BackendName = "torch"
+    """What runs it."""
+    quantisation: str = ""
+    """How the weights lie in memory, for people: `float32`, `Q4_K, Q6_K`, `int8`."""
+    drift_class: str = ""
+    """Stages with equal ones give equal bits for equal rows, on one type of processor: backend, arithmetic, kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,9 @@ class Slot:
     """Rows; at least 1."""
     want: Want = "nothing"
     """Tokens only from a sequence that ends with the model's last layer and was opened with a sampling."""
+    replay: bool = False
+    """Its rows were decode steps once and are to be computed as such, one after another: kernels for one row and for
+    several end in different last bits, which would make a rebuilt cache another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,9 @@ class SlotResult:
     """As many as the slot wanted."""
     problem: str = ""
     """Why its sequence cannot go on. It ends that sequence, which is to be closed, and not its neighbours."""
+    out_of_kv: bool = False
+    """There is no room for the slot's rows now. None of them ran, nothing moved, and `problem` is empty: the sequence
+    may be tried again when there is room, or closed to make some for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +170,9 @@ class Stage(Protocol):
     info: StageInfo
 
     async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
-        """Begin a sequence on layers [start, end) of the stage and set KV room for `kv_tokens` tokens aside.
+        """Begin a sequence on layers [start, end) of the stage, where there is KV room for `kv_tokens` tokens.
+
+        More is taken as it grows; a slot for which there is none says so (`SlotResult.out_of_kv`).
 
         Cancelled while it waits, it leaves no sequence behind.
 
@@ -197,7 +216,8 @@ class Engine(Protocol):
 
     hardware: Hardware
     """Measured when the worker started."""
-    backend: BackendInfo
+    backends: tuple[BackendInfo, ...]
+    """What can run layers here, the one that suits the device best first."""
 
     async def load(self, spec: StageSpec) -> Stage:
         """Load a range. Tensors that another stage of this worker already holds are shared, not read again.

@@ -1,4 +1,4 @@
-"""Starts the worker under any interpreter: `python -P bootstrap.py`, or with `fork-server DESCRIPTOR BACKEND` what
+"""Starts the worker under any interpreter: `python -P bootstrap.py`, or with `fork-server DESCRIPTOR BACKENDS` what
 forks workers.
 
 The worker may run under an interpreter with an environment of its own, so our folder must not come onto its search
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         from node.engine.fork_server import main as serve_forks
 
-        serve_forks(int(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]
+        serve_forks(int(sys.argv[2]), sys.argv[3])
     else:
         from node.engine.worker import main
 

@@ -1,8 +1,8 @@
 """A process that has imported everything a worker needs and forks one whenever it is asked. Linux only.
 
-Importing torch and transformers takes seconds, every time. This process does it once, before anything is needed, and
-then does nothing but fork: its pages are shared with its children, and it never computes, opens a device or starts a
-thread, none of which would survive a fork.
+Importing what computes takes long, with torch seconds, every time. This process does it once, before anything is
+needed or as soon as a model has needed it, and then does nothing but fork: its pages are shared with its children, and
+it never computes, opens a device or starts a thread, none of which would survive a fork.
 
 Its one socket is the node's: packets of `ForkMessage`. A packet that asks for a worker carries three descriptors, the
 child's ends of its pipes. The answer carries one, by which the node can end the worker and see its end without knowing
@@ -17,7 +17,7 @@ import os
 import select
 import socket
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import msgspec
 from msgspec import Struct
@@ -27,7 +27,7 @@ from node.engine.worker import ignore_signals
 from node.engine.worker import main as run_worker
 
 if TYPE_CHECKING:
-    from node.engine.backend import BackendName
+    from node.engine.base import BackendName
 
 PACKET_BYTES = 256
 PIPES = 3
@@ -36,8 +36,14 @@ EXIT_THREADS = 4
 """The process's status where imports have started threads: a child would lack them."""
 
 
+class Import(Struct, frozen=True, tag="import"):
+    """To us: import what this backend computes with, too."""
+
+    backend: str
+
+
 class Imported(Struct, frozen=True, tag="imported"):
-    """From us, once: workers can be asked for."""
+    """From us, once at the start and once for each `Import`: workers can be asked for."""
 
 
 class Fork(Struct, frozen=True, tag="fork"):
@@ -57,24 +63,34 @@ class Ended(Struct, frozen=True, tag="ended"):
     code: int
 
 
-ForkMessage = Imported | Fork | Forked | Ended
+ForkMessage = Import | Imported | Fork | Forked | Ended
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(ForkMessage).decode
 
 
-def main(control_descriptor: int, backend: BackendName) -> None:
-    """Entry of the process."""
+def main(control_descriptor: int, backends: str) -> None:
+    """Entry of the process; `backends` are names with commas between them."""
     ignore_signals()
     control = socket.socket(fileno=control_descriptor)
-    BACKENDS[backend].prepare()
-    if (threads := len(os.listdir("/proc/self/task"))) != 1:
-        print(f"imports of the backend {backend} started {threads - 1} threads; it cannot be forked", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(EXIT_THREADS)
+    for name in backends.split(",") if backends else ():
+        prepare(name)
     gc.collect()
     gc.freeze()  # a collection in a child would write to every object's page, and share none of them any more
     control.send(encode(Imported()))
     serve(control)
+
+
+def prepare(name: str) -> None:
+    """Import what a backend computes with; one that this version does not know or that is not installed is left out,
+    for whoever loads with it says so better."""
+    row = BACKENDS.get(cast("BackendName", name))
+    if row is None or not row.is_installed:
+        return
+    row.prepare()
+    if (threads := len(os.listdir("/proc/self/task"))) != 1:
+        print(f"imports of the backend {name} started {threads - 1} threads; it cannot be forked", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(EXIT_THREADS)
 
 
 def serve(control: socket.socket) -> NoReturn:
@@ -92,16 +108,26 @@ def serve(control: socket.socket) -> NoReturn:
                 control.send(encode(Ended(pid, os.waitstatus_to_exitcode(status))))
                 continue
             packet, pipes, *_ = socket.recv_fds(control, PACKET_BYTES, PIPES)
-            if not packet or len(pipes) != PIPES:
-                os._exit(0)
-            if (pid := os.fork()) == 0:
-                become_worker(pipes, [control.fileno(), *workers])
-            for pipe in pipes:
-                os.close(pipe)
-            process = os.pidfd_open(pid)  # before anybody waits for it: the number is surely still its own
-            workers[process] = pid
-            poll.register(process, select.POLLIN)
-            socket.send_fds(control, [encode(Forked(pid))], [process])
+            match decode(packet) if packet else None:
+                case Import(backend):
+                    prepare(backend)
+                    control.send(encode(Imported()))
+                case Fork() if len(pipes) == PIPES:
+                    fork(control, pipes, poll, workers)
+                case _:
+                    os._exit(0)
+
+
+def fork(control: socket.socket, pipes: list[int], poll: select.poll, workers: dict[int, int]) -> None:
+    """Fork a worker with these pipes, and tell of it."""
+    if (pid := os.fork()) == 0:
+        become_worker(pipes, [control.fileno(), *workers])
+    for pipe in pipes:
+        os.close(pipe)
+    process = os.pidfd_open(pid)  # before anybody waits for it: the number is surely still its own
+    workers[process] = pid
+    poll.register(process, select.POLLIN)
+    socket.send_fds(control, [encode(Forked(pid))], [process])
 
 
 def become_worker(pipes: list[int], foreign: list[int]) -> NoReturn:

@@ -12,12 +12,13 @@ from contextlib import suppress
 
 import trio
 
-from node.engine.backend import BackendName
+from node.engine.base import BackendName
 from node.engine.fork_server import (
     PACKET_BYTES,
     Ended,
     Fork,
     Forked,
+    Import,
     Imported,
     decode,
     descriptors_of,
@@ -72,8 +73,11 @@ class ForkedWorker:
 class ForkServer:
     """A fork server that runs. Made by `start`; its tasks live in the nursery given there."""
 
-    def __init__(self, process: trio.Process, control: trio.socket.SocketType) -> None:
+    def __init__(
+        self, process: trio.Process, control: trio.socket.SocketType, backends: tuple[BackendName, ...]
+    ) -> None:
         self.ended = trio.Event()
+        self._backends = set(backends)
         self._process, self._control = process, control
         self._imported = trio.Event()
         self._asking = trio.Lock()
@@ -86,8 +90,9 @@ class ForkServer:
         self._last_words = LastWords()
 
     @classmethod
-    async def start(cls, nursery: trio.Nursery, python: str, backend: BackendName) -> ForkServer:
-        """Start one under the interpreter `python`; it imports while the caller does other things.
+    async def start(cls, nursery: trio.Nursery, python: str, backends: tuple[BackendName, ...]) -> ForkServer:
+        """Start one under the interpreter `python`; it imports what these backends need while the caller does other
+        things.
 
         Raises:
             OSError: there is no such interpreter.
@@ -96,7 +101,7 @@ class ForkServer:
         try:
             with theirs:
                 process = await trio.lowlevel.open_process(
-                    command(python, "fork-server", str(theirs.fileno()), backend),
+                    command(python, "fork-server", str(theirs.fileno()), ",".join(backends)),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -107,7 +112,7 @@ class ForkServer:
         except BaseException:
             ours.close()
             raise
-        server = cls(process, trio.socket.from_stdlib_socket(ours))
+        server = cls(process, trio.socket.from_stdlib_socket(ours), backends)
         nursery.start_soon(server._read_words)
         nursery.start_soon(server._read_control)
         return server
@@ -116,6 +121,16 @@ class ForkServer:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    async def use(self, backend: BackendName) -> None:
+        """A model has needed this backend: the next worker shall find it imported. Nothing where it has been."""
+        async with self._asking:
+            if backend in self._backends or self.ended.is_set():
+                return
+            self._backends.add(backend)
+            self._imported = trio.Event()
+            with suppress(OSError):  # it has just ended: the next one is started with what is known then
+                await self._control.send(encode(Import(backend)))
 
     async def fork(self) -> WorkerProcess:
         """A worker, as soon as everything is imported.

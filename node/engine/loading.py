@@ -107,6 +107,8 @@ def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> 
 
 
 def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Generator[None, None, TorchStage]:
+    import torch
+
     from node.engine.probe import probe
     from node.engine.torch_stage import TorchStage
 
@@ -150,6 +152,9 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
             max_batch_rows=MAX_BATCH_ROWS,
             max_sequences=MAX_SEQUENCES,
             can_rewind=probed.can_rewind,
+            backend="torch",
+            quantisation=spec.dtype,
+            drift_class=f"torch {torch.__version__.split('+')[0]} {device.type} {spec.dtype}",
         ),
         probed.layer_kv_bytes,
         shared.memory,

@@ -7,70 +7,79 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from node.engine import machine
 from node.wire.records import Hardware
 
 if TYPE_CHECKING:
-    import torch
+    from node.engine.backend import Device
 
 BUDGET_S = 0.4
 """For each of the two rates. A machine so slow or busy that one run takes longer is measured by that one."""
 
-SUM_BYTES = 256 * 1024 * 1024
+READ_BYTES = 256 * 1024 * 1024
 """Far larger than any processor's cache."""
 
+CPU_MATRIX, GPU_MATRIX = 1024, 4096
+"""Rows and columns of what is multiplied."""
 
-def measure(device: torch.device) -> Hardware:
-    """Measure `device`."""
+
+def measure(device: Device) -> Hardware:
+    """Measure a device: the processor with numpy, which every installation has, others with torch."""
+    if device == "cpu":
+        return _measure_processor()
     import torch
 
-    kind: Literal["cpu", "cuda", "mps"]
-    if device.type == "cuda":
+    if device == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        kind, name, memory = "cuda", properties.name[:128], int(properties.total_memory)
-    elif device.type == "mps":
-        kind, name, memory = "mps", machine.processor_name(), int(torch.mps.recommended_max_memory())
+        name, memory = properties.name[:128], int(properties.total_memory)
     else:
-        kind, name, memory = "cpu", machine.processor_name(), machine.memory_bytes()
+        name, memory = machine.processor_name(), int(torch.mps.recommended_max_memory())
     with torch.inference_mode():
+        numbers = torch.ones(READ_BYTES // 4, dtype=torch.float32, device=device)
+        left, right = (torch.ones(GPU_MATRIX, GPU_MATRIX, dtype=torch.bfloat16, device=device) for _ in range(2))
+
+        def finished(work: Callable[[], object]) -> Callable[[], None]:
+            def run() -> None:
+                work()
+                _synchronise(device)
+
+            run()  # once for nothing: the first call loads kernels, which may take longer than the budget
+            return run
+
         return Hardware(
-            device=kind,
+            device=device,
             device_name=name,
             memory_bytes=memory,
-            bandwidth_bytes_per_s=_bandwidth(device),
-            matmul_flops_per_s=_matmul_rate(device),
+            bandwidth_bytes_per_s=READ_BYTES / best_s(finished(numbers.sum)),
+            matmul_flops_per_s=2 * GPU_MATRIX**3 / best_s(finished(lambda: torch.matmul(left, right))),
             cores=machine.core_count(),
         )
 
 
-def _bandwidth(device: torch.device) -> float:
-    import torch
+def _measure_processor() -> Hardware:
+    """One thread for each core, since a worker's numpy is told to start none of its own."""
+    import numpy as np
 
-    numbers = torch.ones(SUM_BYTES // 4, dtype=torch.float32, device=device)
-
-    def read() -> None:
-        numbers.sum()
-        _synchronise(device)
-
-    _warm_up(device, read)
-    return SUM_BYTES / best_s(read)
-
-
-def _matmul_rate(device: torch.device) -> float:
-    import torch
-
-    on_cpu = device.type == "cpu"
-    size, dtype = (1024, torch.float32) if on_cpu else (4096, torch.bfloat16)
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-
-    def multiply() -> None:
-        torch.matmul(left, right)
-        _synchronise(device)
-
-    _warm_up(device, multiply)
-    return 2 * size**3 / best_s(multiply)
+    cores = machine.core_count()
+    numbers = np.ones(READ_BYTES // 4, np.float32)
+    parts = np.array_split(numbers, cores)
+    matrix = np.ones((CPU_MATRIX, CPU_MATRIX), np.float32)
+    bands = np.array_split(matrix, cores)  # of rows
+    with ThreadPoolExecutor(cores, "measure") as pool:
+        # a product with itself reads every number once
+        read_s = best_s(lambda: list(pool.map(np.dot, parts, parts)))
+        multiply_s = best_s(lambda: list(pool.map(np.matmul, bands, [matrix] * cores)))
+    return Hardware(
+        device="cpu",
+        device_name=machine.processor_name(),
+        memory_bytes=machine.memory_bytes(),
+        bandwidth_bytes_per_s=READ_BYTES / read_s,
+        matmul_flops_per_s=2 * CPU_MATRIX**3 / multiply_s,
+        cores=cores,
+    )
 
 
 def best_s(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -85,17 +94,11 @@ def best_s(work: Callable[[], object], clock: Callable[[], float] = time.perf_co
     return max(best, 1e-9)
 
 
-def _warm_up(device: torch.device, work: Callable[[], object]) -> None:
-    """Once for nothing where the first call loads libraries and kernels, which may take longer than the budget."""
-    if device.type != "cpu":
-        work()
-
-
-def _synchronise(device: torch.device) -> None:
+def _synchronise(device: Device) -> None:
     """Wait for the device: its work is only queued by a call."""
     import torch
 
-    if device.type == "cuda":
+    if device == "cuda":
         torch.cuda.synchronize(device)
-    elif device.type == "mps":
+    else:
         torch.mps.synchronize()

@@ -13,8 +13,7 @@ from typing import Annotated, Literal, assert_never
 import msgspec
 from msgspec import Meta, Struct
 
-from node.engine.backend import BackendName, DeviceChoice
-from node.engine.base import BackendInfo, Slot, SlotResult, StageInfo, StageSpec
+from node.engine.base import BackendInfo, DeviceChoice, Slot, SlotResult, StageInfo, StageSpec
 from node.errors import BadWireData, EngineError
 from node.wire.frames import BODY_LIMIT_BYTES, Buffer, Sampling
 from node.wire.layer_range import layer_range
@@ -35,10 +34,9 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Start(Struct, frozen=True, tag="hello"):
-    """The first request: open the backend and measure the hardware."""
+    """The first request: choose the device and measure it."""
 
     number: Number
-    backend: BackendName
     device: DeviceChoice
     threads: Annotated[int, Meta(ge=1)]
     hardware: Hardware | None = None
@@ -116,7 +114,7 @@ class Ready(Struct, frozen=True, tag="ready"):
 
     number: Number
     hardware: Hardware
-    backend: BackendInfo
+    backends: tuple[BackendInfo, ...]
 
 
 class LoadGoesOn(Struct, frozen=True, tag="loading"):
@@ -180,7 +178,7 @@ def text_of(request: Request) -> str:
     """What a request has done, for people: `a batch of 3 rows of 2 sequences`."""
     match request:
         case Start():
-            return "opening the backend and measuring the machine"
+            return "choosing the device and measuring it"
         case Load(spec=spec):
             return f"loading layers {layer_range(spec.start, spec.end)}"
         case Run(slots=slots):

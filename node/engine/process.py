@@ -21,8 +21,15 @@ from itertools import count
 
 import trio
 
-from node.engine.backend import BackendName, DeviceChoice
-from node.engine.base import BATCHES_IN_FLIGHT, BackendInfo, Batch, BatchResult, StageInfo, StageSpec
+from node.engine.base import (
+    BATCHES_IN_FLIGHT,
+    BackendInfo,
+    Batch,
+    BatchResult,
+    DeviceChoice,
+    StageInfo,
+    StageSpec,
+)
 from node.engine.last_words import LastWords, LineBudget, lines_of
 from node.engine.messages import (
     Close,
@@ -131,9 +138,10 @@ class EngineProcess:
     """A `base.Engine` in a child process. Made by `open_engine`."""
 
     hardware: Hardware
-    backend: BackendInfo
+    backends: tuple[BackendInfo, ...]
 
-    def __init__(self, process: WorkerProcess) -> None:
+    def __init__(self, process: WorkerProcess, loaded: Callable[[StageInfo], object]) -> None:
+        self._loaded = loaded
         self.died = trio.Event()
         """Set once the process has ended, wanted or not."""
         self.leaving = False
@@ -187,6 +195,7 @@ class EngineProcess:
             raise
         if not isinstance(reply, Loaded):
             raise EngineError(f"the worker answered a load with {reply}")
+        self._loaded(reply.info)
         return ProcessStage(self, stage, reply.info, spec.end - spec.start)
 
     async def set_threads(self, threads: int) -> None:
@@ -259,11 +268,11 @@ class EngineProcess:
 
     # --- tasks of `open_engine` -------------------------------------------------------------------------------------
 
-    async def _greet(self, backend: BackendName, device: DeviceChoice, threads: int, known: Hardware | None) -> None:
-        reply, _ = await self._call(lambda number: Start(number, backend, device, threads, known), allowance_s=START_S)
+    async def _greet(self, device: DeviceChoice, threads: int, known: Hardware | None) -> None:
+        reply, _ = await self._call(lambda number: Start(number, device, threads, known), allowance_s=START_S)
         if not isinstance(reply, Ready):
             raise EngineError(f"the worker answered its greeting with {reply}")
-        self.hardware, self.backend = reply.hardware, reply.backend
+        self.hardware, self.backends = reply.hardware, reply.backends
         self._watch.started = True
 
     async def _write_requests(self) -> None:
@@ -371,16 +380,16 @@ Spawn = Callable[[], Awaitable[WorkerProcess]]
 async def open_engine(
     *,
     threads: int,
-    backend: BackendName = "torch",
     device: DeviceChoice = "auto",
     python: str = sys.executable,
     spawn: Spawn | None = None,
     known: Hardware | None = None,
+    loaded: Callable[[StageInfo], object] = lambda stage: None,
 ) -> AsyncIterator[EngineProcess]:
     """Start a worker under the interpreter `python`, or as `spawn` does it, and end it with the context.
 
-    The interpreter's environment needs msgspec, numpy, psutil, torch, transformers and safetensors; nothing of ours.
-    `known` is what an earlier worker measured, which then is not measured again.
+    The interpreter's environment needs msgspec, numpy, psutil and what a backend computes with; nothing of ours.
+    `known` is what an earlier worker measured, which then is not measured again. `loaded` is told of each stage.
 
     Raises:
         WorkerDied: it ended before it was ready, for instance because its interpreter lacks a package.
@@ -388,13 +397,13 @@ async def open_engine(
         OSError: there is no such interpreter.
     """
     process = await (spawn_worker(python) if spawn is None else spawn())
-    engine = EngineProcess(process)
+    engine = EngineProcess(process, loaded)
     try:
         async with trio.open_nursery() as nursery:
             for task in (engine._read_stderr, engine._read_replies, engine._write_requests, engine._keep_watch):
                 nursery.start_soon(task)
             try:
-                await engine._greet(backend, device, threads, known)
+                await engine._greet(device, threads, known)
                 yield engine
             finally:
                 engine.leaving = True

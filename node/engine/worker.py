@@ -22,10 +22,11 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
-from typing import assert_never
+from typing import Protocol, assert_never
 
-from node.engine.backend import Backend, BackendLost, LoadedStage, open_backend
-from node.engine.base import Batch
+from node.engine.backend import BackendLost, LoadedStage
+from node.engine.backends import Backends
+from node.engine.base import BackendInfo, Batch, StageSpec
 from node.engine.messages import (
     PREFIX,
     TEXT_LIMIT,
@@ -54,6 +55,7 @@ from node.engine.messages import (
 )
 from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, TooLong
 from node.wire.frames import Buffer
+from node.wire.records import Hardware
 
 EXIT_BACKEND_LOST = 5
 """The process's status where the backend computes nothing any more."""
@@ -117,12 +119,25 @@ class Loading:
     """When the node was told last that it goes on."""
 
 
+class Loader(Protocol):
+    """What the worker loads with: `Backends`, or a script in tests."""
+
+    @property
+    def infos(self) -> tuple[BackendInfo, ...]: ...
+
+    def measure(self) -> Hardware: ...
+
+    def load(self, spec: StageSpec) -> Generator[None, None, LoadedStage]: ...
+
+    def set_threads(self, threads: int) -> None: ...
+
+
 class Worker:
     """Serves requests until the process ends."""
 
-    def __init__(self, inbox: Inbox, replies: Replies, activity: Activity, backend: Backend | None = None) -> None:
+    def __init__(self, inbox: Inbox, replies: Replies, activity: Activity, loader: Loader | None = None) -> None:
         self._inbox, self._replies, self._activity = inbox, replies, activity
-        self._backend = backend
+        self._loader = loader
         self._stages: dict[int, LoadedStage] = {}
         self._loading: deque[Loading] = deque()
         self._loaded_s = time.monotonic()
@@ -164,10 +179,9 @@ class Worker:
     def _answer(self, request: Request, body: Buffer) -> tuple[Reply | None, Buffer]:
         """The reply, or None where it comes later."""
         match request:
-            case Start(number, backend, device, threads, hardware):
-                self._backend = open_backend(backend, device)
-                self._backend.set_threads(threads)
-                return Ready(number, hardware or self._backend.measure(), self._backend.info), b""
+            case Start(number, device, threads, hardware):
+                self._loader = Backends(device, threads)
+                return Ready(number, hardware or self._loader.measure(), self._loader.infos), b""
             case Load(spec=spec):
                 self._loading.append(Loading(request, self._opened().load(spec)))
                 return None, b""
@@ -192,10 +206,10 @@ class Worker:
                 assert_never(request)
         return Done(request.number), b""
 
-    def _opened(self) -> Backend:
-        if self._backend is None:
+    def _opened(self) -> Loader:
+        if self._loader is None:
             raise EngineError("the worker was asked for work before it was greeted")
-        return self._backend
+        return self._loader
 
     def _stage(self, number: int) -> LoadedStage:
         try:

@@ -1,17 +1,18 @@
 """One engine worker after another: the next one is ready soon after the last has died.
 
 What takes long at a worker's start is importing its libraries, then measuring the machine. Where the system allows it,
-workers are forked from a process that has imported everything; and the machine is measured once.
+workers are forked from a process that has imported what they need; and the machine is measured once.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
 
-from node.engine.backend import BACKENDS, BackendName, DeviceChoice
+from node.engine.base import BackendName, DeviceChoice, StageInfo
 from node.engine.forking import CAN_FORK, ForkServer
 from node.engine.process import EngineProcess, open_engine
 from node.engine.spawning import WorkerProcess, spawn_worker
@@ -21,9 +22,12 @@ from node.wire.records import Hardware
 class Workers:
     """Where workers come from. Made by `open_workers`."""
 
-    def __init__(self, nursery: trio.Nursery, backend: BackendName, device: DeviceChoice, python: str | None) -> None:
-        self._nursery, self._backend, self._device = nursery, backend, device
-        self._python = python or BACKENDS[backend].python
+    def __init__(
+        self, nursery: trio.Nursery, device: DeviceChoice, python: str, imports: tuple[BackendName, ...]
+    ) -> None:
+        self._nursery, self._device, self._python = nursery, device, python
+        self._backends = imports
+        """What the next workers are going to need."""
         self._server: ForkServer | None = None
         self._hardware: Hardware | None = None
 
@@ -31,7 +35,7 @@ class Workers:
     async def engine(self, threads: int) -> AsyncIterator[EngineProcess]:
         """A new worker, which ends with the context. See `process.open_engine`."""
         async with open_engine(
-            threads=threads, backend=self._backend, device=self._device, spawn=self._spawn, known=self._hardware
+            threads=threads, device=self._device, spawn=self._spawn, known=self._hardware, loaded=self._note
         ) as engine:
             self._hardware = engine.hardware
             yield engine
@@ -43,7 +47,14 @@ class Workers:
             OSError: there is no such interpreter.
         """
         if CAN_FORK and (self._server is None or self._server.ended.is_set()):
-            self._server = await ForkServer.start(self._nursery, self._python, self._backend)
+            self._server = await ForkServer.start(self._nursery, self._python, self._backends)
+
+    def _note(self, stage: StageInfo) -> None:
+        """What a worker has loaded with, the next one is going to load with, too."""
+        if stage.backend not in self._backends:
+            self._backends = (*self._backends, stage.backend)
+            if self._server is not None:
+                self._nursery.start_soon(self._server.use, stage.backend)
 
     async def _spawn(self) -> WorkerProcess:
         await self.prepare()
@@ -52,11 +63,14 @@ class Workers:
 
 @asynccontextmanager
 async def open_workers(
-    *, backend: BackendName = "torch", device: DeviceChoice = "auto", python: str | None = None
+    *, device: DeviceChoice = "auto", python: str = sys.executable, imports: tuple[BackendName, ...] = ("torch",)
 ) -> AsyncIterator[Workers]:
-    """Workers of one backend on one device, under the interpreter `python` or the backend's own."""
+    """Workers that compute on one device, under the interpreter `python`.
+
+    What the backends `imports` need is imported at once, what others need once a model has needed it.
+    """
     async with trio.open_nursery() as nursery:
-        workers = Workers(nursery, backend, device, python)
+        workers = Workers(nursery, device, python, imports)
         await workers.prepare()
         yield workers
         nursery.cancel_scope.cancel()

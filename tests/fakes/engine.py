@@ -231,7 +231,7 @@ class FakeEngine:
         self.threads: int | None = None
         self.died = trio.Event()
         self.hardware = Hardware("cpu", "toy", memory_bytes, 1e9, 1e9, 1)
-        self.backend = BackendInfo("toy", "toy 1", ("float32", "bfloat16", "float16"), 8192, 256)
+        self.backends = (BackendInfo("torch", "toy 1", ("float32", "bfloat16", "float16")),)
         self.row_s = self.open_s = 0.0
         """What each row adds to a step, and what opening a sequence takes."""
         self.turn = trio.Lock()

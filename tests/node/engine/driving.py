@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from node.engine.base import Batch, BatchResult, Engine, Slot, Stage, StageSpec
+from node.engine.base import BackendName, Batch, BatchResult, Engine, Slot, Stage, StageSpec
 from node.engine.loading import SharedTensors, load_stage
 from node.engine.torch_stage import TorchStage
 from node.wire.frames import Buffer, Sampling, Want
@@ -120,10 +120,12 @@ class Part:
         await self.stage.open(sequence, self.start, self.end, sampling, tokens)
 
 
-async def load_chain(engine: Engine, folder: Path, cuts: Sequence[int], *, dtype: Dtype = "float32") -> list[Part]:
+async def load_chain(
+    engine: Engine, folder: Path, cuts: Sequence[int], *, dtype: Dtype = "float32", backend: BackendName = "torch"
+) -> list[Part]:
     """Stages for each pair of neighbouring cuts."""
     return [
-        Part(await engine.load(StageSpec(str(folder), start, end, dtype, KV_BYTES)), start, end)
+        Part(await engine.load(StageSpec(str(folder), start, end, dtype, KV_BYTES, backend)), start, end)
         for start, end in pairwise(cuts)
     ]
 

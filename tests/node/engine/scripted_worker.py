@@ -30,7 +30,7 @@ from node.engine.messages import (
 from node.wire.records import Hardware
 
 HARDWARE = Hardware("cpu", "toy", 1 << 30, 1e9, 1e9, 1)
-BACKEND = BackendInfo("toy", "toy 1", ("float32",), 8192, 256)
+BACKENDS = (BackendInfo("torch", "toy 1", ("float32",)),)
 LAYER_MS = 1.0
 
 
@@ -120,7 +120,7 @@ class ScriptedWorker:
         async for request in requests:
             match request:
                 case Start(number):
-                    await self._send(Ready(number, HARDWARE, BACKEND))
+                    await self._send(Ready(number, HARDWARE, BACKENDS))
                 case Load(number, _, spec):
                     for _ in range(self.pieces):
                         await trio.sleep(self.piece_s)

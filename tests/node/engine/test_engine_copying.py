@@ -102,7 +102,7 @@ class BusyStage:
 class BusyBackend:
     """A `backend.Backend` whose first stage is there at once, and whose second takes some pieces."""
 
-    info = BackendInfo("toy", "toy 1", ("float32",), 8192, 256)
+    infos = (BackendInfo("torch", "toy 1", ("float32",)),)
 
     def __init__(self, inbox: Inbox) -> None:
         self.stage = BusyStage(inbox)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from node.engine import machine
 from node.engine.measure import BUDGET_S, best_s, measure
@@ -63,7 +62,7 @@ def test_a_machine_that_is_slow_or_busy_is_measured_by_one_run() -> None:
 
 
 def test_this_processor_is_measured_as_what_it_is() -> None:
-    hardware = measure(torch.device("cpu"))
+    hardware = measure("cpu")
     assert hardware.device == "cpu"
     assert hardware.device_name == machine.processor_name() != ""
     assert 2**28 < hardware.memory_bytes <= machine.memory_bytes()

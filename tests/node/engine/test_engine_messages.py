@@ -39,11 +39,11 @@ from node.wire.frames import BODY_LIMIT_BYTES, Sampling
 from node.wire.records import Hardware
 
 CPU = Hardware("cpu", "AMD EPYC", 1 << 34, 3e10, 1.5e11, 2)
-TORCH = BackendInfo("torch", "torch 2.13.0, transformers 5.23.0", ("float32", "bfloat16"), 8192, 256)
+TORCH = BackendInfo("torch", "torch 2.13.0, transformers 5.23.0", ("float32", "bfloat16"))
 
 REQUESTS: list[Request] = [
-    Start(1, "torch", "auto", 2),
-    Start(1, "torch", "cpu", 2, CPU),
+    Start(1, "auto", 2),
+    Start(1, "cpu", 2, CPU),
     Load(2, 7, StageSpec("/models/x", 0, 15, "bfloat16", 1 << 30)),
     DropStage(3, 7),
     Open(4, 7, "sequence", 0, 15, None, 100),
@@ -56,7 +56,7 @@ REQUESTS: list[Request] = [
     Ping(10),
 ]
 REPLIES: list[Reply] = [
-    Ready(1, CPU, TORCH),
+    Ready(1, CPU, (TORCH,)),
     LoadGoesOn(2),
     Loaded(2, StageInfo(100, 10, 5, 0.5, 576, "float32")),
     Ran(5, (SlotResult(), SlotResult((4,)), SlotResult(problem="full")), 0.25, 0.0, 100),
@@ -109,7 +109,7 @@ def test_the_largest_batch_fits_into_a_header() -> None:
 @pytest.mark.parametrize(
     ("request_", "text"),
     [
-        (REQUESTS[0], "opening the backend and measuring the machine"),
+        (REQUESTS[0], "choosing the device and measuring it"),
         (REQUESTS[2], "loading layers 0–14"),
         (REQUESTS[6], "a batch of 9 rows of 3 sequences"),
         (REQUESTS[7], "a batch of 1 row of 1 sequence"),

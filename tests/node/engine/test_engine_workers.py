@@ -176,3 +176,21 @@ def test_a_node_that_is_killed_takes_worker_and_fork_server_along() -> None:
         assert not gone(worker, server)
         node.kill()
     trio.run(until_gone, worker, server)
+
+
+@forking
+def test_what_a_model_has_needed_is_imported_for_the_next_worker(tiny_folder: Path) -> None:
+    def imported(worker: int) -> bool:
+        return any("libtorch" in mapped.path for mapped in psutil.Process(worker).memory_maps())
+
+    async def main() -> None:
+        async with open_workers(device="cpu", imports=()) as workers:
+            async with workers.engine(1) as first:
+                server = server_of(first.pid)
+                assert not imported(server), "nobody has asked for it"
+                await load_chain(first, tiny_folder, [0, 6], backend="torch")
+            async with workers.engine(1) as second:
+                assert server_of(second.pid) == server
+                assert imported(second.pid)
+
+    run(main)
