@@ -19,8 +19,8 @@ from node.models.hash_cache import known_hashes
 from node.models.hub_files import tensors_for_layers
 from node.models.local_folder import weight_files
 from node.models.progress import Report
-from node.models.safetensors_file import read_tensors
 from node.models.tensor_hashes import Hashes, first_difference, hash_tensors, read_hashes
+from node.weights.safetensors_file import read_tensors
 
 Layers = tuple[int, int]
 

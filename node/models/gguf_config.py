@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 
 from node.errors import DamagedModel, UnsupportedModel
-from node.models.gguf_file import GgufFile
 from node.models.gguf_keys import refuse_unknown_keys, refuse_what_is_no_model
+from node.weights.gguf_file import GgufFile
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 SUPPORTED = "GGUF files of dense llama, qwen2 and qwen3 models"
@@ -59,6 +59,8 @@ def family(file: GgufFile) -> str:
         UnsupportedModel: not one of ours, a mixture of experts, or no model at all.
     """
     refuse_what_is_no_model(file, SUPPORTED)
+    if file.integer("split.count", 0) > 1:
+        raise UnsupportedModel(str(file.path), "a model split into several GGUF files", "a single GGUF file")
     name = file.text("general.architecture")
     if name not in CLASSES:
         raise UnsupportedModel(str(file.path), f'the architecture "{name[:40]}"', SUPPORTED)

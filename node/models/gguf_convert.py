@@ -22,10 +22,10 @@ from node.models.gguf_config import (
     dtype_of,
     llama3_scaling,
 )
-from node.models.gguf_file import GgufFile, GgufTensor, read_gguf
 from node.models.gguf_tokenizer import tokenizer_files
 from node.models.progress import Report
-from node.models.safetensors_file import StoredDtype, TensorSpec, header_for
+from node.weights.gguf_file import GgufFile, GgufTensor, read_gguf
+from node.weights.safetensors_file import StoredDtype, TensorSpec, header_for
 
 if TYPE_CHECKING:
     import numpy as np

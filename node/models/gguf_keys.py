@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from node.errors import UnsupportedModel
-from node.models.gguf_file import GgufFile, Value
+from node.weights.gguf_file import GgufFile, Value
 
 HONOURED = frozenset(
     {

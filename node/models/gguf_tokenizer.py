@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from node.errors import DamagedModel, UnsupportedModel
-from node.models.gguf_file import GgufFile
+from node.weights.gguf_file import GgufFile
 
 Json = dict[str, object]
 

@@ -10,7 +10,6 @@ from node.models.cached_model import hashing, slug
 from node.models.default_model import DEFAULT_NAME, DEFAULT_REF
 from node.models.disk import sha256_of
 from node.models.gguf_config import family
-from node.models.gguf_file import read_gguf
 from node.models.hash_cache import cached_hashes
 from node.models.installed import find_installed, installed
 from node.models.local_folder import describe, is_model_folder
@@ -18,6 +17,7 @@ from node.models.older_copies import take_over_older
 from node.models.progress import Report, ignore_progress
 from node.models.runnable import refuse_adapter, refuse_what_cannot_run
 from node.models.tensor_hashes import Hashes
+from node.weights.gguf_file import read_gguf
 from node.wire.models import ModelRef
 
 DEFAULT_NAMES = ("", "default", DEFAULT_NAME)

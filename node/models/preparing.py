@@ -31,9 +31,9 @@ from node.models.local_folder import describe, is_model_folder, metadata_files, 
 from node.models.older_copies import is_older, take_over_older
 from node.models.progress import Report
 from node.models.runnable import refuse_adapter, refuse_what_cannot_run
-from node.models.safetensors_file import read_header
 from node.models.sampling import RecommendedSampling, recommend
 from node.models.tensor_hashes import hash_tensors
+from node.weights.safetensors_file import read_header
 from node.wire.models import ModelRef
 from node.wire.weight_index import INDEX
 

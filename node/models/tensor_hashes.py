@@ -15,7 +15,7 @@ import msgspec
 
 from node.errors import DamagedModel
 from node.models.disk import CHUNK_BYTES
-from node.models.safetensors_file import StoredTensor, read_tensors
+from node.weights.safetensors_file import StoredTensor, read_tensors
 
 Hashes = Mapping[str, str]
 """Hex SHA-256 by tensor name, of its type, shape and data."""

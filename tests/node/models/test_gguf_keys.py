@@ -13,9 +13,9 @@ from gguf import GGUFWriter
 from node.errors import UnsupportedModel
 from node.models import identify, import_file
 from node.models.gguf_config import config_from
-from node.models.gguf_file import read_gguf
 from node.models.gguf_tokenizer import tokenizer_files
 from node.models.progress import ignore_progress
+from node.weights.gguf_file import read_gguf
 
 MakeGguf = Callable[..., Path]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from node.errors import DamagedModel, UnsupportedModel
+from node.weights.ggml_types import TYPES
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -120,8 +121,7 @@ def read_gguf(path: Path) -> GgufFile:
 
     Raises:
         DamagedModel: no GGUF file, truncated, or its header contradicts itself.
-        UnsupportedModel: another version or byte order, a tensor type that ggml's Python package does not know, or one
-            part of a model that is split into several files.
+        UnsupportedModel: another version or byte order, or a tensor type that is not known.
     """
     try:
         size = path.stat().st_size
@@ -135,8 +135,6 @@ def read_gguf(path: Path) -> GgufFile:
                     raise header.damaged(f'the metadata key "{key[:80]}" appears twice')
                 metadata[key] = header.value(header.u32())
             gguf = GgufFile(path, metadata, {})
-            if gguf.integer("split.count", 0) > 1:
-                raise UnsupportedModel(str(path), "a model split into several GGUF files", "a single GGUF file")
             infos = [header.tensor_info() for _ in range(tensor_count)]
             alignment = gguf.integer("general.alignment", DEFAULT_ALIGNMENT)
             if alignment == 0 or alignment & (alignment - 1):
@@ -153,15 +151,11 @@ def read_gguf(path: Path) -> GgufFile:
 
 def _placed(header: _Cursor, name: str, kind_number: int, shape: tuple[int, ...], offset: int) -> GgufTensor:
     """The tensor's place, after checking that it lies inside the file."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # imports numpy
-
-    try:
-        kind = GGMLQuantizationType(kind_number)
-    except ValueError:
-        raise UnsupportedModel(
-            str(header.path), f"tensor type {kind_number} of {name[:80]}", "types that the gguf package knows"
-        ) from None
-    block_items, block_bytes = GGML_QUANT_SIZES[kind]
+    kind = TYPES.get(kind_number)
+    if kind is None:
+        known = ", ".join(sorted(kind.name for kind in TYPES.values()))
+        raise UnsupportedModel(str(header.path), f"the tensor type {kind_number} of {name[:80]}", known)
+    block_items, block_bytes = kind.block_items, kind.block_bytes
     if shape[-1] % block_items:
         raise header.damaged(f"a row of {name[:80]} has {shape[-1]} elements, no multiple of {block_items}")
     nbytes = math.prod(shape) // block_items * block_bytes

@@ -1,0 +1,175 @@
+"""A GGUF model's weights, in one file or split into several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.errors import DamagedModel, UnsupportedModel
+from node.weights.base import Part
+from node.weights.blocks import Blocks, Bytes, Floats, Matrix, bfloat16, floats, rows_of
+from node.weights.families import ARCHITECTURES, BARE, GGUF_INTERLEAVED, GGUF_JOINED, GGUF_OTHER_NAMES
+from node.weights.ggml_grids import dequantised, from_ggml
+from node.weights.gguf_file import GgufFile, GgufTensor, read_gguf
+from node.weights.gguf_split import parts_of
+from node.weights.mapped_file import MappedFile
+from node.weights.sizes import HeadSizes
+
+
+class GgufWeights:
+    """A `base.Weights`.
+
+    Raises:
+        DamagedModel: a file's header cannot be read, or a part of a split model is missing.
+        UnsupportedModel: an architecture that is not known.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.files = parts_of(path)
+        self._places: dict[str, tuple[GgufFile, GgufTensor]] = {}
+        headers = [read_gguf(file) for file in self.files]
+        for header in headers:
+            for name, tensor in header.tensors.items():
+                if name in self._places:
+                    raise DamagedModel(str(header.path), f"the tensor {name[:80]} is in another part too")
+                self._places[name] = (header, tensor)
+        self.header = headers[0]
+        """Of the first part: the metadata."""
+        self.architecture = self.header.text("general.architecture")
+        if self.architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise UnsupportedModel(str(path), f'the architecture "{self.architecture[:40]}"', known)
+        self.family = ARCHITECTURES[self.architecture]
+        nextn = self.header.integer(f"{self.architecture}.nextn_predict_layers", 0)
+        self.layers = self.header.integer(f"{self.architecture}.block_count") - nextn
+        self.tied_head = "output.weight" not in self._places
+        self.rotary_interleaved = self.architecture in GGUF_INTERLEAVED
+        self._mapped: dict[Path, MappedFile] = {}
+
+    def has(self, layer: int | None, role: str, part: Part = "weight") -> bool:
+        """See `base.Weights`."""
+        return self._find(layer, role, part) is not None
+
+    def matrix(self, layer: int | None, role: str, part: Part = "weight") -> Matrix:
+        """See `base.Weights`."""
+        name, joined = self._named(layer, role, part)
+        whole = self.tensor(name)
+        if not joined:
+            return whole
+        rows = whole.shape[-2]
+        span = self._heads().span(joined, rows)  # type: ignore[arg-type]
+        if span is None:
+            raise DamagedModel(str(self._places[name][0].path), f"{name} has {rows} rows, not those of all its roles")
+        return rows_of(whole, *span)
+
+    def vector(self, layer: int | None, role: str, part: Part = "weight") -> Floats:
+        """See `base.Weights`."""
+        return floats(self.matrix(layer, role, part)).reshape(-1)
+
+    def stored(self, layer: int | None, role: str) -> str:
+        """See `base.Weights`."""
+        return self._places[self._named(layer, role, "weight")[0]][1].kind
+
+    def embedding_rows(self, ids: Sequence[int] | NDArray[np.integer]) -> Floats:
+        """See `base.Weights`."""
+        header, tensor = self._places["token_embd.weight"]
+        wanted = np.asarray(ids, dtype=np.int64)
+        if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < tensor.shape[0]:
+            raise ValueError(f"the vocabulary has {tensor.shape[0]} ids")
+        raw = self._raw(header, tensor)[wanted]
+        return floats(_decoded(raw, tensor))
+
+    def layer_bytes(self, layer: int) -> int:
+        """See `base.Weights`."""
+        prefix = f"blk.{layer}."
+        return sum(tensor.nbytes for name, (_, tensor) in self._places.items() if name.startswith(prefix))
+
+    def outer_bytes(self, role: str) -> int:
+        """See `base.Weights`."""
+        place = self._places.get(f"{role}.weight")
+        return place[1].nbytes if place else 0
+
+    def names(self) -> Iterator[str]:
+        """Of all tensors, as the file calls them."""
+        return iter(self._places)
+
+    def place(self, name: str) -> tuple[Path, GgufTensor]:
+        """The file that a tensor is in, and where."""
+        header, tensor = self._places[name]
+        return header.path, tensor
+
+    def tensor(self, name: str) -> Matrix:
+        """A whole tensor by the file's name for it."""
+        header, tensor = self._places[name]
+        raw = self._raw(header, tensor)
+        decoded = _decoded(raw, tensor)
+        if len(tensor.shape) <= 2:
+            return decoded if len(tensor.shape) == 2 else floats(decoded).reshape(-1)
+        return _reshaped(decoded, tensor.shape[:-1])
+
+    def _raw(self, header: GgufFile, tensor: GgufTensor) -> Bytes:
+        """(rows, bytes of a row)"""
+        mapped = self._mapped.get(header.path)
+        if mapped is None:
+            mapped = self._mapped[header.path] = MappedFile(header.path)
+        rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+        return mapped.view(tensor.offset, tensor.offset + tensor.nbytes).reshape(rows, -1)
+
+    def _named(self, layer: int | None, role: str, part: Part) -> tuple[str, str]:
+        found = self._find(layer, role, part)
+        if found is None:
+            raise KeyError(f"{role}.{part} of {'the model' if layer is None else f'layer {layer}'}")
+        return found
+
+    def _find(self, layer: int | None, role: str, part: Part) -> tuple[str, str] | None:
+        """The tensor's name, and which of its rows are meant where it joins several roles."""
+        if role == "output" and self.tied_head:
+            role = "token_embd"
+        prefix = "" if layer is None else f"blk.{layer}."
+        own = GGUF_OTHER_NAMES.get((self.architecture, role), role)
+        joins_both = own == "ffn_up" and self.architecture == "phi3"
+        for name in dict.fromkeys((own, role)):
+            for suffix in (f".{part}", *((".weight", ".bias", "") if role in BARE else ())):
+                if f"{prefix}{name}{suffix}" in self._places and not joins_both:
+                    return f"{prefix}{name}{suffix}", ""
+        for name, rows in GGUF_JOINED.get(role, ()):
+            if f"{prefix}{name}.{part}" in self._places and (name != "ffn_up" or self.architecture == "phi3"):
+                return f"{prefix}{name}.{part}", rows
+        return None
+
+    def _heads(self) -> HeadSizes:
+        def size(key: str, default: int | None = None) -> int:
+            return self.header.integer(f"{self.architecture}.{key}", default)
+
+        heads = size("attention.head_count")
+        keys = size("attention.head_count_kv", heads)
+        width = size("attention.key_length", size("embedding_length") // max(heads, 1))
+        return HeadSizes(heads * width, keys * width, keys * size("attention.value_length", width))
+
+
+def _decoded(raw: Bytes, tensor: GgufTensor) -> Matrix:
+    """(rows, columns) of rows of bytes."""
+    if tensor.kind == "F32":
+        return raw.view("<f4")
+    if tensor.kind == "F16":
+        return raw.view("<f2")
+    if tensor.kind == "BF16":
+        return bfloat16(raw)
+    blocks = from_ggml(raw, tensor.kind)
+    return dequantised(raw, tensor.kind) if blocks is None else blocks
+
+
+def _reshaped(matrix: Matrix, outer: tuple[int, ...]) -> Matrix:
+    if not isinstance(matrix, Blocks):
+        return matrix.reshape(*outer, matrix.shape[-1])
+    return Blocks(
+        matrix.bits,
+        matrix.block,
+        matrix.quants.reshape(*outer, *matrix.quants.shape[-2:]),
+        matrix.scales.reshape(*outer, -1),
+        matrix.zero,
+        None if matrix.minimums is None else matrix.minimums.reshape(*outer, -1),
+    )
