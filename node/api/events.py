@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
 
 import msgspec
+import trio
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from node.api.disconnect import until_disconnect
 from node.api.owner import Owner
@@ -28,27 +31,57 @@ MOST_FOLLOWERS = 64
 """On one port: readers without end shall never take the connections that requests need."""
 
 
+SLOW_S = 1.0
+"""A reader for which a write has waited for so long gives way to a new one when there are as many as there may be."""
+
+
+@dataclass(slots=True, eq=False)
+class _Follower:
+    """One reader."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    writing_since_s: float = inf
+    """Of the write that it keeps waiting."""
+
+
 class EventsEndpoint:
     """The route as an ASGI app.
 
     A reader that falls behind gets its connection ended and reads the state again; so does one that reads nothing, when
-    the next write to it has been waited for in vain.
+    the next write to it has been waited for in vain, or when another one needs its place.
     """
 
     def __init__(self, journal: Journal, owner: Owner) -> None:
         self._journal, self._owner = journal, owner
-        self._followers = 0
+        self._followers: set[_Follower] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._followers >= MOST_FOLLOWERS:
+        if len(self._followers) >= MOST_FOLLOWERS and not self._slowest_gives_way():
             busy = Busy(f"{MOST_FOLLOWERS} readers follow the events of this port already; try again in a moment")
             await error_response(busy)(scope, receive, send)
             return
-        self._followers += 1
+        follower = _Follower()
+
+        async def send_noted(message: Message) -> None:
+            follower.writing_since_s = trio.current_time()
+            await send(message)
+            follower.writing_since_s = inf
+
+        self._followers.add(follower)
         try:
-            await self._answer(scope, receive, send)
+            with follower.scope:
+                await self._answer(scope, receive, send_noted)
         finally:
-            self._followers -= 1
+            self._followers.discard(follower)
+
+    def _slowest_gives_way(self) -> bool:
+        """Whether there was one that reads nothing; its connection ends."""
+        slowest = min(self._followers, key=lambda follower: follower.writing_since_s)
+        if slowest.writing_since_s > trio.current_time() - SLOW_S:
+            return False
+        self._followers.discard(slowest)
+        slowest.scope.cancel()
+        return True
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -144,6 +144,8 @@ class Member:
 
     async def run(self) -> None:
         """Everything but HTTP, until cancelled."""
+        for problem in self._remembered.problems:
+            self.emit(Notice.of("warning", problem))
         await self._swarm.update(plan_epoch=self._remembered.epoch)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ import trio
 
 from node.errors import ParallaxError
 from node.models import ChatModel, Phase, identify_in_child, prepare_in_child, read_facts
-from node.wire.events import Event, ModelProgress
+from node.wire.events import Event, ModelProgress, Notice
 from node.wire.models import Dtype, ModelFacts, ModelRef
+
+log = logging.getLogger(__name__)
 
 CHECKED_FOR_S = 600.0
 """For so long weights that were found whole are not read again before they are loaded once more."""
@@ -84,7 +87,11 @@ class ModelStore:
 
     def _reporter(self, name: str) -> Callable[[Phase, int, int, str], None]:
         def report(phase: Phase, done: int, total: int, text: str) -> None:
-            self._emit(ModelProgress(name, phase, done, total, text))
+            if phase == "repair":
+                log.warning("model %s: %s", name, text)
+                self._emit(Notice.of("warning", f"model {name}: {text}"))
+            else:
+                self._emit(ModelProgress(name, phase, done, total, text))
 
         return report
 

@@ -18,7 +18,7 @@ from node.models.progress import Phase
 Action = Literal["list", "pull", "import", "rm"]
 T = TypeVar("T")
 
-DOING: dict[Phase, str] = {"fetch": "fetching", "convert": "converting", "load": "checking"}
+DOING: dict[Phase, str] = {"fetch": "fetching", "convert": "converting", "load": "checking", "repair": "repairing"}
 INTERRUPTED_STATUS = 130
 WIDTH = 79
 

@@ -163,6 +163,8 @@ def _prepare_gguf(
         if made and damage is None:
             return cell.folder  # made while we waited
         source = sources.recall(models, ref.digest)
+        if damage is not None and (fetch is not None or (source is not None and source.unchanged())):
+            report("repair", 0, 0, f"{cell.folder}: {damage}; it is made again")
         if source is not None and source.unchanged():
             gguf = Path(source.path)
         elif fetch is not None:
@@ -204,6 +206,7 @@ def _prepare_folder(ref: ModelRef, models: Path, read: Layers | None, report: Re
     if found.digest != ref.digest:
         raise DamagedModel(source.path, "has changed since it was chosen", "choose it again with --model")
     if damage is not None:
+        report("repair", 0, 0, f"{cell.folder}: {damage}; it is copied again from {folder}")
         _copy_folder(ref, folder, models, report, free, anew=True)
         return cell.folder
     if read is not None and (flaw := first_flaw_in_place(folder, models, read, report)) is not None:
@@ -258,7 +261,7 @@ def _prepare_hub(
                 flaw = first_flaw(cell, read, report, names=_wanted(cell, layers))
                 if flaw is None:
                     break
-                report("fetch", 0, 0, f"{flaw}; it is fetched again")
+                report("repair", 0, 0, f"{cell.folder}: {flaw}; it is fetched again")
                 cell.disown(flaw.file)
         except (FetchFailed, ModelNotFound) as error:
             if (damage := cell.damage() or flaw) is not None:

@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-Phase = Literal["fetch", "convert", "load"]
-"""`load`: what is on the disk is checked before it is loaded."""
+Phase = Literal["fetch", "convert", "load", "repair"]
+"""`load`: what is on the disk is checked before it is loaded. `repair`: it is not what it was, and is had again; told
+once, with the file, before that begins."""
 
 Report = Callable[[Phase, int, int, str], None]
 """Called with (phase, done_bytes, total_bytes, text); a total of 0 means that it is not known."""

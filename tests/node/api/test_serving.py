@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from node.api import listening
 from node.api.disconnect import until_disconnect
-from node.api.events import MOST_FOLLOWERS, EventsEndpoint
+from node.api.events import MOST_FOLLOWERS, SLOW_S, EventsEndpoint
 from node.api.listening import NotListening, listen_localhost, listen_tcp
 from node.api.owner import Owner
 from node.api.serving import GIVES_WAY_AFTER_S, most_connections, serve
@@ -125,6 +125,43 @@ def test_followers_of_events_never_take_all_places() -> None:
         assert told == [200]
 
     trio.run(main)
+
+
+def test_followers_that_read_nothing_give_way_to_one_that_does() -> None:
+    endpoint = EventsEndpoint(Journal(DESK), Owner())
+    told: list[int] = []
+    ended: list[int] = []
+
+    async def follow(number: int, reads: bool) -> None:
+        async def send(message: dict[str, object]) -> None:
+            if message["type"] == "http.response.start":
+                told.append(cast("int", message["status"]))
+            elif not reads and message.get("body"):
+                await trio.sleep_forever()
+
+        async def receive() -> dict[str, object]:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        scope = {"type": "http", "query_string": b"", "headers": [], "method": "GET", "path": "/v1/events"}
+        await endpoint(scope, receive, send)  # type: ignore[arg-type]
+        ended.append(number)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(MOST_FOLLOWERS):
+                nursery.start_soon(follow, number, number < 2)
+                await trio.sleep(0.001)
+            await follow(-1, True)
+            assert told[-1] == 503, "they had no time to read yet"
+            await trio.sleep(SLOW_S)
+            nursery.start_soon(follow, 100, True)
+            await trio.sleep(0.01)
+            assert told[-1] == 200
+            assert ended == [-1, 2], "the one that has read nothing for longest"
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_connections_leave_files_for_the_rest_of_the_node() -> None:

@@ -568,14 +568,19 @@ async def test_an_epoch_from_nowhere_is_ignored(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("epoch", [2**52, 2**53, 10**9])
-def test_a_home_that_remembers_an_absurd_epoch_starts_without_it_and_says_so(
+def test_a_home_that_remembers_an_absurd_epoch_starts_without_it_but_with_its_model_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, epoch: int
 ) -> None:
     file = tmp_path / "model.json"
-    trio.run(Remembered(file).remember, Plan(epoch, NodeId("b"), MODEL, "float32", FACTS, ()))
+    settings = PlanSettings("throughput")
+    trio.run(Remembered(file).remember, Plan(epoch, NodeId("b"), MODEL, "float32", FACTS, (), settings=settings))
     again = Remembered(file)
-    assert (again.epoch, again.model) == (0, None)
-    assert f"no planning has led to its epoch {epoch}" in caplog.text
+    assert (again.epoch, again.model, again.settings) == (0, MODEL, settings)
+    assert f"no planning has led to epoch {epoch}" in caplog.text
+    assert "what it says of the epoch cannot be; the rest of it is used" in again.problems[0]
+    trio.run(again.remember, Plan(7, NodeId("b"), MODEL, "float32", FACTS, ()))
+    assert b"throughput" in file.with_name("model.json.refused").read_bytes(), "kept beside what replaces it"
+    assert Remembered(file).problems == []
 
 
 @in_a_lab
@@ -600,6 +605,8 @@ def test_what_is_remembered_survives_a_damaged_file_and_a_full_disk(tmp_path: Pa
     for damage in (b"", b"{", b"[]", b'{"model": 1, "epoch": 2}', b'{"epoch": 99999999999999999999}'):
         file.write_bytes(damage)
         assert Remembered(file).epoch == 0
+        assert Remembered(file).problems
+        assert file.with_name("model.json.refused").read_bytes() == damage
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
     trio.run(Remembered(blocked / "model.json").remember, plan)  # its folder cannot be made: told in the log, no more

@@ -191,8 +191,13 @@ def test_flipped_bytes_are_found_when_their_layers_are_loaded_and_made_again_fro
     flip(folder / WEIGHTS, SECOND)
     prepare(ref, models, (0, 1), ignore_progress)
     assert (folder / WEIGHTS).read_bytes() != whole  # those layers are not hurt by it, nor is the other one read
-    prepare(ref, models, (1, 2), ignore_progress)
+    told: list[str] = []
+    prepare(ref, models, (1, 2), lambda phase, done, total, text: told.append(text) if phase == "repair" else None)
     assert (folder / WEIGHTS).read_bytes() == whole
+    assert len(told) == 1
+    assert WEIGHTS in told[0]
+    assert SECOND in told[0]
+    assert "made again" in told[0]
 
 
 def test_what_has_just_been_found_whole_is_not_read_again(tiny_gguf: Path, tmp_path: Path) -> None:
