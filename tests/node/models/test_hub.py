@@ -216,9 +216,10 @@ def test_a_shard_whose_bytes_have_flipped_is_fetched_again(hub: Any, tmp_path: P
     hub.asked.clear()
     prepare(ref, models, (0, 1))
     assert hub.asked == []  # not needed for these layers
-    told: list[str] = []
-    prepare(ref, models, (3, 4), lambda phase, done, total, text: told.append(text) if phase == "repair" else None)
+    seen: list[tuple[Any, ...]] = []
+    prepare(ref, models, (3, 4), seen)
     assert hub.asked == [LATE]
+    told = [text for phase, _, _, text in seen if phase == "repair"]
     assert len(told) == 1
     assert LATE in told[0]
     assert (folder / LATE).read_bytes() == hub.files[LATE]
