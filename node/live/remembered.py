@@ -22,8 +22,8 @@ Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Remembered:
-    """What a restarted node still knows. A file that cannot be read is as good as none, but is not lost: it stays beside
-    the one that is written next."""
+    """What a restarted node still knows. A file that cannot be read is as good as none, but is not lost: it stays
+    beside the one that is written next."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
