@@ -121,7 +121,7 @@ def _with_version(package: str) -> str:
 
 def _prepare_torch() -> None:
     # the library's own imports take seconds, and the smallest family's pull in nearly all that any family needs
-    import_module("node.engine.torch_backend")
+    import_module("node.engine.torch.backend")
     library = import_module("transformers")
     for name in ("AutoConfig", "AutoModelForCausalLM", "DynamicCache"):  # imported where they are asked for
         getattr(library, name)
@@ -129,7 +129,7 @@ def _prepare_torch() -> None:
 
 
 def _open_torch(device: Device) -> Backend:
-    from node.engine.torch_backend import TorchBackend  # torch takes seconds to import
+    from node.engine.torch.backend import TorchBackend  # torch takes seconds to import
 
     return TorchBackend(device)
 

@@ -38,7 +38,7 @@ def test_the_node_process_loads_neither_screens_nor_tensor_libraries() -> None:
 
 def test_no_module_of_the_node_loads_screens() -> None:
     names = modules_of(node)
-    assert {"node.main", "node.engine.torch_backend"} <= set(names)
+    assert {"node.main", "node.engine.torch.backend"} <= set(names)
     assert "textual" not in loaded_by("\n".join(f"import {name}" for name in names))
 
 

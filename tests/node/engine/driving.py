@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from node.engine.base import BackendName, Batch, BatchResult, Engine, Slot, Stage, StageSpec
-from node.engine.loading import SharedTensors, load_stage
-from node.engine.torch_stage import TorchStage
+from node.engine.torch.loading import SharedTensors, load_stage
+from node.engine.torch.stage import TorchStage
 from node.wire.frames import Buffer, Sampling, Want
 from node.wire.models import Dtype
 

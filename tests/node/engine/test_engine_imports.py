@@ -21,7 +21,7 @@ def test_the_nodes_side_never_imports_a_tensor_library() -> None:
 
 
 def test_the_worker_needs_nothing_of_ours_but_engine_wire_and_errors() -> None:
-    modules = modules_after("import node.engine.worker, node.engine.torch_backend, node.engine.loading")
+    modules = modules_after("import node.engine.worker, node.engine.torch.backend, node.engine.torch.loading")
     ours = {module.split(".")[1] for module in modules if module.startswith("node.")}
     assert ours == {"engine", "wire", "errors"}
     assert not modules & {"trio", "libp2p", "textual", "rich.console"}

@@ -19,10 +19,10 @@ import pytest
 import torch
 import trio
 
-from node.engine.loading import SharedTensors
 from node.engine.process import open_engine
-from node.engine.torch_slice import TorchSlice
-from node.engine.torch_stage import TorchStage
+from node.engine.torch.loading import SharedTensors
+from node.engine.torch.slice import TorchSlice
+from node.engine.torch.stage import TorchStage
 from tests.conftest import Greedy
 from tests.node.engine.driving import generate, generate_here, load_chain, load_here
 

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from node.engine.base import StageSpec
-from node.engine.loading import SharedTensors, load_stage
 from node.engine.messages import (
     PREFIX,
     Done,
@@ -28,8 +27,9 @@ from node.engine.messages import (
     unpack_prefix,
     unpack_reply,
 )
-from node.engine.torch_backend import TorchBackend
-from node.engine.torch_stage import TorchStage
+from node.engine.torch.backend import TorchBackend
+from node.engine.torch.loading import SharedTensors, load_stage
+from node.engine.torch.stage import TorchStage
 from node.engine.worker import Activity, Inbox, Replies, Worker
 from node.errors import LoadFailed
 from node.wire.layer_range import layer_range

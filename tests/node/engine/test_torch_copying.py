@@ -13,8 +13,8 @@ import torch
 
 from node.engine.backend import BackendLost
 from node.engine.base import BackendInfo, Batch, BatchResult, SlotResult, StageInfo, StageSpec
-from node.engine.copying import LEAST_PIECE_BYTES, MOST_PIECE_BYTES, PIECE_S, PieceSize, copied
 from node.engine.messages import Load, Run
+from node.engine.torch.copying import LEAST_PIECE_BYTES, MOST_PIECE_BYTES, PIECE_S, PieceSize, copied
 from node.engine.worker import EXIT_BACKEND_LOST, Activity, Inbox, Replies, Worker
 from node.wire.frames import Sampling
 from node.wire.records import Hardware

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from node.engine.base import StageInfo, StageSpec
-from node.engine.checkpoint import Checkpoint
-from node.engine.copying import PieceSize, copied
 from node.engine.memory import WorkerMemory
-from node.engine.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage
-from node.engine.tables import longest_with_one_table
+from node.engine.torch.checkpoint import Checkpoint
+from node.engine.torch.copying import PieceSize, copied
+from node.engine.torch.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage
+from node.engine.torch.tables import longest_with_one_table
 from node.errors import EngineError, LoadFailed, ModelError
 from node.wire.layer_range import layer_range
 from node.wire.models import Dtype
@@ -24,8 +24,8 @@ from node.wire.models import Dtype
 if TYPE_CHECKING:
     import torch
 
-    from node.engine.torch_slice import TorchSlice
-    from node.engine.torch_stage import TorchStage
+    from node.engine.torch.slice import TorchSlice
+    from node.engine.torch.stage import TorchStage
 
 UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 """Buffers that old checkpoints store and nobody reads any more."""
@@ -109,8 +109,8 @@ def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> 
 def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Generator[None, None, TorchStage]:
     import torch
 
-    from node.engine.probe import probe
-    from node.engine.torch_stage import TorchStage
+    from node.engine.torch.probe import probe
+    from node.engine.torch.stage import TorchStage
 
     started = time.perf_counter()
     asked = layer_range(spec.start, spec.end)
@@ -186,7 +186,7 @@ class Assembly:
         Raises:
             LoadFailed: a tensor of another shape, or none for a parameter.
         """
-        from node.engine.torch_slice import TorchSlice
+        from node.engine.torch.slice import TorchSlice
 
         asked = layer_range(start, end)
         sources = self.sources(model, start)

@@ -21,7 +21,7 @@ from node.engine.batches import check_batch
 from node.engine.kv_cache import Sequence, Sequences
 from node.engine.memory import WorkerMemory
 from node.engine.sampler import sample
-from node.engine.torch_slice import TorchSlice, forget
+from node.engine.torch.slice import TorchSlice, forget
 from node.errors import EngineError, TooLong
 from node.wire.frames import Buffer, Sampling
 

@@ -8,8 +8,8 @@ import torch
 
 from node.engine.backend import Device
 from node.engine.base import StageSpec
-from node.engine.loading import SharedTensors, load_stage
-from node.engine.torch_stage import TorchStage
+from node.engine.torch.loading import SharedTensors, load_stage
+from node.engine.torch.stage import TorchStage
 
 
 class TorchBackend:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S
-from node.engine.torch_slice import TorchSlice, can_forget
+from node.engine.torch.slice import TorchSlice, can_forget
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
