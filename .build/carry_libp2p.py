@@ -1,13 +1,13 @@
 """Puts the parts of py-libp2p that the swarm uses into our wheel, so that an install needs no compiler.
 
 libp2p 0.8.1 requires `fastecdsa==2.3.2`, which has no wheels for Linux and macOS and wants gcc and the headers of GMP.
-It needs that library for ECDSA keys alone, which no node has. A package cannot take back what another one requires, so
-we do not require libp2p: this hook fetches its wheel as it was published, holds it against its hash, and packs what is
-in it below `parallax_libp2p/`, where nothing but `node.swarm` looks (`node/swarm/libp2p_parts.py`). What else was weighed:
+It needs that library for ECDSA keys alone, which no node has. A package cannot take back what another one requires,
+so we do not require libp2p: this hook fetches its wheel as it was published, holds it against its hash, and packs what
+is in it below `parallax_libp2p/`, where nothing but `node.swarm` looks (`node/swarm/libp2p_parts.py`). Also weighed:
 
 - a stand-in distribution named fastecdsa as a direct reference: pip would put it in the place of a real fastecdsa that
-  somebody has in the same environment, and wheels built from a checkout or an archive would name a folder of the machine
-  that built them, gone at the second install from pip's cache;
+  somebody has in the same environment, and a wheel built from a checkout or an archive would name a folder of the
+  machine that built it, gone at the second install from pip's cache;
 - libp2p's sources in this repository: a hundred thousand lines that nobody here keeps.
 
 A source archive (sdist) carries the wheel, so that building from it asks no index for it. This ends with the first

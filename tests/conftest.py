@@ -22,6 +22,9 @@ from xdist.scheduler import LoadScopeScheduling
 from node.loop_watch import LoopWatch
 from node.models import DEFAULT_REF, prepare
 from node.models.progress import ignore_progress
+from node.swarm.libp2p_parts import use_parts
+
+use_parts()  # whichever test imports libp2p first
 
 # Machines that run this are shared and slow at times: how long an example takes says nothing about the code. Where
 # CI is set, every run tries the same examples, and the search for new ones is left to people.

@@ -4,10 +4,10 @@ From where: our wheel carries libp2p as it was published (`.build/carry_libp2p.p
 nobody's path; in a checkout beside an environment that has libp2p 0.8.1 itself, that one is used.
 
 Which parts: keys, peer ids, multistream-select, Noise and yamux. Its packages import their other rooms as they are
-imported themselves: QUIC, TLS and its certificates, DNS, a DHT, UPnP, a resource manager. These are most of a second of
-start and thirty packages that no node uses, so packages are entered without that (`HALLS`). What is left of them are
-names in annotations, tables and abstract bases (`REFUSED`): they are there, and refuse to be used. Our keys are Ed25519;
-a peer that shows an RSA or a secp256k1 key has no business here.
+imported themselves: QUIC, TLS and its certificates, DNS, a DHT, UPnP, a resource manager. These are most of a second
+of start and thirty packages that no node uses, so packages are entered without that (`HALLS`). What is left of them
+are names in annotations, tables and abstract bases (`REFUSED`): they are there, and refuse to be used. Our keys are
+Ed25519; a peer that shows an RSA or a secp256k1 key has no business here.
 """
 
 from __future__ import annotations
