@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from node.engine.base import BackendInfo, DeviceChoice, Slot, SlotResult, StageInfo, StageSpec
+from node.engine.shared_rows import PLACES
 from node.errors import BadWireData, EngineError
 from node.wire.frames import BODY_LIMIT_BYTES, Buffer, Sampling
 from node.wire.layer_range import layer_range
@@ -39,6 +40,8 @@ class Start(Struct, frozen=True, tag="hello"):
     number: Number
     device: DeviceChoice
     threads: Annotated[int, Meta(ge=1)]
+    shared_rows: str = ""
+    """Where memory lies that both see (`shared_rows`); empty: there is none."""
     hardware: Hardware | None = None
     """As an earlier worker of this node measured it: it need not be measured again."""
 
@@ -70,13 +73,22 @@ class Open(Struct, frozen=True, tag="open"):
     kv_tokens: Count
 
 
+class Shared(Struct, frozen=True, array_like=True):
+    """Rows that lie in memory which both see, in place of a body."""
+
+    place: Annotated[int, Meta(ge=0, lt=PLACES)]
+    size_bytes: Annotated[int, Meta(ge=0, le=BODY_LIMIT_BYTES)]
+    """0 in a request with a body: the reply's rows alone may lie there."""
+
+
 class Run(Struct, frozen=True, tag="run"):
-    """One batch; its rows are the body."""
+    """One batch; its rows are the body, or shared."""
 
     number: Number
     stage: Number
     slots: tuple[Slot, ...]
     dtype: Dtype | None
+    shared: Shared | None = None
 
 
 class Rewind(Struct, frozen=True, tag="rewind"):
@@ -115,6 +127,8 @@ class Ready(Struct, frozen=True, tag="ready"):
     number: Number
     hardware: Hardware
     backends: tuple[BackendInfo, ...]
+    shares_rows: bool = False
+    """It has the memory that `Start` named."""
 
 
 class LoadGoesOn(Struct, frozen=True, tag="loading"):
@@ -131,13 +145,14 @@ class Loaded(Struct, frozen=True, tag="loaded"):
 
 
 class Ran(Struct, frozen=True, tag="ran"):
-    """Reply to `Run`; the stage's output is the body."""
+    """Reply to `Run`; the stage's output is the body, or shared, at the request's place."""
 
     number: Number
     slots: tuple[SlotResult, ...]
     compute_ms: float
     head_ms: float
     free_kv_tokens: int
+    shared_bytes: Annotated[int, Meta(ge=0, le=BODY_LIMIT_BYTES)] = 0
 
 
 class Done(Struct, frozen=True, tag="done"):

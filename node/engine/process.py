@@ -12,7 +12,7 @@ Error handling: the worker's death is an event, not an accident: every call that
 from __future__ import annotations
 
 import logging
-import math
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import trio
+from msgspec.structs import replace
 
 from node.engine.base import (
     BATCHES_IN_FLIGHT,
@@ -48,16 +49,20 @@ from node.engine.messages import (
     Rewind,
     Run,
     SetThreads,
+    Shared,
     Start,
     pack_head,
     text_of,
 )
 from node.engine.patience import CALL_S, START_S, StepTimes
+from node.engine.places import Places
 from node.engine.replies import ReplyReader
+from node.engine.request_pipe import RequestPipe
+from node.engine.shared_rows import WORTH_BYTES, SharedRows, path_of
 from node.engine.spawning import WorkerProcess, spawn_worker
 from node.engine.watch import Watch
 from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, TooLong, WorkerDied, WorkerHung
-from node.wire.frames import Buffer, Sampling
+from node.wire.frames import BODY_LIMIT_BYTES, Buffer, Sampling
 from node.wire.records import Hardware
 
 logger = logging.getLogger(__name__)
@@ -67,9 +72,6 @@ GRACE_S = 2.0
 
 KILL_S = 5.0
 """For a killed process to be gone. One that waits for a broken disk inside the system may stay longer; we go on."""
-
-JOIN_BYTES = 64 * 1024
-"""Bodies up to a pipe's usual capacity are written together with their header, in one system call."""
 
 SECOND_LOOK_S = 0.5
 """Between finding that the worker hangs and believing it."""
@@ -107,13 +109,11 @@ class ProcessStage:
 
     async def run(self, batch: Batch) -> BatchResult:
         """See `base.Stage.run`."""
-        data = memoryview(batch.data).cast("B")
         rows = batch.rows
-        reply, body = await self._engine._call(
+        reply, body = await self._engine._run(
             lambda number: Run(number, self._number, batch.slots, batch.dtype),
-            data,
-            allowance_s=self._times.allowance_s(rows),
-            in_turn=True,
+            memoryview(batch.data).cast("B"),
+            self._times.allowance_s(rows),
         )
         if not isinstance(reply, Ran) or len(reply.slots) != len(batch.slots):
             raise EngineError(f"the worker answered a batch of {len(batch.slots)} slots with {reply}")
@@ -155,13 +155,11 @@ class EngineProcess:
         self._watch = Watch(trio.current_time)
         self._hang: tuple[str, float] | None = None
         """What it was at, and for how many seconds nothing was heard, where we killed it for that."""
-        self._places = trio.Semaphore(BATCHES_IN_FLIGHT)
-        """For batches. Given back by a batch's reply, not by its caller, who may have given up before."""
-        self._batches: set[int] = set()
-        """The numbers of those that have a place."""
-        # Unbounded, so that posting never waits and a cancelled caller can still say `Close`; in fact as long as there
-        # are callers, since each of them waits for its reply, and of bodies there are two.
-        self._outbox, self._to_write = trio.open_memory_channel[tuple[bytes, Buffer]](math.inf)
+        self._places = Places(BATCHES_IN_FLIGHT)
+        self._batches: dict[int, int] = {}
+        """Number to place, of those that the worker has."""
+        self._shared_rows: SharedRows | None = None
+        self._requests = RequestPipe(process.stdin)
 
     @property
     def pid(self) -> int:
@@ -189,7 +187,7 @@ class EngineProcess:
         """See `base.Engine.load`. Cancelled while it waits, it gives the load up."""
         stage = self._next_number()
         try:
-            reply, _ = await self._call(lambda number: Load(number, stage, spec))
+            reply = await self._call(lambda number: Load(number, stage, spec))
         except trio.Cancelled:
             self._post(DropStage(self._next_number(), stage))
             raise
@@ -219,37 +217,49 @@ class EngineProcess:
                 self._watch.load_posted(request.number, text_of(request))
             elif not isinstance(request, Ping):
                 self._watch.posted(request.number, text_of(request), allowance_s)
-            if isinstance(request, Run):
-                self._batches.add(request.number)
-            self._outbox.send_nowait((head, data))
+            self._requests.post(head, data)
 
-    async def _call(
-        self,
-        make: Callable[[int], Request],
-        data: Buffer = b"",
-        *,
-        allowance_s: float = CALL_S,
-        in_turn: bool = False,
-    ) -> tuple[Reply, Buffer]:
-        """Post a request and wait for its reply; one that goes `in_turn` waits for its place before.
+    async def _call(self, make: Callable[[int], Request], *, allowance_s: float = CALL_S) -> Reply:
+        """Post a request and wait for its reply.
 
         Raises:
             WorkerDied: the worker is gone, or goes before it replies.
             EngineError: the worker refused; its kind as the worker said.
         """
-        if in_turn:
-            await self._places.acquire()
-        number, posted = self._next_number(), False
+        number = self._next_number()
+        self._post(make(number), allowance_s=allowance_s)
+        return (await self._reply_to(number))[0]
+
+    async def _run(self, make: Callable[[int], Run], rows: memoryview, allowance_s: float) -> tuple[Reply, Buffer]:
+        """Have a batch run as soon as it is its turn. Raises as `_call` does."""
+        place = await self._places.take()
+        number = self._next_number()
+        try:
+            request, body = make(number), rows
+            if self._shared_rows is not None:
+                in_memory = WORTH_BYTES <= len(rows) <= BODY_LIMIT_BYTES
+                if in_memory:
+                    self._shared_rows.put_request(place, rows)
+                    body = memoryview(b"")
+                request = replace(request, shared=Shared(place, len(rows) if in_memory else 0))
+            self._post(request, body, allowance_s)
+        except EngineError:
+            self._places.give_back(place)
+            raise
+        if self._death is None:
+            self._batches[number] = place  # which the reply gives back, not we, who may have given up before
+        else:
+            self._places.give_back(place)
+        return await self._reply_to(number)
+
+    async def _reply_to(self, number: int) -> tuple[Reply, Buffer]:
+        """The reply to what has just been posted."""
         waiting = self._waiting[number] = Waiting()
         try:
             if self._death is None:
-                self._post(make(number), data, allowance_s)
-                posted = True
                 await waiting.event.wait()
         finally:
             del self._waiting[number]
-            if in_turn and not posted:
-                self._places.release()
         if waiting.reply is None:
             raise self.death or WorkerDied(None)
         if isinstance(waiting.reply, Refused):
@@ -269,24 +279,18 @@ class EngineProcess:
     # --- tasks of `open_engine` -------------------------------------------------------------------------------------
 
     async def _greet(self, device: DeviceChoice, threads: int, known: Hardware | None) -> None:
-        reply, _ = await self._call(lambda number: Start(number, device, threads, known), allowance_s=START_S)
+        made = SharedRows.create()
+        path = "" if made is None else path_of(made[1])
+        try:
+            reply = await self._call(lambda number: Start(number, device, threads, path, known), allowance_s=START_S)
+        finally:
+            if made is not None:
+                os.close(made[1])
         if not isinstance(reply, Ready):
             raise EngineError(f"the worker answered its greeting with {reply}")
         self.hardware, self.backends = reply.hardware, reply.backends
+        self._shared_rows = made[0] if made is not None and reply.shares_rows else None
         self._watch.started = True
-
-    async def _write_requests(self) -> None:
-        """The one writer, so that a cancelled caller never leaves half a message in the pipe."""
-        pipe = self._process.stdin
-        try:
-            async for head, data in self._to_write:
-                if len(data) <= JOIN_BYTES:
-                    await pipe.send_all(head + bytes(data))
-                else:
-                    await pipe.send_all(head)
-                    await pipe.send_all(memoryview(data))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the worker is gone: the reader sees it too, and tells
 
     async def _read_replies(self) -> None:
         replies = ReplyReader(self._process.stdout)
@@ -308,10 +312,14 @@ class EngineProcess:
                 self._watch.goes_on(number)
             case _:
                 self._watch.replied(reply.number)
-                if reply.number in self._batches:
-                    self._batches.remove(reply.number)
-                    self._places.release()
-                if waiting := self._waiting.get(reply.number):
+                place = self._batches.pop(reply.number, None)
+                waiting = self._waiting.get(reply.number)
+                if waiting and place is not None and isinstance(reply, Ran) and reply.shared_bytes:
+                    assert self._shared_rows is not None
+                    body = self._shared_rows.reply(place, reply.shared_bytes)
+                if place is not None:
+                    self._places.give_back(place)
+                if waiting:
                     waiting.reply, waiting.body = reply, body
                     waiting.event.set()
 
@@ -347,7 +355,7 @@ class EngineProcess:
     async def _end(self) -> None:
         """Have the process ended and every caller told. Bounded in time; harmless when repeated."""
         with trio.CancelScope(shield=True):
-            await self._process.stdin.aclose()
+            await self._requests.aclose()
             if self._hang is None:
                 with trio.move_on_after(GRACE_S):
                     await self._process.wait()
@@ -368,8 +376,7 @@ class EngineProcess:
             for waiting in self._waiting.values():
                 waiting.event.set()
             while self._batches:  # whoever waits for a place shall learn of it too
-                self._batches.pop()
-                self._places.release()
+                self._places.give_back(self._batches.popitem()[1])
             self.died.set()
 
 
@@ -400,7 +407,7 @@ async def open_engine(
     engine = EngineProcess(process, loaded)
     try:
         async with trio.open_nursery() as nursery:
-            for task in (engine._read_stderr, engine._read_replies, engine._write_requests, engine._keep_watch):
+            for task in (engine._read_stderr, engine._read_replies, engine._requests.run, engine._keep_watch):
                 nursery.start_soon(task)
             try:
                 await engine._greet(device, threads, known)

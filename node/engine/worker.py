@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from typing import Protocol, assert_never
 
+from msgspec.structs import replace
+
 from node.engine.backend import BackendLost, LoadedStage
 from node.engine.backends import Backends
 from node.engine.base import BackendInfo, Batch, StageSpec
@@ -53,6 +55,7 @@ from node.engine.messages import (
     unpack_prefix,
     unpack_request,
 )
+from node.engine.shared_rows import WORTH_BYTES, SharedRows
 from node.errors import BadWireData, EngineError, LoadFailed, OutOfKV, TooLong
 from node.wire.frames import Buffer
 from node.wire.records import Hardware
@@ -138,6 +141,7 @@ class Worker:
     def __init__(self, inbox: Inbox, replies: Replies, activity: Activity, loader: Loader | None = None) -> None:
         self._inbox, self._replies, self._activity = inbox, replies, activity
         self._loader = loader
+        self._shared_rows: SharedRows | None = None
         self._stages: dict[int, LoadedStage] = {}
         self._loading: deque[Loading] = deque()
         self._loaded_s = time.monotonic()
@@ -179,16 +183,16 @@ class Worker:
     def _answer(self, request: Request, body: Buffer) -> tuple[Reply | None, Buffer]:
         """The reply, or None where it comes later."""
         match request:
-            case Start(number, device, threads, hardware):
+            case Start(number, device, threads, shared, hardware):
                 self._loader = Backends(device, threads)
-                return Ready(number, hardware or self._loader.measure(), self._loader.infos), b""
+                self._shared_rows = SharedRows.open(shared) if shared else None
+                shares = self._shared_rows is not None
+                return Ready(number, hardware or self._loader.measure(), self._loader.infos, shares), b""
             case Load(spec=spec):
                 self._loading.append(Loading(request, self._opened().load(spec)))
                 return None, b""
-            case Run(number, stage, slots, dtype):
-                result = self._stage(stage).run(Batch(slots, body, dtype))
-                ran = Ran(number, result.slots, result.compute_ms, result.head_ms, result.free_kv_tokens)
-                return ran, result.data
+            case Run():
+                return self._run(request, body)
             case Open(number, stage, sequence, start, end, sampling, kv_tokens):
                 self._stage(stage).open(sequence, start, end, sampling, kv_tokens)
             case Rewind(number, stage, sequence, position):
@@ -205,6 +209,19 @@ class Worker:
             case _:
                 assert_never(request)
         return Done(request.number), b""
+
+    def _run(self, request: Run, body: Buffer) -> tuple[Reply, Buffer]:
+        memory, shared = self._shared_rows, request.shared
+        if shared is not None and memory is None:
+            raise EngineError("rows in memory that the worker does not have")
+        if memory is not None and shared is not None and shared.size_bytes:
+            body = memory.request(shared.place, shared.size_bytes)
+        result = self._stage(request.stage).run(Batch(request.slots, body, request.dtype))
+        ran = Ran(request.number, result.slots, result.compute_ms, result.head_ms, result.free_kv_tokens)
+        if memory is None or shared is None or len(result.data) < WORTH_BYTES:
+            return ran, result.data
+        memory.put_reply(shared.place, result.data)
+        return replace(ran, shared_bytes=len(result.data)), b""
 
     def _opened(self) -> Loader:
         if self._loader is None:

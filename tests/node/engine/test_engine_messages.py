@@ -43,7 +43,7 @@ TORCH = BackendInfo("torch", "torch 2.13.0, transformers 5.23.0", ("float32", "b
 
 REQUESTS: list[Request] = [
     Start(1, "auto", 2),
-    Start(1, "cpu", 2, CPU),
+    Start(1, "cpu", 2, "/proc/1/fd/9", CPU),
     Load(2, 7, StageSpec("/models/x", 0, 15, "bfloat16", 1 << 30)),
     DropStage(3, 7),
     Open(4, 7, "sequence", 0, 15, None, 100),
