@@ -141,7 +141,7 @@ class EngineSupervisor:
 
     async def _serve(self, engine: MortalEngine) -> None:
         """Follow plans on one worker until it dies."""
-        await self._swarm.update(hardware=engine.hardware, backend=engine.backends[0].name)
+        await self._swarm.update(hardware=engine.hardware)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._mover.run, engine)
             nursery.start_soon(Remeasuring(self._swarm, self._ranges, self._runner).run)

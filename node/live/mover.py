@@ -22,11 +22,12 @@ from node.live.turn import Patience, View, next_turn
 from node.plan.costs.model import cost_of_plan
 from node.plan.moving.node_layers import NodeLayers, runs, weights_of
 from node.swarm.base import Swarm
+from node.swarm.record_changes import RecordChanges
 from node.wire.events import Event, ModelProgress, Notice
 from node.wire.ids import NodeId
 from node.wire.layer_range import layer_range
 from node.wire.plans import Assignment, Plan
-from node.wire.records import HeldRange, NodeRecord
+from node.wire.records import DRIFT_CLASS_LIMIT, QUANTISATION_LIMIT, HeldRange, NodeRecord
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +330,15 @@ class Mover:
 
     async def _tell(self) -> None:
         self._retiring.wake()
-        await self._swarm.update(held=self._told())
+        changes: RecordChanges = {"held": self._told()}
+        if (serving := self._ranges.serving()) is not None:
+            info = serving.stage.info
+            changes |= {
+                "backend": info.backend,
+                "quantisation": info.quantisation[:QUANTISATION_LIMIT],
+                "drift_class": info.drift_class[:DRIFT_CLASS_LIMIT],
+            }
+        await self._swarm.update(**changes)
 
     async def _tell_failure(self, error: ParallaxError | OSError) -> None:
         self._failed, self._loading = True, None

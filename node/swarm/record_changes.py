@@ -15,6 +15,8 @@ class RecordChanges(TypedDict, total=False):
 
     hardware: Hardware | None
     backend: str
+    quantisation: str
+    drift_class: str
     wanted_model: ModelRef | None
     wanted_dtype: Dtype | None
     pinned_layers: tuple[int, int] | None

@@ -51,7 +51,9 @@ class Profile(Struct, frozen=True, omit_defaults=True):
     addresses: Addresses
     software: Annotated[str, Meta(max_length=64)]
     hardware: Hardware | None = None
-    backend: Word = "torch"
+    backend: Word = ""
+    quantisation: Annotated[str, Meta(max_length=64)] = ""
+    drift_class: Annotated[str, Meta(max_length=128)] = ""
     wanted_model: ModelRef | None = None
     wanted_dtype: Word | None = None
     pinned_layers: tuple[Layer, Layer] | None = None
@@ -188,6 +190,8 @@ def record_of(
         software=profile.software,
         hardware=profile.hardware,
         backend=profile.backend,
+        quantisation=profile.quantisation,
+        drift_class=profile.drift_class,
         wanted_model=profile.wanted_model if readable else None,  # in an arithmetic that we do not know
         wanted_dtype=dtype,
         pinned_layers=profile.pinned_layers,

@@ -23,6 +23,7 @@ RANGE_STATES = frozenset(("loading", "ready", "draining"))
 NODE_STATES = frozenset(("starting", "serving", "standby", "failed"))
 
 NAME_LIMIT, PROBLEM_LIMIT, DEVICE_NAME_LIMIT, SOFTWARE_LIMIT, REGION_LIMIT = 64, 512, 128, 64, 64
+QUANTISATION_LIMIT, DRIFT_CLASS_LIMIT = 64, 128
 """Characters."""
 
 MOST_RANGES = 8
@@ -135,7 +136,12 @@ class NodeRecord(Struct, frozen=True):
     software: Annotated[str, Meta(max_length=SOFTWARE_LIMIT)]
     hardware: Hardware | None = None
     """None until the measurement at start has ended."""
-    backend: Word = "torch"
+    backend: Word = ""
+    """What runs the range that serves; empty until there is one."""
+    quantisation: Annotated[str, Meta(max_length=QUANTISATION_LIMIT)] = ""
+    """How its weights lie in memory, for people: `float32`, `Q4_K, Q6_K`, `int8`."""
+    drift_class: Annotated[str, Meta(max_length=DRIFT_CLASS_LIMIT)] = ""
+    """Nodes with equal ones give equal bits for equal rows, on one type of processor."""
     wanted_model: ModelRef | None = None
     """What it would serve if the swarm had no model yet."""
     wanted_dtype: Dtype | None = None
@@ -182,6 +188,7 @@ class NodeRecord(Struct, frozen=True):
         make_printable(
             self, name=NAME_LIMIT, software=SOFTWARE_LIMIT, region=REGION_LIMIT, problem=PROBLEM_LIMIT, backend=32
         )
+        make_printable(self, quantisation=QUANTISATION_LIMIT, drift_class=DRIFT_CLASS_LIMIT)
         _require_finite("record", ttl_s=self.ttl_s, load=self.load, head_ms=self.head_ms, overhead_ms=self.overhead_ms)
         if any(map(math.isnan, self.rtt_ms.values())) or any(map(math.isnan, self.mbps.values())):
             raise ValueError("record: a figure of a peer is NaN, a finite number is needed")

@@ -14,7 +14,7 @@ from node.wire.layer_range import layer_range
 from parallax_tui.state.cells import safe
 from parallax_tui.state.choices import objective_words, set_by_hand, standby_reasons, usable_bytes
 from parallax_tui.state.figures import size
-from parallax_tui.state.nodes import condition_of
+from parallax_tui.state.nodes import condition_of, engine_words
 
 
 def as_json(state: State) -> str:
@@ -78,7 +78,7 @@ def _clock(unix_s: float) -> str:
 
 
 def _table(state: State) -> list[str]:
-    rows = [("node", "layers", "state", "memory", "kv tokens", "rtt", "ms/layer")]
+    rows = [("node", "layers", "state", "memory", "engine", "batch", "kv tokens", "rtt", "ms/layer")]
     own = state.nodes.get(state.self_id)
     memory = usable_bytes(state)
     for view in _in_layer_order(state):
@@ -92,6 +92,8 @@ def _table(state: State) -> list[str]:
                 layer_range(held.start, held.end) if held else "–",
                 condition_of(record).word,
                 "–" if usable is None else size(usable),
+                engine_words(record) or "–",
+                "–" if latency is None else str(latency.sequences),
                 f"{record.kv_tokens_used}/{record.kv_tokens_total}",
                 "–" if rtt is None else f"{rtt:.1f} ms",
                 "–" if latency is None else f"{latency.p50_ms:.2f}",
@@ -121,6 +123,10 @@ def _node(view: NodeView, duties: Mapping[str, str], memory: Mapping[NodeId, int
         "problem": record.problem,
         "layers": [ready.start, ready.end] if ready else None,
         "held": [[held.start, held.end, held.state] for held in record.held],
+        "backend": record.backend or None,
+        "quantisation": record.quantisation or None,
+        "drift_class": record.drift_class or None,
+        "batch": record.layer_latency.sequences if record.layer_latency else None,
         "device": record.hardware.device if record.hardware else None,
         "memory_bytes": record.hardware.memory_bytes if record.hardware else None,
         "usable_bytes": memory.get(record.id),

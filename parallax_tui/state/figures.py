@@ -35,3 +35,12 @@ def speed(tpot_ms: float) -> str:
 def count(number: int, one: str, many: str = "") -> str:
     """`1 node`, `3 nodes`."""
     return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+
+
+def short(number: int) -> str:
+    """`812`, `4.1k`, `120k`, `3.2M`: at most five columns for what fits into a table."""
+    for divisor, unit in ((1_000_000, "M"), (1_000, "k")):
+        if number >= divisor:
+            scaled = number / divisor
+            return f"{scaled:.0f}{unit}" if scaled >= 99.95 else f"{scaled:.1f}{unit}"
+    return str(number)

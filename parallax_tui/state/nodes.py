@@ -13,7 +13,7 @@ from node.wire.layer_range import layer_range
 from node.wire.records import NodeRecord
 from parallax_tui.state.cells import Cell, Line, Tone, padded, safe, wrapped
 from parallax_tui.state.choices import set_by_hand, standby_reasons, usable_bytes
-from parallax_tui.state.figures import duration, size
+from parallax_tui.state.figures import duration, short, size
 from parallax_tui.state.live import Live
 
 NONE = "–"
@@ -52,6 +52,12 @@ class NodeRow:
     device: str = NONE
     rtt: str = NONE
     """Round trip from the node that we ask."""
+    engine: str = NONE
+    """What runs its layers, and how their weights lie in memory."""
+    kv: str = NONE
+    """Tokens in its KV cache, of those that there is room for."""
+    batch: str = NONE
+    """Sequences in one step, lately."""
     sessions: str = NONE
     token: str = NONE
     """Time that one token spends in the node's layers."""
@@ -72,6 +78,11 @@ def condition_of(record: NodeRecord) -> Condition:
     if "draining" in states or (record.state == "standby" and record.sessions):
         return DRAINING  # a range that nobody is sent to any more stays until the last answer on it has ended
     return STANDBY if record.state == "standby" else STARTING
+
+
+def engine_words(record: NodeRecord) -> str:
+    """What runs the node's layers and how their weights lie in memory: `ort Q4_1`; empty until there are some."""
+    return safe(f"{record.backend} {record.quantisation}".strip())
 
 
 def node_rows(live: Live) -> tuple[NodeRow, ...]:
@@ -120,6 +131,9 @@ def _row(
         memory=size(memory_bytes) if memory_bytes else NONE,
         device=record.hardware.device if record.hardware else NONE,
         rtt=duration(rtt_ms) if rtt_ms is not None else NONE,
+        engine=engine_words(record) or NONE,
+        kv=f"{short(record.kv_tokens_used)}/{short(record.kv_tokens_total)}" if record.kv_tokens_total else NONE,
+        batch=str(latency.sequences) if latency else NONE,
         sessions=str(record.sessions),
         token=duration(latency.mean_ms * (held.end - held.start)) if latency and held else NONE,
         problem=safe(record.problem),
@@ -142,6 +156,9 @@ _COLUMNS = (
     _Column("MEMORY", "memory", 4),
     _Column("DEVICE", "device", 5, right=False),
     _Column("RTT", "rtt", 3),
+    _Column("ENGINE", "engine", 7, right=False),
+    _Column("KV", "kv", 8),
+    _Column("BATCH", "batch", 9),
     _Column("SESSIONS", "sessions", 6),
     _Column("PER TOKEN", "token", 2),
 )
@@ -215,23 +232,10 @@ def _decided(live: Live, width: int) -> list[Line]:
 
 
 def _text(row: NodeRow, field: str) -> str:
-    match field:
-        case "name":
-            return row.name
-        case "state":
-            return f"{row.condition.symbol} {row.condition.word}"
-        case "layers":
-            return row.layers
-        case "memory":
-            return row.memory
-        case "device":
-            return row.device
-        case "rtt":
-            return row.rtt
-        case "sessions":
-            return row.sessions
-        case _:
-            return row.token
+    if field == "state":
+        return f"{row.condition.symbol} {row.condition.word}"
+    text: str = getattr(row, field)
+    return text
 
 
 def _tone(row: NodeRow, field: str) -> Tone:

@@ -269,6 +269,8 @@ class FakeEngine:
             dtype=spec.dtype,
             layer_ms=LAYER_MS,
             head_ms=HEAD_MS if spec.end == self.layers else None,
+            quantisation="whole numbers",
+            drift_class="toy",
         )
         stage = FakeStage(self, spec, info)
         self.stages.append(stage)

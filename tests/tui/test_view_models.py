@@ -155,6 +155,9 @@ def test_node_table_names_columns_and_drops_the_least_important() -> None:
     wide, narrow = texts(node_table(LIVE, 76)), texts(node_table(LIVE, 40))
     assert wide[0].split() == ["NODE", "LAYERS", "STATE", "MEMORY", "DEVICE", "RTT", "SESSIONS", "PER", "TOKEN"]
     assert narrow[0].split() == ["NODE", "LAYERS", "STATE", "PER", "TOKEN"]
+    full = texts(node_table(LIVE, 118))
+    assert full[0].split()[6:10] == ["ENGINE", "KV", "BATCH", "SESSIONS"]
+    assert full[2].split()[9:13] == ["ort", "Q4_1", "812/20.5k", "1"]
     assert wide[2].split() == ["studio", "10–19", "●", "ready", "358", "MiB", "cpu", "1.2", "ms", "0", "3.2", "ms"]
 
 

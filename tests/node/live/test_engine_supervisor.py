@@ -209,6 +209,15 @@ def in_a_lab(test: Callable[[Lab], Awaitable[None]]) -> Callable[[], None]:
     return sync
 
 
+@in_a_lab
+async def test_a_record_tells_what_runs_the_layers_and_how_their_weights_lie(lab: Lab) -> None:
+    node = await lab.join("desk")
+    assert not node.swarm.record.backend, "nothing is loaded yet"
+    await lab.start(desk=(0, LAYERS))
+    record = node.swarm.record
+    assert (record.backend, record.quantisation, record.drift_class) == ("torch", "whole numbers", "toy")
+
+
 # --- make before break ------------------------------------------------------------------------------------------------
 
 
