@@ -24,6 +24,9 @@ from node.wire.versions import WIRE_VERSION
 
 APPLY = "/v1/plan/apply"
 
+MOST_PATIENCE_S = 10.0
+"""A client that waits for the service asks again after so long, and so shows that it is there."""
+
 
 def client_app(
     service: Service,
@@ -60,9 +63,7 @@ def _client_routes(service: Service, owner: Owner) -> list[Route]:
     planning = PlanEndpoint(service.here, bodies)
 
     async def health(request: Request) -> Response:
-        plan = service.here.plan()
-        whole = plan is not None and not service.journal.state.uncovered()
-        serving = whole and service.here.chat_model() is not None and not service.here.leaving
+        serving = await service.until_serving(_patience_s(request.query_params.get("wait", "")))
         body = {
             "status": "ok" if serving else "waiting",
             "version": node.__version__,
@@ -93,6 +94,15 @@ def _client_routes(service: Service, owner: Owner) -> list[Route]:
         Route("/v1/state", state, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
     ]
+
+
+def _patience_s(told: str) -> float:
+    """How long a client would wait for an answer other than `waiting`."""
+    try:
+        seconds = float(told)
+    except ValueError:
+        return 0.0
+    return min(MOST_PATIENCE_S, seconds) if seconds > 0 else 0.0
 
 
 def _app(routes: list[Route]) -> ASGIApp:

@@ -17,7 +17,7 @@ from node.errors import BadRequest, NoRoute, RequestError
 from node.journal.log import Journal
 from node.models import ChatModel
 from node.pipeline.answer import AnswerTiming, Piece, read_answer
-from node.pipeline.dispatch import Dispatcher
+from node.pipeline.dispatch import WAIT_LIMIT_S, Dispatcher
 from node.pipeline.generation import Generation, TokenStep
 from node.plan.live.propose import Proposal
 from node.wire.events import RequestFailed, RequestFinished, RequestProgress, RequestStarted, RequestWaiting
@@ -82,6 +82,32 @@ class Service:
         """Those of which the journal has a start and no end."""
         self._renderers = trio.CapacityLimiter(PROMPTS_AT_ONCE)
 
+    @property
+    def serving(self) -> bool:
+        """Whether a question would be answered now: all layers are ready, and the tokenizer is known here."""
+        whole = self.here.plan() is not None and not self.journal.state.uncovered()
+        return whole and self.here.chat_model() is not None and not self.here.leaving
+
+    async def until_serving(self, patience_s: float) -> bool:
+        """Whether it is, as soon as it is, or after `patience_s`."""
+        with trio.move_on_after(patience_s):
+            while not self.serving:
+                await self.journal.news()
+        return self.serving
+
+    async def _known(self, give_up_at_s: float) -> tuple[Plan, ChatModel] | None:
+        """A question that comes before the first plan waits for it, as one that comes before its layers does. None:
+        waiting does not help, or did not."""
+        with trio.CancelScope(deadline=give_up_at_s):
+            while not self.here.leaving:
+                plan, chat_model = self.here.plan(), self.here.chat_model()
+                if plan is not None and chat_model is not None:
+                    return plan, chat_model
+                if self.journal.state.plan_problem or self.journal.state.model.phase == "failed":
+                    return None
+                await self.journal.news()
+        return None
+
     @asynccontextmanager
     async def answer(self, request: ChatRequest, arrived_s: float | None = None) -> AsyncIterator[Answer]:
         """Run a chat request. Leaving the block, however it is left, frees it on every hop.
@@ -94,9 +120,10 @@ class Service:
             RequestError: it cannot be served, or a hop was lost; also out of `pieces`.
         """
         arrived_s = perf_counter() if arrived_s is None else arrived_s
-        plan, chat_model = self.here.plan(), self.here.chat_model()
-        if plan is None or chat_model is None or self.here.leaving:
+        since_s = trio.current_time() - (perf_counter() - arrived_s)
+        if (known := await self._known(since_s + WAIT_LIMIT_S)) is None:
             raise NoRoute(self.here.waiting_for())
+        plan, chat_model = known
         if request.model and request.model != plan.model.name:
             raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {shown(request.model)}")
         characters = sum(len(text) for message in request.messages for text in message.values())
@@ -120,7 +147,6 @@ class Service:
             self.journal.append(RequestWaiting(request_id, len(prompt), reason[:500]))
             self._running.add(request_id)
 
-        since_s = trio.current_time() - (perf_counter() - arrived_s)
         try:
             async with self._dispatcher.generate(generation, request_id, started, waits, since_s) as tokens:
                 pieces = self._pieces(request_id, tokens, chat_model, request, timing)

@@ -63,9 +63,17 @@ class Journal:
         numbered = Numbered(self.state.seq + 1, self._clock(), event)
         self.state = apply(self.state, numbered)
         self._keep(numbered)
+        self.stir()
+        return numbered
+
+    async def news(self) -> None:
+        """The next event, or something else that readers look for (`stir`)."""
+        await self._news.wait()
+
+    def stir(self) -> None:
+        """Something that is no event has changed: whoever waits for `news` looks again."""
         self._news.set()
         self._news = trio.Event()
-        return numbered
 
     def after(self, since: int) -> list[Numbered]:
         """The kept events with a number above `since`.

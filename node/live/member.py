@@ -223,6 +223,7 @@ class Member:
         ):
             try:
                 await self.model_store.metadata(model)
+                self.journal.stir()
             except (ParallaxError, OSError) as error:
                 log.error("%s", error)
                 self.emit(Notice.of("error", str(error)))

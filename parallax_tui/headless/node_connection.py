@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import httpx
 import msgspec
 
 from node import __version__
-from node.errors import NodeSilent, NoNode, ParallaxError
-from node.home import Control, Home
+from node.errors import ParallaxError
+from node.home import Home
 from node.journal.state import State
+from parallax_tui.headless.plain_http import asked
 from parallax_tui.refusal import refusal
 
 ANSWER_S = 10.0
@@ -46,19 +46,6 @@ class _Invitation(msgspec.Struct):
 T = TypeVar("T")
 
 
-def open_client(control: Control, timeout_s: float | None = ANSWER_S) -> httpx.Client:
-    """An HTTP client for a node; the caller closes it.
-
-    Nothing of the network's environment counts: no proxy may see the token of a loopback port, and a certificate file
-    that is not there must not keep us from a socket that speaks no TLS.
-    """
-    timeout = httpx.Timeout(timeout_s, connect=5.0)
-    transport = httpx.HTTPTransport(uds=control.socket_path, verify=False, trust_env=False)
-    base_url = "http://node" if control.socket_path is not None else f"http://127.0.0.1:{control.port}"
-    headers = {"Authorization": f"Bearer {control.token}"} if control.token else {}
-    return httpx.Client(transport=transport, base_url=base_url, headers=headers, timeout=timeout, trust_env=False)
-
-
 def read_state(home: Home) -> State:
     """The running node's state.
 
@@ -70,9 +57,10 @@ def read_state(home: Home) -> State:
     return _read(home, "GET", "/v1/state", State)
 
 
-def read_health(home: Home) -> Health:
-    """Whether this home's node can answer a question now; errors as in `read_state`."""
-    return _read(home, "GET", "/health", Health)
+def read_health(home: Home, patience_s: float = 0.0) -> Health:
+    """Whether this home's node can answer a question, as soon as it can or after `patience_s`, which is at most some
+    seconds; errors as in `read_state`."""
+    return _read(home, "GET", f"/health?wait={patience_s:g}" if patience_s else "/health", Health)
 
 
 def ask_plan(home: Home, changes: object, kind: type[T], *, apply: bool) -> T:
@@ -104,14 +92,8 @@ def _read(home: Home, method: str, path: str, kind: type[T], sent: object = None
 
 
 def _request(home: Home, method: str, path: str, sent: object = None, timeout_s: float = ANSWER_S) -> bytes:
-    control = home.read_control()
-    try:
-        with open_client(control, timeout_s) as client:
-            response = client.request(method, path, json=sent)
-    except httpx.TimeoutException as error:
-        raise NodeSilent(control.where) from error
-    except httpx.HTTPError as error:
-        raise NoNode(control.where) from error
-    if response.status_code != 200:
-        raise refusal(response.status_code, response.content)
-    return response.content
+    with asked(home.read_control(), method, path, sent, answer_s=timeout_s) as answer:
+        body = answer.body()
+    if answer.status != 200:
+        raise refusal(answer.status, body)
+    return body

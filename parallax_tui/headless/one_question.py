@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-import httpx
 import msgspec
 
 from node.errors import NodeSilent, NoNode, NoRoute, ParallaxError, PlanError
 from node.home import Home
 from node.journal.state import ModelStatus
-from parallax_tui.headless.node_connection import answers, open_client, read_health, read_state
+from parallax_tui.headless.node_connection import answers, read_health, read_state
+from parallax_tui.headless.plain_http import Answer, NodeUnreached, asked
 from parallax_tui.headless.terminal import can_repaint
 from parallax_tui.refusal import NodeRefused, refusal
 
@@ -24,7 +24,8 @@ READY_S = 1800.0
 ENDING_S = 5.0
 """Between a node's last answer and the end of its process, at most."""
 
-POLL_S = 0.25
+POLL_S = 0.5
+"""Between two looks at how far the node is; it says at once that it can answer."""
 TELL_AFTER_S = 30.0
 """A usual start takes less; a first one, which fetches the model, may take longer."""
 
@@ -95,31 +96,28 @@ def _ask_once(home: Home, question: Question, problem: Callable[[], str | None],
             body[field] = value
     control = home.read_control()
     try:
-        with (
-            open_client(control, timeout_s=None) as client,
-            client.stream("POST", "/v1/chat/completions", json=body) as response,
-        ):
-            if response.status_code != 200:
-                refused = refusal(response.status_code, response.read())
-                if response.status_code in PASSING:
+        with asked(control, "POST", "/v1/chat/completions", body, answer_s=None) as answer:
+            if answer.status != 200:
+                refused = refusal(answer.status, answer.body())
+                if answer.status in PASSING:
                     raise _NotYet(refused)
                 raise refused
-            _write_answer(response, question.as_json, out)
-    except httpx.ConnectError as error:
+            _write_answer(answer, question.as_json, out)
+    except NodeUnreached as error:
         raise _NotYet(ParallaxError(f"the node takes no question: {problem() or error}")) from error
-    except httpx.HTTPError as error:
+    except NoNode as error:
         raise ParallaxError(f"the connection to the node broke: {problem() or error}") from error
 
 
-def _write_answer(response: httpx.Response, as_json: bool, out: TextIO) -> None:
+def _write_answer(answer: Answer, as_json: bool, out: TextIO) -> None:
     text, ended = "", ""
     summary: dict[str, Any] = {}
-    for line in response.iter_lines():
-        if not line.startswith("data: ") or line == "data: [DONE]":
+    for line in answer.lines():
+        if not line.startswith(b"data: ") or line == b"data: [DONE]":
             continue
         chunk = msgspec.json.decode(line[6:])
         if "error" in chunk:
-            raise NodeRefused(response.status_code, chunk["error"]["message"])
+            raise NodeRefused(answer.status, chunk["error"]["message"])
         if chunk.get("usage"):
             summary["usage"] = chunk["usage"]
         for choice in chunk["choices"]:
@@ -132,8 +130,8 @@ def _write_answer(response: httpx.Response, as_json: bool, out: TextIO) -> None:
                 out.write(piece)
                 out.flush()
     if as_json:
-        answer = {"text": text, "finish_reason": ended, **summary}
-        out.write(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode() + "\n")
+        told = {"text": text, "finish_reason": ended, **summary}
+        out.write(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() + "\n")
     elif not text.endswith("\n"):
         out.write("\n")
     out.flush()
@@ -144,12 +142,16 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
     deadline = time.monotonic() + READY_S
     troubled_s: float | None = None
     silent_s: float | None = None
+    patience_s = 0.0
     with _ProgressLine(sys.stderr) as progress:
         while True:
             if (said := problem()) is not None:
                 raise ParallaxError(said)
             try:
-                health = read_health(home)
+                asked_s = time.monotonic()
+                health = read_health(home, patience_s)
+                early_s = asked_s + patience_s - time.monotonic()
+                patience_s = POLL_S
                 if health.status == "ok":
                     return
                 state = read_state(home)
@@ -170,7 +172,8 @@ def _wait_until_served(home: Home, problem: Callable[[], str | None]) -> None:
             if time.monotonic() > deadline:
                 raise NoRoute(f"nothing is served after {READY_S / 60:.0f} minutes: {health.reason}")
             progress.show(state.model, health.reason)
-            time.sleep(POLL_S)
+            if early_s > 0:
+                time.sleep(early_s)  # of a version that answers at once
 
 
 def _last_words(problem: Callable[[], str | None], home: Home) -> str | None:

@@ -33,7 +33,8 @@ from node.home import Home
 from node.models import DEFAULT_REF, prepare
 from node.models.progress import ignore_progress
 from parallax_tui.headless.child_nodes import LocalNodes, local_nodes
-from parallax_tui.headless.node_connection import open_client, read_health, read_state
+from parallax_tui.headless.node_connection import read_health, read_state
+from tests.bench.control_client import open_client
 
 BASELINE = """
 import json, sys, time

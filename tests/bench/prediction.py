@@ -44,7 +44,8 @@ from node.wire.ids import NodeId
 from node.wire.plans import Assignment, Plan
 from node.wire.records import NodeRecord
 from parallax_tui.headless.child_nodes import ChildNode, child_node
-from parallax_tui.headless.node_connection import open_client, read_health, read_invitation, read_state
+from parallax_tui.headless.node_connection import read_health, read_invitation, read_state
+from tests.bench.control_client import open_client
 
 WITHIN = 0.2
 FIGURES = ("ttft_ms", "tpot_ms")

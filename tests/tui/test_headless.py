@@ -180,7 +180,7 @@ async def test_one_missed_look_at_a_busy_node_is_no_end(
     node.answers = [Answer(["There."])]
     looks = 0
 
-    def sometimes(home: Home) -> Health:
+    def sometimes(home: Home, patience_s: float = 0.0) -> Health:
         nonlocal looks
         looks += 1
         if looks == 1:

@@ -11,17 +11,19 @@ from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from node.api.chat_request import parse_chat_request
+from node.api.routes import MOST_PATIENCE_S, _patience_s
 from node.api.service import Service
-from node.errors import BadRequest
+from node.errors import BadRequest, NoRoute
 from node.journal.log import Journal
 from node.journal.state import KEPT_REQUESTS
 from node.models import ChatModel
-from node.pipeline.dispatch import Dispatcher
+from node.pipeline.dispatch import WAIT_LIMIT_S, Dispatcher
 from node.pipeline.failover import FailoverStream
 from node.pipeline.generation import Generation
-from node.wire.events import RequestFinished, RequestStarted
+from node.wire.events import PlanAdopted, PlanImpossible, RequestFinished, RequestStarted
 from node.wire.frames import Hop
 from node.wire.ids import RequestId
 from tests.fakes.node_control import FakeNodeControl
@@ -31,6 +33,9 @@ RECOMMENDED = SimpleNamespace(temperature=0.0, top_p=1.0, top_k=0)
 CHAT_MODEL = SimpleNamespace(
     context_tokens=100, stop_tokens=(), recommended=RECOMMENDED, render=lambda messages: [1, 2], stream=lambda: None
 )
+
+
+QUESTION = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
 
 
 class ServingNodeControl(FakeNodeControl):
@@ -130,3 +135,90 @@ def test_texts_that_only_a_template_would_use_count_too_and_a_long_model_name_is
     told = trio.run(lambda: ask(model=long, messages=[{"role": "user", "content": "hello"}]))
     assert "model" in told
     assert len(told) < 300
+
+
+def test_a_question_that_comes_before_the_first_plan_waits_for_it() -> None:
+    journal = Journal(DESK)
+    control = ServingNodeControl(None, ())
+    service = Service(control, cast("Dispatcher", SilentDispatcher()), journal)
+
+    async def story() -> None:
+        async with trio.open_nursery() as nursery:
+            answered = trio.Event()
+
+            async def ask() -> None:
+                async with service.answer(QUESTION):
+                    answered.set()
+
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not answered.is_set()
+            control.in_force = plan()
+            journal.append(PlanAdopted(plan()))
+            await answered.wait()
+
+    trio.run(story)
+
+
+def test_a_question_that_no_plan_will_ever_answer_is_refused_at_once() -> None:
+    journal = Journal(DESK)
+    service = Service(ServingNodeControl(None, ()), cast("Dispatcher", SilentDispatcher()), journal)
+    journal.append(PlanImpossible("does not fit: 3.20 GiB missing"))
+
+    async def ask() -> None:
+        async with service.answer(QUESTION):
+            pass
+
+    with pytest.raises(NoRoute):
+        trio.run(ask)
+
+
+def test_a_question_waits_for_a_plan_no_longer_than_for_layers() -> None:
+    service = Service(ServingNodeControl(None, ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
+
+    async def ask() -> float:
+        before_s = trio.current_time()
+        with pytest.raises(NoRoute):
+            async with service.answer(QUESTION):
+                pass
+        return trio.current_time() - before_s
+
+    waited_s = trio.run(ask, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert waited_s == pytest.approx(WAIT_LIMIT_S, abs=0.5)
+
+
+@pytest.mark.parametrize("told", ["", "nonsense", "-3", "nan"])
+def test_whoever_names_no_patience_is_told_at_once(told: str) -> None:
+    assert _patience_s(told) == 0.0
+
+
+def test_no_patience_is_longer_than_the_bound() -> None:
+    assert _patience_s("inf") == _patience_s("1e9") == MOST_PATIENCE_S
+
+
+def test_whoever_waits_for_the_service_is_told_as_soon_as_it_serves_and_when_his_patience_ends() -> None:
+    journal = Journal(DESK)
+    control = ServingNodeControl(None, ())
+    service = Service(control, cast("Dispatcher", SilentDispatcher()), journal)
+
+    async def story() -> None:
+        assert not await service.until_serving(3.0)
+        assert trio.current_time() - began_s == pytest.approx(3.0)
+        async with trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                await trio.sleep(1.0)
+                control.in_force = plan()
+                journal.stir()  # as when the tokenizer has been read
+
+            nursery.start_soon(serve)
+            assert await service.until_serving(60.0)
+        assert trio.current_time() - began_s == pytest.approx(4.0)
+
+    async def main() -> None:
+        nonlocal began_s
+        began_s = trio.current_time()
+        await story()
+
+    began_s = 0.0
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
