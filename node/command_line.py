@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from node.config import LOG_LEVELS, OBJECTIVES, Settings, check, parse_dtype, parse_log_level, read_config
 from node.early_end import end_quietly_on_signals
@@ -13,6 +14,9 @@ from node.errors import ParallaxError, exit_code, sentence
 from node.given_invitations import invitations
 from node.home import Home
 from node.notation import parse_bytes, parse_host_name, parse_layers, parse_origin
+
+if TYPE_CHECKING:
+    from node.worker_start import StartedForkServer
 
 
 def add_node_options(parser: argparse.ArgumentParser) -> None:
@@ -116,9 +120,20 @@ def run(options: argparse.Namespace) -> int:
     end_quietly_on_signals()
     home = Home.from_environment(options.data_dir)
     settings = settings_from(options, home)
+    fork_server = _fork_server(home)  # first: it imports while we do
     from node.main import run_node  # libp2p and the model room take a second to import: not for --help
 
-    return run_node(settings, home, options.name)
+    return run_node(settings, home, options.name, fork_server)
+
+
+def _fork_server(home: Home) -> StartedForkServer | None:
+    """What workers come from, importing what this home computed with last; None where workers are not forked."""
+    from node.remembered_machine import RememberedMachine
+    from node.worker_start import CAN_FORK, USUAL_BACKENDS, start_fork_server
+
+    if not CAN_FORK:
+        return None
+    return start_fork_server(sys.executable, RememberedMachine(home.machine_file).backends or USUAL_BACKENDS)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -171,6 +171,11 @@ class Home:
         return self.data / "name"
 
     @property
+    def machine_file(self) -> Path:
+        """What was measured of this machine (`node.remembered_machine`); mode 0600."""
+        return self.data / "machine.json"
+
+    @property
     def owner_token_file(self) -> Path:
         """What programs must show on TCP to do what only the node's owner may; mode 0600, gone when the node is."""
         return self.runtime / "api.token"

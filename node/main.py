@@ -32,8 +32,10 @@ from node.live.remembered import Remembered
 from node.loop_watch import log_blocked_loop
 from node.machine import machine_id
 from node.open_files import raise_open_files
+from node.remembered_machine import RememberedMachine
 from node.stopping import WITH_PARENT, Stopping
 from node.swarm.host import SwarmSettings, open_swarm
+from node.worker_start import StartedForkServer
 
 if TYPE_CHECKING:
     pass  # libp2p brings trio-stubs, which hide trio's own types
@@ -47,13 +49,16 @@ class NodeFailed(ParallaxError):
     """The system refused what the node cannot do without."""
 
 
-def run_node(settings: Settings, home: Home, given_name: str | None = None) -> int:
+def run_node(
+    settings: Settings, home: Home, given_name: str | None = None, fork_server: StartedForkServer | None = None
+) -> int:
     """Run a node until a signal ends it. Returns the exit code.
 
     Args:
         settings: checked.
         home: its folders.
         given_name: the name that the command line gave it, which it keeps from then on.
+        fork_server: what workers are forked from, started before all this was imported; None: it is started here.
 
     Raises:
         ParallaxError: it cannot start.
@@ -64,7 +69,7 @@ def run_node(settings: Settings, home: Home, given_name: str | None = None) -> i
         if given_name is not None:
             write_private(home.name_file, settings.name.encode())
         gc.freeze()  # what the imports made stays: looking through it again holds the loop for a tenth of a second
-        return trio.run(_main, settings, home, instruments=[log_blocked_loop()])
+        return trio.run(_main, settings, home, fork_server, instruments=[log_blocked_loop()])
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def _locked(home: Home) -> Iterator[None]:
         lock.release()
 
 
-async def _main(settings: Settings, home: Home) -> int:
+async def _main(settings: Settings, home: Home, fork_server: StartedForkServer | None) -> int:
     stopping = Stopping()
     failure: ParallaxError | None = None
     async with trio.open_nursery() as outer:
@@ -92,7 +97,7 @@ async def _main(settings: Settings, home: Home) -> int:
         if os.environ.get(WITH_PARENT):
             stopping.with_parent()
         try:
-            await _serve(settings, home, stopping)
+            await _serve(settings, home, stopping, fork_server)
         except* ParallaxError as group:
             failure = next(iter(_leaves(group)))
         except* OSError as group:  # a full disk, a lost folder: a sentence for people, the place for who mends it
@@ -107,8 +112,8 @@ async def _main(settings: Settings, home: Home) -> int:
     return 0
 
 
-async def _serve(settings: Settings, home: Home, stopping: Stopping) -> None:
-    remembered = Remembered(home.data / "model.json")
+async def _serve(settings: Settings, home: Home, stopping: Stopping, fork_server: StartedForkServer | None) -> None:
+    remembered, machine = Remembered(home.data / "model.json"), RememberedMachine(home.machine_file)
     api = _api_listeners(settings)
     owner_token = secrets.token_urlsafe(32)
     control, control_listener = _control_listener(settings, home)
@@ -124,7 +129,7 @@ async def _serve(settings: Settings, home: Home, stopping: Stopping) -> None:
             software=f"parallax {node.__version__}",
         )
         async with (
-            open_workers() as workers,  # first: its libraries are imported while the swarm is looked for
+            open_workers(started=fork_server, memory=machine) as workers,
             open_swarm(
                 swarm_settings,
                 pinned_layers=settings.layers,

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import suppress
 
 import trio
@@ -26,12 +25,9 @@ from node.engine.fork_server import (
 )
 from node.engine.last_words import LastWords
 from node.engine.patience import START_S
-from node.engine.spawning import WorkerProcess, command, environment
+from node.engine.spawning import WorkerProcess
 from node.errors import WorkerDied, WorkerHung
-from node.python_child import own_session
-
-CAN_FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
-"""Elsewhere a process that has loaded the system's own libraries for computing cannot be forked."""
+from node.worker_start import StartedForkServer, start_fork_server
 
 FORK_S = 10.0
 """For a worker, once everything is imported."""
@@ -70,12 +66,38 @@ class ForkedWorker:
         os.close(self._process)
 
 
+class _ServerProcess:
+    """The process, which was started without trio."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self.pid = process.pid
+        self.stdout = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+        process.stdout.close()
+        self._process = process
+        self._descriptor = os.pidfd_open(process.pid)  # nobody has waited for it: the number is its own
+        self._waiting = trio.Lock()
+        """One at a time may wait for a descriptor."""
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def wait(self) -> None:
+        async with self._waiting:
+            if self._process.returncode is None:
+                await trio.lowlevel.wait_readable(self._descriptor)
+                self._process.wait()
+                os.close(self._descriptor)
+
+
 class ForkServer:
     """A fork server that runs. Made by `start`; its tasks live in the nursery given there."""
 
-    def __init__(
-        self, process: trio.Process, control: trio.socket.SocketType, backends: tuple[BackendName, ...]
-    ) -> None:
+    def __init__(self, process: _ServerProcess, control: trio.socket.SocketType, backends: tuple[str, ...]) -> None:
         self.ended = trio.Event()
         self._backends = set(backends)
         self._process, self._control = process, control
@@ -90,32 +112,24 @@ class ForkServer:
         self._last_words = LastWords()
 
     @classmethod
-    async def start(cls, nursery: trio.Nursery, python: str, backends: tuple[BackendName, ...]) -> ForkServer:
+    def take_over(cls, nursery: trio.Nursery, started: StartedForkServer) -> ForkServer:
+        """Of one that was started before there was an event loop."""
+        server = cls(_ServerProcess(started.process), trio.socket.from_stdlib_socket(started.control), started.backends)
+        nursery.start_soon(server._read_words)
+        nursery.start_soon(server._read_control)
+        return server
+
+    @classmethod
+    async def start(cls, nursery: trio.Nursery, python: str, backends: tuple[str, ...]) -> ForkServer:
         """Start one under the interpreter `python`; it imports what these backends need while the caller does other
         things.
 
         Raises:
             OSError: there is no such interpreter.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                process = await trio.lowlevel.open_process(
-                    command(python, "fork-server", str(theirs.fileno()), ",".join(backends)),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    env=environment(),
-                    pass_fds=(theirs.fileno(),),
-                    **own_session(),
-                )
-        except BaseException:
-            ours.close()
-            raise
-        server = cls(process, trio.socket.from_stdlib_socket(ours), backends)
-        nursery.start_soon(server._read_words)
-        nursery.start_soon(server._read_control)
-        return server
+        with trio.CancelScope(shield=True):  # some milliseconds; a process that nobody knows of would stay
+            started = await trio.to_thread.run_sync(start_fork_server, python, backends)
+        return cls.take_over(nursery, started)
 
     @property
     def pid(self) -> int:
@@ -211,7 +225,6 @@ class ForkServer:
                 await self.end()
 
     async def _read_words(self) -> None:
-        assert self._process.stdout is not None
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while words := await self._process.stdout.receive_some(8192):
                 self._last_words.add(words)

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from pathlib import Path
 from typing import Protocol
 
 import trio
 
 from node.python_child import own_session
-
-SPIN = {
-    # How long idle GNU OpenMP threads spin before they sleep. Decode of a 135 M model on 2 cores, ms per token:
-    # the default: 32 in bf16 alone, 220 in fp32 with two workers of 2 threads each; never spinning
-    # (OMP_WAIT_POLICY=PASSIVE): 54 and 83; this: 33 and 73. A value from outside wins.
-    "GOMP_SPINCOUNT": "10000",
-}
-
-ENVIRONMENT = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",  # the models room fetches; a worker only reads files
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "PYTHONUNBUFFERED": "1",
-    "OPENBLAS_NUM_THREADS": "1",  # numpy's, which would start them at its import; the worker multiplies with torch
-}
+from node.worker_start import command, environment
 
 
 class WorkerProcess(Protocol):
@@ -89,13 +72,3 @@ async def spawn_worker(python: str) -> WorkerProcess:
         **own_session(),
     )
     return SpawnedWorker(process)
-
-
-def command(python: str, *arguments: str) -> list[str]:
-    """What starts a worker, or with arguments what `bootstrap` knows besides."""
-    return [python, "-P", str(Path(__file__).with_name("bootstrap.py")), *arguments]
-
-
-def environment() -> dict[str, str]:
-    """Of a worker."""
-    return {**SPIN, **os.environ, **ENVIRONMENT}

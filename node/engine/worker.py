@@ -187,7 +187,9 @@ class Worker:
                 self._loader = Backends(device, threads)
                 self._shared_rows = SharedRows.open(shared) if shared else None
                 shares = self._shared_rows is not None
-                return Ready(number, hardware or self._loader.measure(), self._loader.infos, shares), b""
+                if hardware is None or hardware.device != self._loader.device:  # a card was added, or is gone
+                    hardware = self._loader.measure()
+                return Ready(number, hardware, self._loader.infos, shares), b""
             case Load(spec=spec):
                 self._loading.append(Loading(request, self._opened().load(spec)))
                 return None, b""

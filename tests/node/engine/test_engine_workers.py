@@ -13,9 +13,10 @@ import psutil
 import pytest
 import trio
 
-from node.engine.forking import CAN_FORK
 from node.engine.workers import Workers, open_workers
 from node.errors import WorkerDied
+from node.wire.records import Hardware
+from node.worker_start import CAN_FORK, start_fork_server
 from tests.node.engine.driving import generate, load_chain
 
 PROMPT = [5, 6, 7, 8]
@@ -194,3 +195,74 @@ def test_what_a_model_has_needed_is_imported_for_the_next_worker(tiny_folder: Pa
                 assert imported(second.pid)
 
     run(main)
+
+
+class Memory:
+    """Of a machine whose hardware was measured before."""
+
+    def __init__(self, known: Hardware | None) -> None:
+        self.known = known
+        self.told: list[Hardware] = []
+        self.used: list[tuple[str, ...]] = []
+
+    def hardware(self) -> Hardware | None:
+        return self.known
+
+    def measured(self, hardware: Hardware) -> None:
+        self.told.append(hardware)
+
+    def computes_with(self, backends: tuple[str, ...]) -> None:
+        self.used.append(backends)
+
+
+def test_a_machine_that_was_measured_at_an_earlier_start_is_not_measured_again(tiny_folder: Path) -> None:
+    known = Hardware("cpu", "measured before", 10**10, 1e10, 1e11, 2)
+    memory = Memory(known)
+
+    async def main() -> None:
+        async with open_workers(device="cpu", memory=memory) as workers, workers.engine(1) as engine:
+            assert engine.hardware == known
+            assert memory.told == []
+            await load_chain(engine, tiny_folder, [0, 6])
+            with trio.fail_after(30):
+                while memory.used != [("torch",)]:  # noqa: ASYNC110 -- written by a thread
+                    await trio.sleep(0.01)
+
+    run(main)
+
+
+def test_what_is_measured_is_remembered_and_a_card_that_is_gone_is_not_believed_in() -> None:
+    memory = Memory(Hardware("cuda", "a card", 10**10, 1e12, 1e14, 2))
+
+    async def main() -> None:
+        async with open_workers(device="cpu", memory=memory) as workers, workers.engine(1) as engine:
+            assert engine.hardware.device == "cpu"
+            assert memory.told == [engine.hardware]
+
+    run(main)
+
+
+@forking
+def test_a_fork_server_that_was_started_before_the_node_is_the_one_that_forks() -> None:
+    started = start_fork_server(sys.executable, ())
+
+    async def main() -> None:
+        async with open_workers(device="cpu", started=started) as workers:
+            async with workers.engine(1) as engine:
+                assert server_of(engine.pid) == started.process.pid
+            os.kill(started.process.pid, signal.SIGKILL)
+            with trio.fail_after(30):
+                while started.process.returncode is None:  # noqa: ASYNC110 -- its own task waits for it
+                    await trio.sleep(0.01)
+            async with workers.engine(1) as engine:
+                assert server_of(engine.pid) != started.process.pid
+        await until_gone(engine.pid)
+
+    run(main)
+
+
+@forking
+def test_a_fork_server_that_nobody_takes_over_ends() -> None:
+    started = start_fork_server(sys.executable, ())
+    started.end()
+    assert gone(started.process.pid)
