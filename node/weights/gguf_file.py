@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,6 +50,8 @@ class GgufFile:
     path: Path
     metadata: dict[str, Value]
     tensors: dict[str, GgufTensor]
+    kinds: dict[str, int] = field(default_factory=dict)
+    """GGUF's number of each value's kind; of an array that of its entries."""
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string of the metadata.
@@ -128,13 +130,19 @@ def read_gguf(path: Path) -> GgufFile:
         with path.open("rb") as file:
             header = _Cursor(path, file, size)
             tensor_count, value_count = header.start()
-            metadata = {}
+            metadata: dict[str, Value] = {}
+            kinds: dict[str, int] = {}
             for _ in range(value_count):
                 key = header.string()
                 if key in metadata:
                     raise header.damaged(f'the metadata key "{key[:80]}" appears twice')
-                metadata[key] = header.value(header.u32())
-            gguf = GgufFile(path, metadata, {})
+                kinds[key] = header.u32()
+                if kinds[key] == _ARRAY:
+                    kinds[key], count = header.u32(), header.u64()
+                    metadata[key] = header.array(kinds[key], count)
+                else:
+                    metadata[key] = header.scalar(kinds[key])
+            gguf = GgufFile(path, metadata, {}, kinds)
             infos = [header.tensor_info() for _ in range(tensor_count)]
             alignment = gguf.integer("general.alignment", DEFAULT_ALIGNMENT)
             if alignment == 0 or alignment & (alignment - 1):
@@ -208,14 +216,10 @@ class _Cursor:
         except UnicodeDecodeError:
             raise self.damaged(f"the text before byte {self.position} is not UTF-8") from None
 
-    def value(self, kind: int) -> Value:
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self._array(self.u32(), self.u64())
-        return self._scalars(kind, 1)[0]
+    def scalar(self, kind: int) -> Scalar:
+        return self.string() if kind == _STRING else self._scalars(kind, 1)[0]
 
-    def _array(self, kind: int, count: int) -> tuple[Scalar, ...]:
+    def array(self, kind: int, count: int) -> tuple[Scalar, ...]:
         if count > ITEMS_LIMIT:
             raise self.damaged(f"an array of {count} entries before byte {self.position}")
         if kind == _STRING:

@@ -80,7 +80,7 @@ class GgufWeights:
         if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < tensor.shape[0]:
             raise ValueError(f"the vocabulary has {tensor.shape[0]} ids")
         raw = self._raw(header, tensor)[wanted]
-        return floats(_decoded(raw, tensor))
+        return floats(matrix_of(raw, tensor.kind))
 
     def layer_bytes(self, layer: int) -> int:
         """See `base.Weights`."""
@@ -105,7 +105,7 @@ class GgufWeights:
         """A whole tensor by the file's name for it."""
         header, tensor = self._places[name]
         raw = self._raw(header, tensor)
-        decoded = _decoded(raw, tensor)
+        decoded = matrix_of(raw, tensor.kind)
         if len(tensor.shape) <= 2:
             return decoded if len(tensor.shape) == 2 else floats(decoded).reshape(-1)
         return _reshaped(decoded, tensor.shape[:-1])
@@ -150,16 +150,16 @@ class GgufWeights:
         return HeadSizes(heads * width, keys * width, keys * size("attention.value_length", width))
 
 
-def _decoded(raw: Bytes, tensor: GgufTensor) -> Matrix:
-    """(rows, columns) of rows of bytes."""
-    if tensor.kind == "F32":
+def matrix_of(raw: Bytes, kind: str) -> Matrix:
+    """(rows, columns) of rows of bytes of one of ggml's types."""
+    if kind == "F32":
         return raw.view("<f4")
-    if tensor.kind == "F16":
+    if kind == "F16":
         return raw.view("<f2")
-    if tensor.kind == "BF16":
+    if kind == "BF16":
         return bfloat16(raw)
-    blocks = from_ggml(raw, tensor.kind)
-    return dequantised(raw, tensor.kind) if blocks is None else blocks
+    blocks = from_ggml(raw, kind)
+    return dequantised(raw, kind) if blocks is None else blocks
 
 
 def _reshaped(matrix: Matrix, outer: tuple[int, ...]) -> Matrix:

@@ -1,0 +1,158 @@
+"""The sequences of a stage, the stream that each has, and the context that holds them: made anew where its shape no
+longer suits, with what is there carried over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.engine.llamacpp.context import Context
+from node.engine.llamacpp.streams import Shape, room_for_one_more, shape_for
+from node.engine.memory import WorkerMemory
+from node.errors import EngineError, OutOfKV
+from node.wire.frames import Sampling
+
+
+@dataclass(slots=True)
+class Held:
+    """One sequence."""
+
+    stream: int
+    sampling: Sampling | None
+    promised: int
+    """Tokens that there is room for at any rate: its prompt's."""
+    cached: int = 0
+    """Tokens whose keys and values are there."""
+    broken: str = ""
+    """Why it cannot go on."""
+
+    @property
+    def needed(self) -> int:
+        """Tokens that its stream must have room for."""
+        return max(self.promised, self.cached)
+
+
+class Sequences:
+    """All sequences of one stage.
+
+    Resource handling: the context is made with the first sequence and freed by `close_all`; its memory is counted in
+    the worker's. While a shape changes, the contents of the streams are there twice.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Shape], Context],
+        room_tokens: int,
+        longest_tokens: int,
+        bytes_per_token: int,
+        memory: WorkerMemory,
+    ) -> None:
+        self._make, self._own_tokens, self._longest = make, room_tokens, longest_tokens
+        self._bytes_per_token, self._memory = bytes_per_token, memory
+        self._context: Context | None = None
+        self._held: dict[str, Held] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Held]:
+        return iter(self._held.values())
+
+    @property
+    def context(self) -> Context:
+        """Where they are; there is one as long as there are any."""
+        assert self._context is not None
+        return self._context
+
+    @property
+    def shape(self) -> Shape | None:
+        """Of the context; None where there is none."""
+        return None if self._context is None else self._context.shape
+
+    @property
+    def free_tokens(self) -> int:
+        """That one more sequence could take."""
+        return room_for_one_more(self._room, self._longest, [held.needed for held in self])
+
+    @property
+    def _room(self) -> int:
+        """Tokens of all streams that there may be at present."""
+        taken = 0 if self._context is None else self._context.shape.cells
+        return min(self._own_tokens, taken + self._memory.free_bytes // self._bytes_per_token)
+
+    def open(self, name: str, sampling: Sampling | None, tokens: int) -> None:
+        """Begin a sequence with room for so many tokens.
+
+        Raises:
+            OutOfKV: there is not that much room.
+            EngineError: the name is open.
+        """
+        if name in self._held:
+            raise EngineError(f"sequence {name} has its room in the KV cache already")
+        if not self._suit([*(held.needed for held in self), tokens]):
+            raise OutOfKV(tokens, self.free_tokens)
+        taken = {held.stream for held in self}
+        stream = next(number for number in range(self.context.shape.streams) if number not in taken)
+        self.context.forget(stream)
+        self._held[name] = Held(stream, sampling, tokens)
+
+    def get(self, name: str) -> Held:
+        """The sequence of this name. Raises EngineError where there is none."""
+        if (held := self._held.get(name)) is None:
+            raise EngineError(f"sequence {name} has no room in the KV cache; open it first")
+        return held
+
+    def grow(self, name: str, tokens: int) -> bool:
+        """See to it that a sequence has room for so many tokens; whether it has."""
+        held = self.get(name)
+        if tokens <= self.context.shape.tokens:
+            return True
+        return self._suit([max(other.needed, tokens if other is held else 0) for other in self])
+
+    def close(self, name: str) -> None:
+        """Forget a sequence. Harmless where it is unknown."""
+        if held := self._held.pop(name, None):
+            self.context.forget(held.stream)
+
+    def close_all(self) -> None:
+        """Forget all and give the context back."""
+        self._held.clear()
+        self._free()
+
+    # --- the context ------------------------------------------------------------------------------------------------
+
+    def _suit(self, needed: list[int]) -> bool:
+        """Have a context for sequences that need so many tokens each; whether there is one."""
+        shape = shape_for(self._room, self._longest, needed, self.shape)
+        if shape is None:
+            return False
+        if shape == self.shape:
+            return True
+        before = self.shape
+        states = {name: self.context.take_state(held.stream) for name, held in self._held.items() if held.cached}
+        self._free()
+        try:
+            self._begin(shape, states)
+        except EngineError:
+            # there is less memory than was told; what was there fits surely, unless others have taken it meanwhile
+            if before is not None:
+                self._begin(before, states)
+            return False
+        return True
+
+    def _begin(self, shape: Shape, states: dict[str, NDArray[np.uint8]]) -> None:
+        self._context = self._make(shape)
+        self._memory.reserved_bytes += shape.cells * self._bytes_per_token
+        for stream, (name, held) in enumerate(self._held.items()):
+            held.stream = stream
+            if name in states:
+                self._context.put_state(stream, states[name])
+
+    def _free(self) -> None:
+        if self._context is not None:
+            self._memory.reserved_bytes -= self._context.shape.cells * self._bytes_per_token
+            self._context.free()
+            self._context = None
