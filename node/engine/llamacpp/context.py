@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.engine.llamacpp.definitions import F16, FLASH_ATTENTION_OFF
+from node.engine.llamacpp.carrying import HEAD_BYTES, State, carried
+from node.engine.llamacpp.definitions import F16, FLASH_ATTENTION_OFF, PARTIAL_ONLY
 from node.engine.llamacpp.library import Library
 from node.engine.llamacpp.model import Model
 from node.engine.llamacpp.streams import Shape
@@ -221,18 +222,21 @@ class Context:
         """That a stream's contents take when they are taken out."""
         return int(self._library.llama.llama_state_seq_get_size(self._handle, stream))
 
-    def take_state(self, stream: int) -> NDArray[np.uint8]:
-        """A copy of a stream's contents, bit for bit."""
-        state = np.zeros(self.state_bytes(stream), np.uint8)
-        to = self._ffi.cast("uint8_t *", state.ctypes.data)
-        got = self._library.llama.llama_state_seq_get_data(self._handle, to, len(state), stream)
-        if got != len(state):
-            raise EngineError(f"llama.cpp gave {got} of {len(state)} bytes of a sequence's keys and values")
-        return state
+    def take_state(self, stream: int) -> State:
+        """A copy of a stream's contents, bit for bit; of layers with windows without what is outside of them."""
+        data = np.zeros(self.state_bytes(stream), np.uint8)
+        got = self._library.llama.llama_state_seq_get_data(self._handle, self._at("uint8_t *", data), len(data), stream)
+        if got != len(data):
+            raise EngineError(f"llama.cpp gave {got} of {len(data)} bytes of a sequence's keys and values")
+        partial = self._library.llama.llama_state_seq_get_size_ext(self._handle, stream, PARTIAL_ONLY)
+        rest = int(partial) - HEAD_BYTES if partial != len(data) else 0
+        keeps = self._model.keeps
+        return State(data.tobytes(), stream, self.shape.streams, rest, keeps == "all", keeps != "states")
 
-    def put_state(self, stream: int, state: NDArray[np.uint8]) -> None:
+    def put_state(self, stream: int, state: State) -> None:
         """Fill an empty stream. Raises EngineError."""
-        source = self._ffi.cast("const uint8_t *", state.ctypes.data)
-        if self._library.llama.llama_state_seq_set_data(self._handle, source, len(state), stream) != len(state):
+        data = np.frombuffer(carried(state, self.shape.streams), np.uint8)
+        source = self._at("const uint8_t *", data)
+        if self._library.llama.llama_state_seq_set_data(self._handle, source, len(data), stream) != len(data):
             why = self._library.log.last_error()
             raise EngineError(f"llama.cpp took a sequence's keys and values back only in part: {why}")

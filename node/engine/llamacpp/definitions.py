@@ -139,6 +139,7 @@ float * llama_get_logits_ith(void * context, int32_t row);
 void * llama_get_memory(void * context);
 bool llama_memory_seq_rm(void * memory, llama_seq_id sequence, llama_pos start, llama_pos end);
 size_t llama_state_seq_get_size(void * context, llama_seq_id sequence);
+size_t llama_state_seq_get_size_ext(void * context, llama_seq_id sequence, uint32_t flags);
 size_t llama_state_seq_get_data(void * context, uint8_t * data, size_t size, llama_seq_id sequence);
 size_t llama_state_seq_set_data(void * context, const uint8_t * data, size_t size, llama_seq_id sequence);
 """
@@ -165,6 +166,8 @@ void * ggml_backend_dev_get(size_t index);
 F16 = 1
 """ggml's number of the type."""
 FLASH_ATTENTION_OFF = 0
+PARTIAL_ONLY = 1
+"""Of a sequence's state: only what its layers with windows hold, or those that keep a state instead of all."""
 ROPE_WITH_SECTIONS = (8, 40)
 """Kinds of rotation for which a row has four positions."""
 DEVICE_CPU, DEVICE_GPU, DEVICE_INTEGRATED_GPU = 0, 1, 2

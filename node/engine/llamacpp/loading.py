@@ -120,7 +120,7 @@ def _probed(
             head_ms=probed.head_ms,
             max_batch_rows=MAX_BATCH_ROWS,
             max_sequences=MOST_STREAMS,
-            can_rewind=model.keeps_all,
+            can_rewind=model.keeps == "all",
             can_narrow=False,
             backend="llamacpp",
             quantisation=types,

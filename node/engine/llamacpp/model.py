@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from node.engine.llamacpp.cutting import Part, WholeModel
 from node.engine.llamacpp.definitions import ROPE_WITH_SECTIONS
@@ -53,8 +53,15 @@ class Model:
         self.nbytes = int(llama.llama_model_size(handle))
         self.positions_per_row = 4 if llama.llama_model_rope_type(handle) in ROPE_WITH_SECTIONS else 1
         """That the library wants with hidden rows. For token ids it makes them by itself."""
-        self.keeps_all = not (llama.llama_model_is_recurrent(handle) or llama.llama_model_is_hybrid(handle))
-        """Whether each layer keeps keys and values of every token, so that a sequence can go back."""
+        self.keeps: Literal["all", "some", "states"] = (
+            "states"
+            if llama.llama_model_is_recurrent(handle)
+            else "some"
+            if llama.llama_model_is_hybrid(handle)
+            else "all"
+        )
+        """Whether all layers keep keys and values of every token, so that a sequence can go back, or some or all of
+        them a state instead."""
 
     def free(self) -> None:
         """Give it back. Harmless when repeated."""

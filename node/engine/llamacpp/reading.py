@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from node.engine.llamacpp.cutting import EMBEDDING, WholeModel
+from node.engine.llamacpp.cutting import BLOCK, EMBEDDING, WholeModel
 from node.engine.llamacpp.gguf_writing import Entry, Source, Tensor
 from node.errors import DamagedModel
 from node.weights.blocks import floats
@@ -50,6 +50,9 @@ def read_whole(folder: Path) -> WholeModel | None:
         raise DamagedModel(str(first), str(error)) from error
     if not found or EMBEDDING not in tensors or tensors[EMBEDDING].shape[1:] != (whole.width,):
         raise DamagedModel(str(first), "it has no layers, or no embedding as wide as it says")
+    blocks = 1 + max((int(match[1]) for match in map(BLOCK.match, tensors) if match), default=-1)
+    if not whole.layers <= blocks <= whole.number("block_count"):  # those that predict further tokens may be left out
+        raise DamagedModel(str(first), f"it says that it has {whole.layers} layers, and {blocks} are there")
     return whole
 
 

@@ -6,9 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from node.engine.llamacpp.carrying import State
 from node.engine.llamacpp.context import Context
 from node.engine.llamacpp.streams import Shape, room_for_one_more, shape_for
 from node.engine.memory import WorkerMemory
@@ -28,6 +26,9 @@ class Held:
     """Tokens whose keys and values are there."""
     broken: str = ""
     """Why it cannot go on."""
+    carried: int = 0
+    """Its tokens when it was carried over last, where what is outside of windows is left behind: it cannot go back to
+    before them, but to its beginning."""
 
     @property
     def needed(self) -> int:
@@ -143,13 +144,14 @@ class Sequences:
             return False
         return True
 
-    def _begin(self, shape: Shape, states: dict[str, NDArray[np.uint8]]) -> None:
+    def _begin(self, shape: Shape, states: dict[str, State]) -> None:
         self._context = self._make(shape)
         self._memory.reserved_bytes += shape.cells * self._bytes_per_token
         for stream, (name, held) in enumerate(self._held.items()):
             held.stream = stream
             if name in states:
                 self._context.put_state(stream, states[name])
+                held.carried = held.cached if states[name].rest_bytes else 0
 
     def _free(self) -> None:
         if self._context is not None:

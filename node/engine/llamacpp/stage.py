@@ -25,7 +25,7 @@ from node.engine.llamacpp.streams import Shape
 from node.engine.memory import WorkerMemory
 from node.engine.row_bytes import bytes_of, rows_from
 from node.engine.sampler import sample
-from node.errors import EngineError, OutOfKV, TooLong
+from node.errors import EngineError, OutOfKV
 from node.wire.frames import Sampling
 from node.wire.layer_range import layer_range
 
@@ -100,7 +100,7 @@ class LlamaStage:
             ours = layer_range(self._start, self._end)
             raise EngineError(f"sequence {sequence} on layers {layer_range(start, end)}; llama.cpp runs all of {ours}")
         if kv_tokens > self._longest:
-            raise TooLong(kv_tokens, self._longest)
+            raise EngineError(f"sequence {sequence} of {kv_tokens} tokens; the model knows {self._longest}")
         if len(self._sequences) >= self.info.max_sequences:
             raise OutOfKV(kv_tokens, 0)
         self._sequences.open(sequence, sampling, kv_tokens)
@@ -117,9 +117,10 @@ class LlamaStage:
                 f"sequence {sequence} back to {position}: this model has layers that keep a state, not all their keys "
                 "and values; such a sequence begins anew"
             )
-        if not self._sequences.context.forget(held.stream, position):
+        if 0 < position < held.carried or not self._sequences.context.forget(held.stream, position):
             raise EngineError(f"sequence {sequence} back to {position}: llama.cpp cannot; begin it anew")
         held.cached, held.broken = position, ""
+        held.carried = min(held.carried, position)
 
     def close(self, sequence: str) -> None:
         """See `base.Stage.close`."""

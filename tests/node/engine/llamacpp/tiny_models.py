@@ -12,7 +12,7 @@ import numpy as np
 from node.engine.llamacpp.gguf_writing import Entry, Source, Tensor, write
 from node.engine.llamacpp.library import Library, open_library
 from node.engine.llamacpp.model import Placement, _params
-from node.weights.ggml_types import BY_NAME, TYPES
+from node.weights.ggml_types import TYPES
 from node.weights.gguf_file import read_gguf
 
 Value = bool | int | float | str | tuple[bool, ...] | tuple[int, ...] | tuple[float, ...]
@@ -69,7 +69,7 @@ def save_tiny(folder: Path, architecture: str, **changes: Value | None) -> Path:
     metadata's names are written as two underscores."""
     sizes = {**SIZES, **{name.replace("__", "."): value for name, value in changes.items()}}
     entries = [Entry("general.architecture", 8, architecture), Entry("tokenizer.ggml.model", 8, "none")]
-    entries += [_entry(f"{architecture}.{name}", value) for name, value in sizes.items() if value is not None]
+    entries += [entry_of(f"{architecture}.{name}", value) for name, value in sizes.items() if value is not None]
     folder.mkdir(parents=True, exist_ok=True)
     told, made, path = folder / "told", folder / "made", folder / "model.gguf"
     _write(told, entries, [])
@@ -85,10 +85,9 @@ def save_tiny(folder: Path, architecture: str, **changes: Value | None) -> Path:
 
 
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}
-assert BY_NAME
 
 
-def _entry(key: str, value: Value) -> Entry:
+def entry_of(key: str, value: Value) -> Entry:
     first = value[0] if isinstance(value, tuple) else value
     kind = 8 if isinstance(first, str) else 7 if isinstance(first, bool) else 4 if isinstance(first, int) else 6
     return Entry(key, kind, value)
