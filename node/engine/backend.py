@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from node.engine.base import BackendInfo, BackendName, Batch, BatchResult, Quantise, StageInfo, StageSpec
+from node.errors import ModelError
 from node.wire.frames import Sampling
 from node.wire.models import Dtype
 
@@ -158,7 +159,40 @@ def _llamacpp_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
     return llamacpp_suits(folder, device, quantise)
 
 
+def _prepare_ort() -> None:
+    import_module("node.engine.ort.backend")
+
+
+def _open_ort(device: Device) -> Backend:
+    from node.engine.ort.backend import OrtBackend  # its library takes a quarter of a second to import
+
+    return OrtBackend()
+
+
+def _ort_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
+    """Families that there are graphs for, in every form of weights."""
+    from node.engine.ort.config import read_config
+    from node.engine.ort.shape import shape_of
+
+    try:
+        shape_of(read_config(folder))
+    except ModelError as error:
+        return Suits(0, str(error))
+    return Suits(5)
+
+
 BACKENDS: dict[BackendName, BackendChoice] = {
+    "ort": BackendChoice(
+        "ort",
+        ("cpu",),
+        ("onnxruntime", "onnx"),
+        ("onnxruntime", "onnx"),
+        "",
+        ("float32", "bfloat16", "float16"),
+        _prepare_ort,
+        _open_ort,
+        _ort_suits,
+    ),
     "torch": BackendChoice(
         "torch",
         ("cpu", "cuda", "mps"),

@@ -141,6 +141,7 @@ def quantised(values: Floats, bits: Bits, block: int = 32) -> Blocks:
         middle = 8
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(scales[..., None] == 0, np.float32(0), groups / scales[..., None])
-    highest = 255 if bits == 8 else 15
-    quants = np.clip(np.rint(steps) + middle, 0, highest).astype(np.uint8)
+        highest = 255 if bits == 8 else 15
+        # what is no number stays none by its block's scale, whatever its quant becomes
+        quants = np.clip(np.rint(steps) + middle, 0, highest).astype(np.uint8)
     return Blocks(bits, block, quants, scales.astype(np.float32), middle)

@@ -1,0 +1,126 @@
+"""Whole tiny random models of each family on onnxruntime against the library's own torch code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from node.engine.ort.stage import OrtStage
+from tests.node.engine.driving import TINY, batch_of, save_tiny
+from tests.node.engine.ort.driving import cut, load_ort, open_all, run_all
+
+PROMPT = [int(i) for i in torch.randint(3, 128, (20,), generator=torch.Generator().manual_seed(5))]
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+TIED = {**TINY, "tie_word_embeddings": True}
+FAMILIES: dict[str, Any] = {
+    "llama": lambda: transformers.LlamaConfig(**TINY, rope_parameters=LLAMA3_ROPE),
+    "llama tied, biases": lambda: transformers.LlamaConfig(**TIED, attention_bias=True, mlp_bias=True),
+    "llama, linear": lambda: transformers.LlamaConfig(
+        **TINY, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    ),
+    "llama, yarn": lambda: transformers.LlamaConfig(**TINY, rope_parameters=YARN_ROPE),
+    "qwen2": lambda: transformers.Qwen2Config(**TINY, use_sliding_window=False),
+    "qwen2, yarn": lambda: transformers.Qwen2Config(**TINY, rope_parameters=YARN_ROPE),
+    "qwen2, sliding": lambda: transformers.Qwen2Config(
+        **TINY, use_sliding_window=True, sliding_window=8, max_window_layers=3
+    ),
+    "qwen3 tied": lambda: transformers.Qwen3Config(**TIED, head_dim=32),
+    "mistral, sliding": lambda: transformers.MistralConfig(**TINY, sliding_window=8),
+    "mistral": lambda: transformers.MistralConfig(**TINY, sliding_window=None, head_dim=32),
+    "smollm3": lambda: transformers.SmolLM3Config(**TINY),
+    "phi3": lambda: transformers.Phi3Config(**TINY),
+    "phi3, partial, longrope": lambda: transformers.Phi3Config(
+        **{**TINY, "num_attention_heads": 2, "num_key_value_heads": 1},
+        original_max_position_embeddings=64,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5, 2.0, 4.0, 1.0, 1.2, 1.4, 1.6],
+            "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **TIED, head_dim=16, sliding_window=8, query_pre_attn_scalar=32, attn_logit_softcapping=3.0
+    ),
+    "gemma3 tied": lambda: transformers.Gemma3TextConfig(
+        **TIED,
+        head_dim=16,
+        sliding_window=8,
+        query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    ),
+    "olmo2": lambda: transformers.Olmo2Config(**TINY),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("family")
+    return folder, save_tiny(FAMILIES[request.param](), folder)
+
+
+def logits_of(stages: list[OrtStage], batch_position: int, ids: list[int]) -> np.ndarray:
+    """Logits of the last row, by the stage's own head."""
+    seen: list[np.ndarray] = []
+    chain = stages[-1]._chain
+    original = chain.logits
+
+    def spy(rows: np.ndarray) -> np.ndarray:
+        seen.append(original(rows))
+        return seen[-1]
+
+    chain.logits = spy  # type: ignore[method-assign]
+    run_all(stages, batch_of(("s", batch_position, ids, "token")))
+    chain.logits = original  # type: ignore[method-assign]
+    return seen[-1][-1]
+
+
+@pytest.mark.parametrize("cuts", [[0, 6], [0, 1, 4, 6]])
+def test_a_family_gives_the_librarys_logits(checkpoint: tuple[Path, Any], cuts: list[int]) -> None:
+    """Prefill of 20 tokens, past the sliding windows of 8, a chunk of 5, then 6 decode steps."""
+    folder, whole = checkpoint
+    stages = cut(folder, cuts)
+    open_all(stages, "s")
+    reference = transformers.DynamicCache(config=whole.config)
+    position, ids = 0, PROMPT
+    for number in range(8):
+        with torch.inference_mode():
+            places = torch.arange(position, position + len(ids))[None]
+            expected = whole(
+                input_ids=torch.tensor([ids]), position_ids=places, past_key_values=reference, use_cache=True
+            ).logits[0, -1]
+        found = logits_of(stages, position, ids)
+        assert np.abs(found - expected.numpy()).max() < 2e-5 * max(1.0, float(expected.abs().max()))
+        position += len(ids)
+        ids = [7, 8, 9, 10, 11] if number == 0 else [int(expected.argmax())]
+
+
+def test_a_range_is_told_by_its_config_alone(checkpoint: tuple[Path, Any]) -> None:
+    folder, _ = checkpoint
+    stage = load_ort(folder, 2, 4)
+    assert (stage.layers, stage.info.hidden_size, stage.info.head_ms) == ((2, 4), 64, None)
+    assert stage.info.kv_bytes_per_token * 3 == load_ort(folder, 0, 6).info.kv_bytes_per_token
+
+
+def test_a_family_without_a_graph_is_refused_by_name(tmp_path: Path) -> None:
+    from node.errors import LoadFailed
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(LoadFailed, match="the family mamba with onnxruntime is not supported"):
+        load_ort(tmp_path, 0, 1)
