@@ -182,17 +182,6 @@ def _ort_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
 
 
 BACKENDS: dict[BackendName, BackendChoice] = {
-    "ort": BackendChoice(
-        "ort",
-        ("cpu",),
-        ("onnxruntime", "onnx"),
-        ("onnxruntime", "onnx"),
-        "",
-        ("float32", "bfloat16", "float16"),
-        _prepare_ort,
-        _open_ort,
-        _ort_suits,
-    ),
     "torch": BackendChoice(
         "torch",
         ("cpu", "cuda", "mps"),
@@ -214,5 +203,16 @@ BACKENDS: dict[BackendName, BackendChoice] = {
         _prepare_llamacpp,
         _open_llamacpp,
         _llamacpp_suits,
+    ),
+    "ort": BackendChoice(
+        "ort",
+        ("cpu",),
+        ("onnxruntime", "onnx"),
+        ("onnxruntime", "onnx"),
+        "",
+        ("float32", "bfloat16", "float16"),
+        _prepare_ort,
+        _open_ort,
+        _ort_suits,
     ),
 }
