@@ -1,6 +1,6 @@
 """One model's place in the cache: its folder, its lock, and the manifest that says what is whole.
 
-    models/NAME-DIGEST/        config.json, tokenizer, *.safetensors and the manifest
+    models/NAME-DIGEST/        config.json, tokenizer, weights as they came and the manifest
     models/.partial/NAME-DIGEST/   what a holder of the lock is working on
     models/.locks/NAME-DIGEST.lock
 
@@ -26,6 +26,7 @@ from node.home import private_folder, write_private
 from node.models.disk import sha256_of, sync_file, sync_folder
 from node.models.progress import Report
 from node.models.tensor_hashes import Hashes, encoded, hash_tensors, hashes_name
+from node.weights.places import SUFFIXES
 from node.wire.models import ModelRef
 
 MANIFEST = "parallax.json"
@@ -176,17 +177,22 @@ class CachedModel:
 
 def is_weights(name: str) -> bool:
     """Whether a file of a model holds weights."""
-    return name.endswith(".safetensors")
+    return name.endswith(SUFFIXES)
 
 
 def hashing(report: Report, total_bytes: int, name: str) -> Callable[[int], None]:
     """Reports how far the hashing of `total_bytes` is."""
+    return reading(report, total_bytes, name, "checking")
+
+
+def reading(report: Report, total_bytes: int, name: str, doing: str = "reading") -> Callable[[int], None]:
+    """Reports how much of `total_bytes` has been read."""
     done_bytes = 0
 
     def on_bytes(count: int) -> None:
         nonlocal done_bytes
         done_bytes += count
-        report("load", min(done_bytes, total_bytes), total_bytes, f"checking {name}")
+        report("load", min(done_bytes, total_bytes), total_bytes, f"{doing} {name}")
 
     return on_bytes
 

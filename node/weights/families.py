@@ -1,7 +1,7 @@
 """What each family calls its tensors: in transformers' checkpoints, and in GGUF files. No I/O.
 
 One more family is one more table here. Names are those below `model.layers.N.`; of several the first that a checkpoint
-has counts, since a family's files have come in more than one form.
+has counts, since a family's files have come in more than one form; the last one is transformers' own, in memory.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ FAMILIES: dict[str, Table] = {
         "ffn_gate_inp": (Place(f"{_OLD_MIXTURE}.gate"), Place("mlp.gate")),
         "exp_probs_b": (
             Place(f"{_OLD_MIXTURE}.e_score_correction_bias"),
-            Place("mlp.e_score_correction_bias"),
             Place("mlp.gate.e_score_correction_bias"),
+            Place("mlp.e_score_correction_bias"),
         ),
     },
     "gpt_oss": {

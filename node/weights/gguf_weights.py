@@ -13,8 +13,8 @@ from node.weights.base import Part
 from node.weights.blocks import Blocks, Bytes, Floats, Matrix, bfloat16, floats, rows_of
 from node.weights.families import ARCHITECTURES, BARE, GGUF_INTERLEAVED, GGUF_JOINED, GGUF_OTHER_NAMES
 from node.weights.ggml_grids import dequantised, from_ggml
-from node.weights.gguf_file import GgufFile, GgufTensor, read_gguf
-from node.weights.gguf_split import parts_of
+from node.weights.gguf_file import GgufTensor
+from node.weights.gguf_split import parts_of, read_model, read_parts
 from node.weights.mapped_file import MappedFile
 from node.weights.sizes import HeadSizes
 
@@ -29,15 +29,10 @@ class GgufWeights:
 
     def __init__(self, path: Path) -> None:
         self.files = parts_of(path)
-        self._places: dict[str, tuple[GgufFile, GgufTensor]] = {}
-        headers = [read_gguf(file) for file in self.files]
-        for header in headers:
-            for name, tensor in header.tensors.items():
-                if name in self._places:
-                    raise DamagedModel(str(header.path), f"the tensor {name[:80]} is in another part too")
-                self._places[name] = (header, tensor)
-        self.header = headers[0]
-        """Of the first part: the metadata."""
+        self._places = read_parts(self.files)
+        """The part that each tensor is in, and where."""
+        self.header = read_model(path)
+        """Metadata of the first part, tensors of all."""
         self.architecture = self.header.text("general.architecture")
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
@@ -51,10 +46,13 @@ class GgufWeights:
 
     def has(self, layer: int | None, role: str, part: Part = "weight") -> bool:
         """See `base.Weights`."""
-        return self._find(layer, role, part) is not None
+        split = role == "attn_kv_b" and part == "weight" and self._is_split(layer)
+        return split or self._find(layer, role, part) is not None
 
     def matrix(self, layer: int | None, role: str, part: Part = "weight") -> Matrix:
         """See `base.Weights`."""
+        if role == "attn_kv_b" and part == "weight" and self._is_split(layer):
+            return self._joined_kv_b(layer)
         name, joined = self._named(layer, role, part)
         whole = self.tensor(name)
         if not joined:
@@ -62,7 +60,7 @@ class GgufWeights:
         rows = whole.shape[-2]
         span = self._heads().span(joined, rows)  # type: ignore[arg-type]
         if span is None:
-            raise DamagedModel(str(self._places[name][0].path), f"{name} has {rows} rows, not those of all its roles")
+            raise DamagedModel(str(self._places[name][0]), f"{name} has {rows} rows, not those of all its roles")
         return rows_of(whole, *span)
 
     def vector(self, layer: int | None, role: str, part: Part = "weight") -> Floats:
@@ -71,15 +69,23 @@ class GgufWeights:
 
     def stored(self, layer: int | None, role: str) -> str:
         """See `base.Weights`."""
+        if role == "attn_kv_b" and self._is_split(layer):
+            role = "attn_v_b"
         return self._places[self._named(layer, role, "weight")[0]][1].kind
+
+    def file_of(self, layer: int | None, role: str, part: Part = "weight") -> Path:
+        """See `base.Weights`."""
+        if role == "attn_kv_b" and self._is_split(layer):
+            role = "attn_v_b"
+        return self._places[self._named(layer, role, part)[0]][0]
 
     def embedding_rows(self, ids: Sequence[int] | NDArray[np.integer]) -> Floats:
         """See `base.Weights`."""
-        header, tensor = self._places["token_embd.weight"]
+        path, tensor = self._places["token_embd.weight"]
         wanted = np.asarray(ids, dtype=np.int64)
         if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < tensor.shape[0]:
             raise ValueError(f"the vocabulary has {tensor.shape[0]} ids")
-        raw = self._raw(header, tensor)[wanted]
+        raw = self._raw(path, tensor)[wanted]
         return floats(matrix_of(raw, tensor.kind))
 
     def layer_bytes(self, layer: int) -> int:
@@ -98,23 +104,22 @@ class GgufWeights:
 
     def place(self, name: str) -> tuple[Path, GgufTensor]:
         """The file that a tensor is in, and where."""
-        header, tensor = self._places[name]
-        return header.path, tensor
+        return self._places[name]
 
     def tensor(self, name: str) -> Matrix:
         """A whole tensor by the file's name for it."""
-        header, tensor = self._places[name]
-        raw = self._raw(header, tensor)
+        path, tensor = self._places[name]
+        raw = self._raw(path, tensor)
         decoded = matrix_of(raw, tensor.kind)
         if len(tensor.shape) <= 2:
             return decoded if len(tensor.shape) == 2 else floats(decoded).reshape(-1)
         return _reshaped(decoded, tensor.shape[:-1])
 
-    def _raw(self, header: GgufFile, tensor: GgufTensor) -> Bytes:
+    def _raw(self, path: Path, tensor: GgufTensor) -> Bytes:
         """(rows, bytes of a row)"""
-        mapped = self._mapped.get(header.path)
+        mapped = self._mapped.get(path)
         if mapped is None:
-            mapped = self._mapped[header.path] = MappedFile(header.path)
+            mapped = self._mapped[path] = MappedFile(path)
         rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
         return mapped.view(tensor.offset, tensor.offset + tensor.nbytes).reshape(rows, -1)
 
@@ -139,6 +144,16 @@ class GgufWeights:
             if f"{prefix}{name}.{part}" in self._places and (name != "ffn_up" or self.architecture == "phi3"):
                 return f"{prefix}{name}.{part}", rows
         return None
+
+    def _is_split(self, layer: int | None) -> bool:
+        """Whether latent attention's second matrix is stored as one for keys and one for values."""
+        return f"blk.{layer}.attn_k_b.weight" in self._places and f"blk.{layer}.attn_v_b.weight" in self._places
+
+    def _joined_kv_b(self, layer: int | None) -> Floats:
+        """(heads * (keys + values), rank): the rows of each head's keys, which are stored turned, then its values'."""
+        keys = floats(self.tensor(f"blk.{layer}.attn_k_b.weight")).swapaxes(1, 2)
+        values = floats(self.tensor(f"blk.{layer}.attn_v_b.weight"))
+        return np.concatenate([keys, values], axis=1).reshape(-1, keys.shape[-1])
 
     def _heads(self) -> HeadSizes:
         def size(key: str, default: int | None = None) -> int:

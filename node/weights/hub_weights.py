@@ -77,6 +77,10 @@ class HubWeights:
             base = next(iter(self._each(base, "weight")))
         return self.store.place(self._tensor(base, "weight", role)).dtype
 
+    def file_of(self, layer: int | None, role: str, part: Part = "weight") -> Path:
+        """See `base.Weights`."""
+        return self.store.file_of[self._tensor(self._named(layer, role, part)[1].format(0), part, role)]
+
     def embedding_rows(self, ids: Sequence[int] | NDArray[np.integer]) -> Floats:
         """See `base.Weights`."""
         name = self._tensor(self._named(None, "token_embd", "weight")[1], "weight", "token_embd")
@@ -178,6 +182,19 @@ class HubWeights:
                 str(self._config_path), f'the key "{key}" is {str(value)[:40]!r}, not a number from 1 on'
             )
         return value
+
+
+def is_stored_otherwise(folder: Path) -> bool:
+    """Whether a folder's safetensors are not the tensors that transformers holds in memory: quantised, or experts one
+    by one. Only of families that are known here.
+
+    Raises:
+        DamagedModel, UnsupportedModel: as `HubWeights`.
+    """
+    config = _read_config(folder / "config.json")
+    if config.get("model_type") not in FAMILIES:
+        return False
+    return ".experts.0." in " ".join(HubFiles(folder).file_of)
 
 
 def _read_config(path: Path) -> Mapping[str, object]:

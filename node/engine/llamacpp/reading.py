@@ -12,10 +12,9 @@ from node.engine.llamacpp.cutting import BLOCK, EMBEDDING, WholeModel
 from node.engine.llamacpp.gguf_writing import Entry, Source, Tensor
 from node.errors import DamagedModel
 from node.weights.blocks import floats
-from node.weights.folder import gguf_in
 from node.weights.ggml_types import TYPES
 from node.weights.gguf_file import read_gguf
-from node.weights.gguf_split import parts_of
+from node.weights.gguf_split import gguf_in, parts_of
 from node.weights.gguf_weights import matrix_of
 from node.weights.mapped_file import MappedFile
 

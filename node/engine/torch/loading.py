@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from node.engine.base import StageInfo, StageSpec
 from node.engine.memory import WorkerMemory
-from node.engine.torch.checkpoint import Checkpoint
+from node.engine.torch.checkpoint import Checkpoint, open_checkpoint
 from node.engine.torch.copying import PieceSize, copied
 from node.engine.torch.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage
 from node.engine.torch.tables import longest_with_one_table
@@ -115,7 +115,7 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
     started = time.perf_counter()
     asked = layer_range(spec.start, spec.end)
     config = read_config(Path(spec.model_folder), asked)
-    checkpoint = Checkpoint(Path(spec.model_folder))
+    checkpoint = open_checkpoint(Path(spec.model_folder), config)
     plan = Assembly(config, checkpoint.names(), spec.dtype, device)
     model = plan.empty(spec.start, spec.end)
     sources = plan.sources(model, spec.start)

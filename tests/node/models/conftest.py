@@ -142,17 +142,33 @@ def make_gguf(tmp_path: Path) -> WriteGguf:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """A Hugging Face folder in float32: made by converting a tiny GGUF file."""
-    from node.models.gguf_convert import convert
-    from node.models.progress import ignore_progress
+    """A Hugging Face folder in float32, with the numbers of a tiny GGUF file."""
 
     def make(name: str = "hf", **options: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        convert(write_gguf(tmp_path / f"{name}.gguf", **options), folder, ignore_progress)
+        write_folder_of(write_gguf(tmp_path / f"{name}.gguf", **options), folder)
         return folder
 
     return make
+
+
+def write_folder_of(gguf: Path, folder: Path) -> None:
+    """The same model as a folder that transformers would write."""
+    from safetensors.numpy import save_file
+
+    from node.engine.torch.joined_tensors import joined_tensors, read_joined
+    from node.models.gguf_folder import describe_gguf
+    from node.weights.folder import open_weights
+
+    for file, data in describe_gguf(gguf).items():
+        (folder / file).write_bytes(data)
+    config, weights = read_json(folder / "config.json"), open_weights(gguf)
+    tensors = {
+        tensor: np.ascontiguousarray(read_joined(weights, joined, config))
+        for tensor, joined in joined_tensors(weights).items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture

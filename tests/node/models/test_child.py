@@ -34,7 +34,7 @@ def test_a_model_is_identified_and_prepared(tiny_gguf: Path, tmp_path: Path) -> 
         ref = await identify_in_child(str(tiny_gguf), models)
         seen: list[Any] = []
         folder = await prepare_in_child(ref, models, (0, 2), lambda *said: seen.append(said))
-        assert (folder / "model.safetensors").exists()
+        assert (folder / "model.gguf").exists()
         phase, done, total, _ = seen[-1]
         assert phase == "convert"
         assert done == total > 0

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from node.errors import DamagedModel, DiskFull, ModelError, UnsupportedModel
-from node.models.gguf_convert import convert
+from node.models.gguf_folder import make_folder
 from node.models.progress import ignore_progress
 
 RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -43,7 +43,7 @@ def convert_or_refuse(data: bytes, folder: Path) -> ModelError | None:
     out.mkdir(exist_ok=True)
     try:
         with little_memory():
-            convert(path, out, ignore_progress)
+            make_folder(path, out, ignore_progress)
     except ModelError as error:
         return error
     return None
@@ -85,17 +85,17 @@ def test_garbage_is_refused(tmp_path: Path, rest: bytes, version: int) -> None:
 
 def test_an_unsupported_architecture_is_named(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r'architecture "mamba".*llama'):
-        convert(make_gguf("mamba"), tmp_path, ignore_progress)
+        make_folder(make_gguf("mamba"), tmp_path, ignore_progress)
 
 
 def test_a_mixture_of_experts_is_refused(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="experts"):
-        convert(make_gguf("llama", extra=lambda writer: writer.add_expert_count(8)), tmp_path, ignore_progress)
+        make_folder(make_gguf("llama", extra=lambda writer: writer.add_expert_count(8)), tmp_path, ignore_progress)
 
 
 def test_an_unknown_pre_tokenizer_is_refused(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match='pre-tokenizer "viking"'):
-        convert(make_gguf("llama", pre="viking"), tmp_path, ignore_progress)
+        make_folder(make_gguf("llama", pre="viking"), tmp_path, ignore_progress)
 
 
 def test_a_tensor_that_transformers_would_not_use_is_refused(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
@@ -105,12 +105,14 @@ def test_a_tensor_that_transformers_would_not_use_is_refused(make_gguf: Callable
         writer.add_tensor("blk.0.attn_gate.weight", np.zeros((64, 64), dtype=np.float32))
 
     with pytest.raises(UnsupportedModel, match="attn_gate"):
-        convert(make_gguf("llama", extra=add), tmp_path, ignore_progress)
+        make_folder(make_gguf("llama", extra=add), tmp_path, ignore_progress)
 
 
-def test_a_split_file_is_refused(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="split"):
-        convert(make_gguf("llama", extra=lambda writer: writer.add_uint16("split.count", 3)), tmp_path, ignore_progress)
+def test_a_part_of_a_split_model_under_another_name_is_refused(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(DamagedModel, match="part 1 of 3"):
+        make_folder(
+            make_gguf("llama", extra=lambda writer: writer.add_uint16("split.count", 3)), tmp_path, ignore_progress
+        )
 
 
 def test_a_tensor_type_without_a_decoder_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -127,6 +129,6 @@ def test_too_little_disk_is_told_before_anything_is_written(tiny_gguf: Path, tmp
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(DiskFull) as caught:
-        convert(tiny_gguf, out, ignore_progress, free=lambda folder: 1000)
+        make_folder(tiny_gguf, out, ignore_progress, free=lambda folder: 1000)
     assert caught.value.free_bytes == 1000
     assert list(out.iterdir()) == []

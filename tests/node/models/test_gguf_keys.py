@@ -42,7 +42,7 @@ def keys(**values: Any) -> Callable[[GGUFWriter], None]:
 
 
 def config(make_gguf: MakeGguf, arch: str = "llama", **values: Any) -> dict[str, Any]:
-    return config_from(read_gguf(make_gguf(arch, extra=keys(**values))), "float32")
+    return config_from(read_gguf(make_gguf(arch, extra=keys(**values))))[0]
 
 
 @pytest.mark.parametrize(

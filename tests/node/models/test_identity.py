@@ -22,6 +22,7 @@ from node.models.hash_cache import cached_hashes, known_hashes, stamp_of
 from node.models.installed import choosable_name
 from node.models.progress import ignore_progress
 from node.models.tensor_hashes import hash_tensors, read_hashes
+from node.weights.places import tensor_places
 from node.wire.models import ModelRef
 
 MakeFolder = Callable[..., Path]
@@ -165,20 +166,23 @@ def test_a_bare_name_that_means_a_folder_and_another_model_is_refused(
 
 
 def flip(path: Path, tensor: str) -> None:
-    """Other bytes in the middle of a tensor, and no other sign of it."""
-    header_end = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    header = json.loads(path.read_bytes()[8:header_end])
-    start, end = header[tensor]["data_offsets"]
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.seek(header_end + (start + end) // 2)
-        flipped = bytes(byte ^ 0xFF for byte in file.read(64))
-        file.seek(header_end + (start + end) // 2)
-        file.write(flipped)
+    """Other bytes in the middle of a tensor, and no other sign of it. What the file is linked to stays as it is."""
+    place, before = tensor_places(path)[tensor], path.stat()
+    data = bytearray(path.read_bytes())
+    middle = (place.start + place.end) // 2
+    data[middle : middle + 64] = bytes(byte ^ 0xFF for byte in data[middle : middle + 64])
+    replace_file(path, bytes(data))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Put these bytes there without changing the file that is linked to it."""
+    path.with_suffix(".new").write_bytes(data)
+    os.replace(path.with_suffix(".new"), path)
+
+
 FIRST, SECOND = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
+GGUF, GGUF_FIRST, GGUF_SECOND = "model.gguf", "blk.0.ffn_up.weight", "blk.1.ffn_up.weight"
 
 
 def test_flipped_bytes_are_found_when_their_layers_are_loaded_and_made_again_from_the_source(
@@ -187,16 +191,16 @@ def test_flipped_bytes_are_found_when_their_layers_are_loaded_and_made_again_fro
     models = tmp_path / "models"
     ref = import_file(tiny_gguf, models, ignore_progress)
     folder = prepare(ref, models, (0, 2), ignore_progress)
-    whole = (folder / WEIGHTS).read_bytes()
-    flip(folder / WEIGHTS, SECOND)
+    whole = (folder / GGUF).read_bytes()
+    flip(folder / GGUF, GGUF_SECOND)
     prepare(ref, models, (0, 1), ignore_progress)
-    assert (folder / WEIGHTS).read_bytes() != whole  # those layers are not hurt by it, nor is the other one read
+    assert (folder / GGUF).read_bytes() != whole  # those layers are not hurt by it, nor is the other one read
     told: list[str] = []
     prepare(ref, models, (1, 2), lambda phase, done, total, text: told.append(text) if phase == "repair" else None)
-    assert (folder / WEIGHTS).read_bytes() == whole
+    assert (folder / GGUF).read_bytes() == whole
     assert len(told) == 1
-    assert WEIGHTS in told[0]
-    assert SECOND in told[0]
+    assert GGUF in told[0]
+    assert GGUF_SECOND in told[0]
     assert "made again" in told[0]
 
 
@@ -215,8 +219,8 @@ def test_flipped_bytes_without_a_source_are_refused_by_name(tiny_gguf: Path, tmp
     ref = import_file(tiny_gguf, models, ignore_progress)
     folder = prepare(ref, models, (0, 2), ignore_progress)
     tiny_gguf.unlink()
-    flip(folder / WEIGHTS, FIRST)
-    with pytest.raises(DamagedModel, match=rf"{WEIGHTS} has other bytes .*{FIRST}.*import the GGUF file again"):
+    flip(folder / GGUF, GGUF_FIRST)
+    with pytest.raises(DamagedModel, match=rf"{GGUF} has other bytes .*{GGUF_FIRST}.*import the GGUF file again"):
         prepare(ref, models, (0, 1), ignore_progress)
 
 
@@ -224,9 +228,9 @@ def test_a_flipped_header_or_tokenizer_is_found_too(tiny_gguf: Path, tmp_path: P
     models = tmp_path / "models"
     ref = import_file(tiny_gguf, models, ignore_progress)
     folder = prepare(ref, models, (0, 2), ignore_progress)
-    for name in (WEIGHTS, "tokenizer.json", "chat_template.jinja"):
+    for name in (GGUF, "tokenizer.json", "chat_template.jinja"):
         whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
+        replace_file(folder / name, whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
         prepare(ref, models, (0, 2), ignore_progress)
         assert (folder / name).read_bytes() == whole
 
@@ -299,18 +303,46 @@ def make_older(models: Path, ref: ModelRef, digest: str | None = None) -> ModelR
     return older
 
 
-def test_a_converted_model_of_an_older_version_gets_hashes_and_a_line_about_it(tiny_gguf: Path, tmp_path: Path) -> None:
+def make_converted(models: Path, ref: ModelRef, weights: Path) -> Path:
+    """Turn a GGUF model of the cache into one of the version that converted them and kept no hashes."""
+    make_older(models, ref)
+    cell = CachedModel(models, ref)
+    manifest = read_manifest(cell.folder)
+    assert manifest is not None
+    (cell.folder / GGUF).unlink()
+    shutil.copy(weights, cell.folder / WEIGHTS)
+    files = {name: size for name, size in manifest.files.items() if name != GGUF}
+    cell.list(replace(manifest, files={**files, WEIGHTS: weights.stat().st_size}, weights=(WEIGHTS,)))
+    return cell.folder
+
+
+def test_a_converted_model_of_an_older_version_gets_hashes_and_a_line_about_it(
+    tiny_gguf: Path, make_folder: MakeFolder, tmp_path: Path
+) -> None:
     models = tmp_path / "models"
     ref = import_file(tiny_gguf, models, ignore_progress)
-    make_older(models, ref)
+    made = make_converted(models, ref, make_folder() / WEIGHTS)
     tiny_gguf.unlink()
     said: list[str] = []
     folder = prepare(ref, models, (0, 2), lambda phase, done, total, text: said.append(text))
+    assert folder == made
     assert sum("older version" in line for line in said) == 1
     assert read_hashes(folder, WEIGHTS) == hash_tensors(folder / WEIGHTS)
     said.clear()
     prepare(ref, models, (0, 2), lambda phase, done, total, text: said.append(text))
     assert not any("older version" in line for line in said)
+    assert [model.complete for model in installed(models)] == [True]
+
+
+def test_a_converted_model_gives_way_to_its_file_where_that_is_at_hand(
+    tiny_gguf: Path, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    ref = import_file(tiny_gguf, models, ignore_progress)
+    make_converted(models, ref, make_folder() / WEIGHTS)
+    folder = prepare(identify(str(tiny_gguf), models), models, (0, 2), ignore_progress)
+    assert (folder / GGUF).read_bytes() == tiny_gguf.read_bytes()
+    assert not (folder / WEIGHTS).exists()
 
 
 def test_a_copied_folder_of_an_older_version_is_called_by_its_bytes_from_then_on(

@@ -34,7 +34,7 @@ def test_importing_listing_and_removing(tiny_gguf: Path, tmp_path: Path, capsys:
     assert entry["bytes_on_disk"] == sum(
         path.stat().st_size
         for path in Path(entry["path"]).iterdir()
-        if path.name not in ("parallax.json", "model.safetensors.hashes.json")
+        if path.name not in ("parallax.json", "model.gguf.hashes.json")
     )
 
     assert run("rm", "tiny-test", models, as_json=False) == 0

@@ -30,12 +30,12 @@ def test_importing_the_room_loads_nothing_heavy() -> None:
     assert loaded_after("import node.models, node.models.command") == set()
 
 
-def test_converting_needs_neither_torch_nor_transformers(tiny_gguf: Path, tmp_path: Path) -> None:
+def test_taking_a_gguf_file_needs_neither_torch_nor_transformers(tiny_gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     code = (
-        "from pathlib import Path\nfrom node.models.gguf_convert import convert\nfrom node.models import ChatModel\n"
-        f"convert(Path({str(tiny_gguf)!r}), Path({str(out)!r}), lambda *_: None)\n"
+        "from pathlib import Path\nfrom node.models.gguf_folder import make_folder\nfrom node.models import ChatModel\n"
+        f"make_folder(Path({str(tiny_gguf)!r}), Path({str(out)!r}), lambda *_: None)\n"
         f"ChatModel.load(Path({str(out)!r})).render([])"
     )
-    assert loaded_after(code) == {"numpy", "gguf", "tokenizers", "jinja2"}
+    assert loaded_after(code) == {"numpy", "tokenizers", "jinja2"}

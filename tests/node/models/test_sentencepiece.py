@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from node.models import ChatModel
-from node.models.gguf_convert import convert
+from node.models.gguf_folder import make_folder
 from node.models.progress import ignore_progress
 
 PIECES = ["▁", "a", "b", "c", "ab", "▁a", "bc", "abc", "▁ab", "ca", "▁c", "aab", "▁abc", "cc"]
@@ -75,7 +75,7 @@ def load(make_gguf: Callable[..., Path], tmp_path: Path) -> Tokenizer:
     out = tmp_path / "spm"
     if not out.exists():
         out.mkdir()
-        convert(make_gguf("llama", rows=len(TOKENS) + 7, extra=sentencepiece_metadata), out, ignore_progress)
+        make_folder(make_gguf("llama", rows=len(TOKENS) + 7, extra=sentencepiece_metadata), out, ignore_progress)
     return Tokenizer.from_file(str(out / "tokenizer.json"))
 
 
