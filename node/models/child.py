@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -19,6 +20,7 @@ import msgspec
 
 import node.errors
 from node.errors import FetchFailed, ParallaxError
+from node.models.default_model import DEFAULT_REF
 from node.models.fetching import (
     ErrorLine,
     IdentifyTask,
@@ -29,7 +31,9 @@ from node.models.fetching import (
     ResultLine,
     Task,
 )
+from node.models.identify import DEFAULT_NAMES
 from node.models.progress import Phase, ignore_progress
+from node.models.whole_already import whole_already
 from node.python_child import module_command, module_environment, own_session
 from node.wire.models import ModelRef
 
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     import trio
 
 GOODBYE_S = 5.0
+REPORT_EVERY_S = 0.1
 LAST_WORDS_LINES = 5
 LAST_WORDS_BYTES = 8192
 
@@ -46,12 +51,14 @@ _line_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
 async def identify_in_child(choice: str | None, models: Path, on_progress: OnProgress = ignore_progress) -> ModelRef:
-    """`identify` in a child process; `on_progress` is called from this task.
+    """`identify` in a child process, where it is not plain; `on_progress` is called from this task.
 
     Raises:
         ParallaxError: as `identify` does.
         FetchFailed: the child died without a word.
     """
+    if choice is None or choice in DEFAULT_NAMES:
+        return DEFAULT_REF
     result = await _run(IdentifyTask(str(models), choice), choice or "the default model", on_progress)
     assert result.ref is not None
     return result.ref
@@ -60,15 +67,34 @@ async def identify_in_child(choice: str | None, models: Path, on_progress: OnPro
 async def prepare_in_child(
     ref: ModelRef, models: Path, layers: tuple[int, int] | None, on_progress: OnProgress, *, check: bool = True
 ) -> Path:
-    """`prepare` in a child process; `on_progress` is called from this task.
+    """`prepare` in a child process, where not all is there; `on_progress` is called from this task.
 
     Raises:
         ParallaxError: as `prepare` does.
         FetchFailed: the child died without a word.
     """
+    if (folder := await _whole_already(ref, models, layers if check else None, on_progress)) is not None:
+        return folder
     result = await _run(PrepareTask(str(models), ref, layers, check), ref.name, on_progress)
     assert result.folder is not None
     return Path(result.folder)
+
+
+async def _whole_already(
+    ref: ModelRef, models: Path, layers: tuple[int, int] | None, on_progress: OnProgress
+) -> Path | None:
+    import trio
+
+    last_s = -1.0
+
+    def report(phase: Phase, done_bytes: int, total_bytes: int, text: str) -> None:
+        nonlocal last_s
+        if (now_s := time.monotonic()) >= last_s + REPORT_EVERY_S:
+            last_s = now_s
+            # raises in the thread, too, once the caller is cancelled
+            trio.from_thread.run_sync(on_progress, phase, done_bytes, total_bytes, text)
+
+    return await trio.to_thread.run_sync(whole_already, ref, models, layers, report)
 
 
 async def import_in_child(path: Path, models: Path, on_progress: OnProgress) -> ModelRef:
