@@ -52,22 +52,3 @@ def test_what_is_absent_cut_or_changed_is_left_to_the_child(tiny_gguf: Path, tmp
     weights.write_bytes(data)
     assert whole_already(ref, tmp_path, None, ignore_progress) == folder, "no weights were asked for"
     assert whole_already(ref, tmp_path, (0, 2), ignore_progress) is None
-
-
-def test_who_is_cancelled_waits_for_one_report_at_most(
-    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(child, "REPORT_EVERY_S", 0.0)
-    ref = identify(str(tiny_gguf), tmp_path)
-    prepare(ref, tmp_path, None, ignore_progress)
-
-    async def main() -> None:
-        with trio.CancelScope() as scope:
-
-            def cancel(*_: object) -> None:
-                scope.cancel()
-
-            await prepare_in_child(ref, tmp_path, (0, 2), cancel)
-        assert scope.cancelled_caught
-
-    trio.run(main)
