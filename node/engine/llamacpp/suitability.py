@@ -20,7 +20,8 @@ METAL_BEST, ON_CARD = 110, 60
 ITS_OWN_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "TQ1_0", "TQ2_0")
 """Whose blocks its kernels use in place, beside all of `IQ…`; others make them larger."""
 HALF = 0.5
-"""Of the weights' bytes are such blocks in every file that is named after them; norms and embeddings are not."""
+"""Of the layers' bytes are such blocks in most files that are named after them. Not where a matrix's width is no
+multiple of 256: quantisers fall back to smaller blocks there, which others use in place as well."""
 
 
 def llamacpp_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:

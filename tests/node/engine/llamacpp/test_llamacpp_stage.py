@@ -13,6 +13,7 @@ from node.engine.base import Batch, Slot
 from node.errors import EngineError, LoadFailed, OutOfKV
 from node.wire.frames import Sampling
 from tests.node.engine.llamacpp.chains import Chain, load_here
+from tests.node.engine.llamacpp.tiny_models import EXPERTS, Value, quantise, save_tiny
 
 PROMPTS = {"a": list(range(5, 24)), "b": [400, 17, 3000, 21, 90], "c": [7] * 33, "d": list(range(900, 880, -1))}
 
@@ -136,6 +137,38 @@ def test_a_token_for_each_row_of_a_draft(tiny: Chain) -> None:
     tiny.run(("one by one", 0, [3, 4, 5], "nothing"), ("draft", 0, [3, 4, 5], "nothing"))
     steps = [tiny.step("one by one", 3 + at, [token]) for at, token in enumerate([6, 7, 8])]
     assert list(tiny.run(("draft", 3, [6, 7, 8], "each")).slots[0].tokens) == steps
+
+
+TYPES = {"Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ3_S": 26, "IQ4_XS": 30}
+"""Types of blocks and llama.cpp's numbers of files that are made of them alone."""
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_each_type_of_blocks_gives_the_same_bits_in_parts_and_beside_others(
+    library: None, tmp_path: Path, kind: str
+) -> None:
+    """Experts among them, whose choice magnifies the smallest difference."""
+    sizes: dict[str, Value] = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 4}
+    changes = {key.replace(".", "__"): value for key, value in {**EXPERTS, **sizes}.items()}
+    changes["expert_feed_forward_length"] = 256
+    save_tiny(tmp_path / "exact", "qwen3moe", **changes)
+    folder = quantise(tmp_path / "exact", tmp_path / kind, TYPES[kind])
+    whole, parts = Chain(folder, [0, 4]), Chain(folder, [0, 1, 4])
+    assert kind in whole.stages[0].info.quantisation
+    sampling = Sampling(temperature=1.5, seed=3)
+    prompts = {"a": [5, 6, 7], "b": list(range(20, 60))}
+    alone = {name: whole.generate(name, prompt, 8, sampling) for name, prompt in prompts.items()}
+    told: dict[str, list[int]] = {}
+    for name, prompt in prompts.items():
+        parts.open(name, len(prompt), sampling)
+        told[name] = [parts.step(name, 0, prompt)]
+    for at in range(7):
+        slots = [(name, len(prompts[name]) + at, answer[-1:], "token") for name, answer in told.items()]
+        for name, slot in zip(told, parts.run(*slots).slots, strict=True):  # type: ignore[arg-type]
+            told[name] += slot.tokens
+    assert told == alone
+    whole.drop()
+    parts.drop()
 
 
 # --- room -------------------------------------------------------------------------------------------------------------

@@ -61,6 +61,14 @@ void * gguf_init_from_file(const char * path, struct gguf_init_params params);
 void gguf_free(void * metadata);
 void * llama_model_init_from_user(void * metadata, fill_callback fill, void * user_data, struct llama_model_params p);
 void llama_model_save_to_file(void * model, const char * path);
+struct llama_model_quantize_params {
+    int32_t nthread; int ftype; int output_tensor_type; int token_embedding_type;
+    bool allow_requantize, quantize_output_tensor, only_copy, pure, keep_split, dry_run;
+    const void * imatrix; const void * kv_overrides; const void * tt_overrides; const int32_t * prune_layers;
+    size_t max_buf_size;
+};
+struct llama_model_quantize_params llama_model_quantize_default_params(void);
+uint32_t llama_model_quantize(const char * from, const char * to, const struct llama_model_quantize_params * params);
 """
 
 
@@ -82,6 +90,19 @@ def save_tiny(folder: Path, architecture: str, **changes: Value | None) -> Path:
     told.unlink()
     made.unlink()
     return folder
+
+
+def quantise(folder: Path, into: Path, ftype: int) -> Path:
+    """The folder's model as llama.cpp's own quantiser makes it of a kind of file (`llama_ftype`)."""
+    library = open_library()
+    library.load_processor()
+    ffi, llama, _ = _functions(library)
+    params = llama.llama_model_quantize_default_params()
+    params.ftype, params.nthread, params.pure = ftype, 1, True
+    into.mkdir(parents=True, exist_ok=True)
+    source, target = (str(each / "model.gguf").encode() for each in (folder, into))
+    assert llama.llama_model_quantize(source, target, ffi.addressof(params)) == 0, library.log.last_error()
+    return into
 
 
 NUMBERS = {kind.name: number for number, kind in TYPES.items()}
