@@ -165,7 +165,7 @@ class Mover:
         for held in self._ranges.whole():
             held.state = "ready" if held is serving else "draining"
         serving.epoch = plan.epoch
-        await self._swarm.update(held=self._told(), plan_epoch=plan.epoch, state="serving", problem="")
+        await self._swarm.update(**self._holding(), plan_epoch=plan.epoch, state="serving", problem="")
         self._retiring.wake()
         self._emit(ModelProgress(plan.model.name, "ready", text=f"layers {layer_range(target.start, target.end)}"))
 
@@ -328,17 +328,21 @@ class Mover:
             told = [*told[: MOST_TOLD - 1], HeldRange(*self._loading, "loading", self.plan.epoch, self.plan.weights)]
         return tuple(told)
 
+    def _holding(self) -> RecordChanges:
+        """What is held, and what runs it."""
+        if (serving := self._ranges.serving()) is None:
+            return {"held": self._told()}
+        info = serving.stage.info
+        return {
+            "held": self._told(),
+            "backend": info.backend,
+            "quantisation": info.quantisation[:QUANTISATION_LIMIT],
+            "drift_class": info.drift_class[:DRIFT_CLASS_LIMIT],
+        }
+
     async def _tell(self) -> None:
         self._retiring.wake()
-        changes: RecordChanges = {"held": self._told()}
-        if (serving := self._ranges.serving()) is not None:
-            info = serving.stage.info
-            changes |= {
-                "backend": info.backend,
-                "quantisation": info.quantisation[:QUANTISATION_LIMIT],
-                "drift_class": info.drift_class[:DRIFT_CLASS_LIMIT],
-            }
-        await self._swarm.update(**changes)
+        await self._swarm.update(**self._holding())
 
     async def _tell_failure(self, error: ParallaxError | OSError) -> None:
         self._failed, self._loading = True, None
