@@ -165,7 +165,8 @@ class Mover:
         for held in self._ranges.whole():
             held.state = "ready" if held is serving else "draining"
         serving.epoch = plan.epoch
-        await self._swarm.update(**self._holding(), plan_epoch=plan.epoch, state="serving", problem="")
+        served: RecordChanges = {"plan_epoch": plan.epoch, "state": "serving", "problem": ""}
+        await self._swarm.update(**(self._holding() | served))
         self._retiring.wake()
         self._emit(ModelProgress(plan.model.name, "ready", text=f"layers {layer_range(target.start, target.end)}"))
 
