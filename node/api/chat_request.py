@@ -23,8 +23,6 @@ MOST_PARTS = 4096
 """Of all messages together."""
 
 MAX_STOPS = 16
-DEFAULT_MAX_TOKENS = 1024
-"""For clients that name no limit: a small model that loops ends in a minute, and `length` says why."""
 
 NO_LIMIT = 10_000_000
 """More tokens than any context has. Clients of other programs write -1 for it."""

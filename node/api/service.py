@@ -12,7 +12,7 @@ from typing import Protocol
 
 import trio
 
-from node.api.chat_request import DEFAULT_MAX_TOKENS, ChatRequest, shown
+from node.api.chat_request import ChatRequest, shown
 from node.errors import BadRequest, NoRoute, RequestError
 from node.journal.log import Journal
 from node.models import ChatModel
@@ -166,7 +166,7 @@ class Service:
             raise BadRequest(
                 "messages", f"{len(prompt)} tokens leave no room in the model's context of {chat_model.context_tokens}"
             )
-        max_new = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
+        max_new = min(request.max_tokens or room, room)
         recommended = chat_model.recommended
         sampling = request.sampling(recommended.temperature, recommended.top_p, recommended.top_k)
         return Generation(tuple(prompt), max_new, chat_model.stop_tokens, sampling, weights)

@@ -23,13 +23,18 @@ class Sequence(Generic[CacheT]):
     end: int
     """It runs through layers [start, end)."""
     sampling: Sampling | None
-    reserved: int
-    """Tokens it may grow to."""
-    reserved_bytes: int
+    token_bytes: int
+    """Of one token, in its layers."""
+    room: int
+    """Tokens that it has room for. It takes more as it grows."""
     cached: int = 0
     """Tokens it holds."""
     broken: str = ""
     """Why it cannot go on: a step failed half way and left some layers with more tokens than others."""
+
+    @property
+    def room_bytes(self) -> int:
+        return self.room * self.token_bytes
 
 
 class Sequences(Generic[CacheT]):
@@ -49,13 +54,13 @@ class Sequences(Generic[CacheT]):
 
     @property
     def free_bytes(self) -> int:
-        """That nobody has reserved, here or on other stages of the worker."""
-        own = self._capacity_bytes - sum(sequence.reserved_bytes for sequence in self._sequences.values())
+        """That nobody has taken, here or on other stages of the worker."""
+        own = self._capacity_bytes - sum(sequence.room_bytes for sequence in self._sequences.values())
         return own if self._memory is None else min(own, self._memory.free_bytes)
 
     @property
     def free_tokens(self) -> int:
-        """That a sequence over all layers could reserve."""
+        """That a sequence over all layers could take."""
         return max(0, self.free_bytes // self.bytes_per_token)
 
     def ranges(self) -> set[tuple[int, int]]:
@@ -71,7 +76,7 @@ class Sequences(Generic[CacheT]):
         tokens: int,
         new_cache: Callable[[], CacheT],
     ) -> None:
-        """Begin a sequence on layers [start, end) and set its room aside.
+        """Begin a sequence on layers [start, end) with room for so many tokens.
 
         Raises:
             OutOfKV: there is not that much room.
@@ -87,7 +92,7 @@ class Sequences(Generic[CacheT]):
         per_token = sum(self._layer_bytes[start - self._start : end - self._start])
         if tokens * per_token > (free := max(0, self.free_bytes)):
             raise OutOfKV(tokens, free // per_token)
-        self._sequences[name] = Sequence(new_cache(), start, end, sampling, tokens, tokens * per_token)
+        self._sequences[name] = Sequence(new_cache(), start, end, sampling, per_token, tokens)
         self._count(tokens * per_token)
 
     def find(self, name: str) -> Sequence[CacheT] | None:
@@ -108,7 +113,7 @@ class Sequences(Generic[CacheT]):
         """The sequence that `count` rows at `position` continue.
 
         Raises:
-            EngineError: no such sequence, it is elsewhere, it is full, or an earlier step of it failed.
+            EngineError: no such sequence, it is elsewhere, or an earlier step of it failed.
         """
         sequence = self.get(name)
         if sequence.broken:
@@ -117,16 +122,23 @@ class Sequences(Generic[CacheT]):
             raise EngineError(
                 f"sequence {name}: a step at position {position}, but the KV cache holds {sequence.cached} tokens"
             )
-        if position + count > sequence.reserved:
-            raise EngineError(
-                f"sequence {name}: {count} tokens at position {position}, but {sequence.reserved} are reserved"
-            )
         return sequence
+
+    def grow(self, sequence: Sequence[CacheT], tokens: int) -> bool:
+        """Have room for so many tokens of it; False, and nothing is taken, where there is none."""
+        more = tokens - sequence.room
+        if more <= 0:
+            return True
+        if more * sequence.token_bytes > self.free_bytes:
+            return False
+        sequence.room = tokens
+        self._count(more * sequence.token_bytes)
+        return True
 
     def close(self, name: str) -> None:
         """Forget a sequence. Harmless when it is unknown."""
         if sequence := self._sequences.pop(name, None):
-            self._count(-sequence.reserved_bytes)
+            self._count(-sequence.room_bytes)
 
     def clear(self) -> None:
         """Forget all."""

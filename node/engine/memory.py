@@ -12,7 +12,7 @@ class WorkerMemory:
 
     def __init__(self, weight_bytes: Callable[[], int]) -> None:
         self.reserved_bytes = 0
-        """By all sequences, for the keys and values that they may come to."""
+        """By all sequences, for their keys and values."""
         self.coming_bytes = 0
         """Weights that are still to be read by loads under way: nobody else may count on that memory."""
         self._weight_bytes = weight_bytes

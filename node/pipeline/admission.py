@@ -19,6 +19,7 @@ from node.pipeline.engine_loop import EngineLoop
 from node.pipeline.idle_probe import IdleProbe
 from node.pipeline.intake import Intake
 from node.pipeline.openings import Opening, Openings
+from node.pipeline.kv_room import tokens_to_begin
 from node.pipeline.outbox import Outbox
 from node.pipeline.seats import Taken, to_end
 from node.pipeline.sessions import Sessions
@@ -181,7 +182,9 @@ class Admission:
         self._opened += 1
         now_s = trio.current_time()
         key = f"{sequence.session}/{route.hop}/{self._opened}"
-        session = StageSession(route, held, key, now_s, now_s, position=route.position)
+        since_s = self._sessions.since_s(sequence.session)
+        session = StageSession(route, held, key, now_s, since_s, now_s, position=route.position)
+        session.first_tokens = tokens_to_begin(route.input_tokens, sequence.max_tokens)
         session.credit_rows = self._credit(session, route, held)
         if not session.credit_rows:
             raise _Refusal(_NO_MEMORY, "overloaded")
@@ -229,9 +232,8 @@ class Admission:
     def _make_room(self, session: StageSession, error: OutOfKV) -> bool:
         """Have KV room for a sequence, of the member's fair share; False where it has that already."""
         info, stage = session.stage.info, session.stage
-        token_bytes = session.reserved_bytes / session.route.sequence.max_tokens
         taken = [_taken(each, each.reserved_bytes) for each in self._sessions.on(stage)]
-        total, free = info.kv_tokens * info.kv_bytes_per_token, int(error.free_tokens * token_bytes)
+        total, free = info.kv_tokens * info.kv_bytes_per_token, int(error.free_tokens * session.token_bytes)
         ended = to_end(taken, session.head, session.reserved_bytes, free, total)
         if ended is None:
             return False
@@ -245,7 +247,7 @@ class Admission:
             else:
                 reason = f"it made room for a sequence of node {head[-8:]}: its head had more than a fair share"
                 log.info("ended a sequence of %s: %s", each.head, reason)
-                self._endings.end(each, reason, "overloaded")
+                self._endings.end(each, reason, "preempted")
 
     def _credit(self, session: StageSession, route: Route, held: LoadedRange) -> int:
         """Rows that may be here at a time; 0 where there is no memory for them."""
@@ -281,11 +283,12 @@ _NO_MEMORY = "the memory for rows that wait here is taken by other sequences' pr
 async def _open_in(session: StageSession) -> None:
     own, sequence = session.own, session.route.sequence
     sampling = sequence.sampling if session.is_tail else None
-    await session.stage.open(session.engine_key, own.start, own.end, sampling, sequence.max_tokens)
+    await session.stage.open(session.engine_key, own.start, own.end, sampling, session.first_tokens)
 
 
 def _taken(session: StageSession, amount: int) -> Taken[StageSession]:
-    return Taken(session, session.head, amount, session.opened_s, session.suspended_s is not None)
+    open_for_s = trio.current_time() - session.opened_s
+    return Taken(session, session.head, amount, session.since_s, session.suspended_s is not None, open_for_s)
 
 
 def _tiles(chain: tuple[Hop, ...]) -> bool:

@@ -159,3 +159,5 @@ async def read_answer(
             return
         if shown:
             yield Piece(shown)
+    # it has become longer than any chain can hold
+    yield Piece(stop_filter.push(detokeniser.finish()) + stop_filter.finish(), "length")

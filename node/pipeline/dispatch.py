@@ -18,8 +18,8 @@ import trio
 from node.errors import BadRequest, NoRoute
 from node.pipeline.bad_pairs import BadPairs, neighbours
 from node.pipeline.chunk_size import chunk_tokens
-from node.pipeline.failover import ChosenChain, FailedNodes, FailoverStream
-from node.pipeline.generation import Generation, NodeFailure, Pair
+from node.pipeline.failover import ChosenChain, Claims, FailedNodes, FailoverStream, Wanted
+from node.pipeline.generation import FailureKind, Generation, NodeFailure, Pair
 from node.pipeline.head import Head
 from node.pipeline.ledger import Entry, Ledger
 from node.pipeline.live_router import LiveRouter
@@ -36,7 +36,10 @@ from node.wire.records import NodeRecord
 log = logging.getLogger(__name__)
 
 WAIT_LIMIT_S = 60.0
-"""A request that finds no way for this long is given up: clients' own patience ends about then."""
+"""A request that finds no way for this long is given up, or no room while nobody before it finds any either: clients'
+own patience ends about then."""
+ROOM_LIMIT_S = 600.0
+"""As long as others come to their end it waits for room up to this, and an answer that has begun in any case."""
 LOOK_AGAIN_S = 0.25
 """Between two looks at records that have changed: each costs as much as there are members, and they all tell something
 about once a second. Room that a request of this head gives back is looked at at once."""
@@ -58,6 +61,8 @@ class _Look:
     chosen: ChosenChain | None
     why_not: str
     avoid: frozenset[str]
+    full: bool = False
+    """Whether there are chains, and only room on them is missing."""
 
 
 class Dispatcher:
@@ -81,10 +86,14 @@ class Dispatcher:
         self._suspects, self._pairs = Suspects(clock), BadPairs(clock)
         self._looked_s = -inf
         self._freed = False
+        self._asked = 0
+        """Requests so far."""
 
     def heard(self, record: NodeRecord) -> None:
         """A node has told how it is."""
         self._ledger.heard(record)
+        if (for_s := self._suspects.heard(record)) is not None:
+            self._avoided(record.id, for_s)
         self._line.look_again()
 
     def changed(self) -> None:
@@ -119,77 +128,94 @@ class Dispatcher:
         """
         give_up_at_s = (self._clock() if arrived_s is None else arrived_s) + WAIT_LIMIT_S
         async with self._head.sequence(generation) as live:
-            stream = FailoverStream(live, self, request_id, started, waits, give_up_at_s)
+            self._asked += 1
+            stream = FailoverStream(live, self, request_id, self._asked, started, waits, give_up_at_s)
             await stream.begin()
             yield stream
 
     # --- what a stream asks -----------------------------------------------------------------------------------------
 
-    async def choose(
-        self,
-        generation: Generation,
-        request_id: str,
-        failed: FailedNodes,
-        waits: Waits,
-        give_up_at_s: float,
-    ) -> ChosenChain | str:
+    async def choose(self, wanted: Wanted, failed: FailedNodes, claims: Claims, waits: Waits) -> ChosenChain | str:
         """The best chain with room, as soon as there is one; else, when time is up, what was waited for.
 
         Raises:
             BadRequest, NoRoute: waiting would not help.
         """
-        wanted = Request(
-            kv_tokens=generation.kv_tokens,
-            spread=crc32(request_id.encode()),
-            prompt_tokens=len(generation.prompt),
-            output_tokens=min(generation.max_new_tokens, USUAL_OUTPUT_TOKENS),
+        asked = Request(
+            kv_tokens=wanted.kv_tokens,
+            spread=crc32(wanted.request_id.encode()),
+            prompt_tokens=wanted.input_tokens,
+            output_tokens=min(wanted.output_tokens, USUAL_OUTPUT_TOKENS),
         )
-        impatient_at_s = self._clock() + PATIENCE_S
-        again_at_s, why, told = -inf, "its turn", ""
-        with self._line.place(wanted.kv_tokens, failed.now()) as place:
+        began_s = self._clock()
+        impatient_at_s = began_s + PATIENCE_S
+        again_at_s, give_up_at_s, told = -inf, wanted.give_up_at_s, ""
+        with self._line.place(wanted.kv_tokens, failed.now(), wanted.number if wanted.begun else None) as place:
             if before := self._line.ahead(place):
                 waits(f"its turn: {before} before it {'wait' if before > 1 else 'waits'} for room")
             while True:
                 if self._closed:
                     raise NoRoute(self._closed)
-                with trio.move_on_at(give_up_at_s):
+                with trio.move_on_at(self._until_s(wanted, began_s, full=True)):
                     await self._turn(place, again_at_s)
-                look = self._look(generation.weights, wanted, failed, patient=self._clock() < impatient_at_s)
+                look = self._look(wanted.weights, asked, failed, patient=self._clock() < impatient_at_s)
+                if look.full and self._line.ahead(place) == 0 and claims.due():
+                    look = self._claim(wanted.weights, asked, failed, look)
                 place.avoid = look.avoid
                 if look.chosen is not None:
-                    self._line.goes(place)
+                    if not look.chosen.claimed:  # else it may be refused, and the line has not moved
+                        self._line.goes(place)
                     return look.chosen
-                why = look.why_not
-                if why != told:
-                    told = why
-                    waits(why)
+                if look.why_not != told:
+                    told = look.why_not
+                    waits(told)
                 changes = (
                     self._suspects.next_change_s(),
                     self._pairs.next_change_s(),
                     failed.next_change_s(),
+                    claims.next_change_s(),
                     impatient_at_s,
                 )
-                now_s = self._clock()
+                now_s, give_up_at_s = self._clock(), self._until_s(wanted, began_s, full=look.full)
                 if now_s >= give_up_at_s:
-                    return why
+                    return told
                 again_at_s = min(give_up_at_s, now_s + LOOK_ANYWAY_S, *(at for at in changes if at > now_s))
 
-    def failed(self, failure: NodeFailure, kv_tokens: int) -> None:
-        """A node has ended a route."""
-        node, name = failure.node_id, self._head.name_of(failure.node_id)
-        for_s: float | None = None
-        if failure.kind == "full":  # another head was faster, or the node had not told its room
+    def _until_s(self, wanted: Wanted, began_s: float, *, full: bool) -> float:
+        """How long a request waits. Where only room is missing an answer that has begun waits until others have come to
+        an end, and so does one that has not, as long as the line moves."""
+        until_s = wanted.give_up_at_s
+        if not full or not wanted.waits_for_room:
+            return until_s
+        if wanted.begun:
+            return max(until_s, began_s + ROOM_LIMIT_S)
+        return max(until_s, min(until_s - WAIT_LIMIT_S + ROOM_LIMIT_S, self._line.moved_s + WAIT_LIMIT_S))
+
+    def _claim(self, weights: str, asked: Request, failed: FailedNodes, full: _Look) -> _Look:
+        """The best chain as if nothing ran anywhere: a head that has everything gives way where it is asked to. Where a
+        slower chain has room, there is nothing to ask for."""
+        if self._look(weights, asked, failed, patient=False).chosen is not None:
+            return full
+        look = self._look(weights, asked, failed, patient=False, idle=True)
+        return look if look.chosen is None else replace(look, chosen=replace(look.chosen, claimed=True))
+
+    def failed(self, failure: NodeFailure, kv_tokens: int, *, claimed: bool) -> None:
+        """A node has ended a route; `claimed`: one that was asked for although the node said that it is full."""
+        if failure.kind in ("full", "preempted"):
             self._ledger.refused(failure.node_id, kv_tokens)
-            for_s = self._suspects.refused(failure.node_id)
+            if failure.kind == "full" and not claimed:  # another head was faster, or the node had not told its room
+                record = self._records().get(failure.node_id)
+                self._suspects.refused(failure.node_id, kv_tokens, record.seq if record is not None else 0)
         elif failure.kind in ("silent", "wrong") and (blamed := self._at_fault(failure)) is not None:
-            node, name = blamed, self._head.name_of(blamed)
-            for_s = self._suspects.blame(node, str(failure.error))
+            self._avoided(blamed, self._suspects.blame(blamed, str(failure.error)))
         elif failure.kind == "link" and failure.pair is not None:
             self._pairs.broke(failure.pair)
-        if for_s is not None:
-            reason = self._suspects.reason(node)
-            log.warning("node %s is avoided for %.0f s: %s", name, for_s, reason)
-            self._emit(NodeAvoided(node, name, reason[:500], for_s))
+
+    def _avoided(self, node: NodeId, for_s: float) -> None:
+        """A node is kept away from."""
+        name, reason = self._head.name_of(node), self._suspects.reason(node)
+        log.warning("node %s is avoided for %.0f s: %s", name, for_s, reason)
+        self._emit(NodeAvoided(node, name, reason[:500], for_s))
 
     def _at_fault(self, failure: NodeFailure) -> NodeId | None:
         """Who is, where that is known."""
@@ -216,7 +242,7 @@ class Dispatcher:
         if self._line.ahead(place) == 0 and not self._freed:
             await trio.sleep_until(self._looked_s + LOOK_AGAIN_S)
 
-    def _look(self, weights: str, wanted: Request, failed: FailedNodes, *, patient: bool) -> _Look:
+    def _look(self, weights: str, wanted: Request, failed: FailedNodes, *, patient: bool, idle: bool = False) -> _Look:
         """Read plan and records anew.
 
         Raises:
@@ -231,7 +257,7 @@ class Dispatcher:
         self._router.look(plan, self._records())
         looks: list[_Look] = []
         for avoid, apart in self._to_avoid(failed):
-            looks.append(self._route(plan, replace(wanted, avoid=avoid), apart, patient=patient))
+            looks.append(self._route(plan, replace(wanted, avoid=avoid), apart, patient=patient, idle=idle))
             if looks[-1].chosen is not None:
                 return looks[-1]
         if not looks:
@@ -239,9 +265,9 @@ class Dispatcher:
             return _Look(None, f"another chance of node {name}, which failed a moment ago", frozenset())
         return looks[0]
 
-    def _route(self, plan: Plan, wanted: Request, apart: frozenset[Pair], *, patient: bool) -> _Look:
+    def _route(self, plan: Plan, wanted: Request, apart: frozenset[Pair], *, patient: bool, idle: bool) -> _Look:
         try:
-            route = self._router.route(wanted, apart, patient=patient)
+            route = self._router.route(wanted, apart, patient=patient, idle=idle)
         except NoRoute as error:
             return _Look(None, str(error), wanted.avoid)
         except BadRequest:
@@ -249,7 +275,7 @@ class Dispatcher:
                 raise
             route = None
         if route is None:
-            return _Look(None, f"KV room for {wanted.kv_tokens} tokens", wanted.avoid)
+            return _Look(None, f"KV room for {wanted.kv_tokens} tokens", wanted.avoid, full=True)
         chain = tuple(Hop(stage.node_id, stage.start, stage.end) for stage in route.stages)
         if bad := neighbours(chain, self._self_id) & apart:
             one, other = sorted(self._head.name_of(NodeId(node)) for node in next(iter(bad)))
@@ -273,7 +299,9 @@ class Dispatcher:
                         told.add((avoid, apart))
                         yield avoid, apart
 
-    def _free(self, entry: Entry) -> None:
+    def _free(self, entry: Entry, why: FailureKind | None) -> None:
         self._ledger.closed(entry)
+        if why == "preempted":  # it stands in line in a moment, before those that would take its room now
+            return
         self._freed = True
         self._line.look_again()

@@ -7,6 +7,7 @@ from typing import Literal
 
 import trio
 
+from node.engine.base import Stage
 from node.pipeline.credit import Credits
 from node.pipeline.engine_loop import EngineLoop
 from node.pipeline.outbox import Outbox
@@ -22,7 +23,7 @@ finds another way or a new link within a few."""
 MOST_SUSPENDED = 32
 """Then the oldest goes; and any of them where another sequence needs its room."""
 
-Kind = Literal["lost", "link", "overloaded", "refused", "wrong", "forgotten", "unfit"]
+Kind = Literal["lost", "link", "overloaded", "preempted", "refused", "wrong", "forgotten", "unfit"]
 
 
 class Endings:
@@ -56,8 +57,18 @@ class Endings:
         """Have the engine forget all that has ended: what is opened next shall not miss its room."""
         async with self._closing:
             while self._to_close:
-                session = self._to_close.pop(0)
+                session = self._to_close[0]
                 await session.stage.close(session.engine_key)
+                self._to_close.pop(0)
+            self._loop.room_freed()
+
+    def wake(self) -> None:
+        """Look for what is to be freed, and have what waits for room try again."""
+        self._news.set()
+
+    def closing_bytes(self, stage: Stage) -> int:
+        """KV that the engine is about to have free again there."""
+        return sum(session.reserved_bytes for session in self._to_close if session.stage is stage)
 
     def drop(self, session: StageSession) -> None:
         """It is gone: nobody is told."""
@@ -111,4 +122,7 @@ class Endings:
 
 
 def _failed(route: Route, reason: str, kind: Kind, suspect: NodeId | None) -> Failed:
-    return Failed(route.sequence.session, route.attempt, reason[:1000], kind, suspect)
+    session, attempt, reason = route.sequence.session, route.attempt, reason[:1000]
+    if kind == "preempted":
+        return Failed(session, attempt, reason, "overloaded", suspect, preempted=True)
+    return Failed(session, attempt, reason, kind, suspect)

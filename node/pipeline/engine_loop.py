@@ -30,9 +30,18 @@ class EngineLoop:
         times: StepTimes,
         done: Callable[[list[Done]], None],
         failed: Callable[[StageSession, str], None],
+        starved: Callable[[list[Work], int], None],
         worker_failed: Callable[[WorkerDied], None],
     ) -> None:
+        """
+        Args:
+            starved: told of steps for which the engine had no KV room, and of the tokens that it has room for; they
+                wait for `room_freed`, where their sequences are not ended.
+        """
         self._times, self._done, self._failed, self._worker_failed = times, done, failed, worker_failed
+        self._starved_told = starved
+        self._starved: set[StageSession] = set()
+        """Sequences whose next step waits for KV room."""
         self._waiting: dict[StageSession, deque[tuple[int, Work]]] = {}
         self._batches: list[tuple[Work, ...]] = []
         self._turn = Turn()
@@ -59,6 +68,13 @@ class EngineLoop:
     def forget(self, session: StageSession) -> None:
         """Drop what waits of a sequence."""
         self._waiting.pop(session, None)
+        self._starved.discard(session)
+
+    def room_freed(self) -> None:
+        """The engine has forgotten something: what found no KV room may try again."""
+        if self._starved:
+            self._starved.clear()
+            self._wake()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -81,6 +97,8 @@ class EngineLoop:
         ready: list[Ready] = []
         budgets: dict[object, Budget] = {}
         for session, steps in self._waiting.items():
+            if session in self._starved:
+                continue
             number, work = steps[0]
             lot = (id(session.stage), session.own.start, session.own.end, work.dtype)
             if lot not in budgets:
@@ -151,12 +169,18 @@ class EngineLoop:
         row_bytes = info.hidden_size * DTYPE_BYTES[info.dtype] if len(result.data) else 0
         rows, at, now_s = memoryview(result.data), 0, perf_counter()
         done: list[Done] = []
+        starved: list[Work] = []
         for work, slot in zip(works, result.slots, strict=True):
             data: Buffer = result.data
             if len(works) > 1:  # one row that waits for a slow link must not keep a whole batch in memory
                 data = rows[at : at + work.count * row_bytes]
                 data = bytes(data) if 2 * len(data) <= len(result.data) else data
             at += work.count * row_bytes
+            if slot.out_of_kv:
+                if work.is_current:
+                    self._wait_for_room(work)
+                    starved.append(work)
+                continue
             if work.is_current:
                 work.session.waiting_rows -= work.count
                 work.session.waiting_steps -= 1
@@ -166,15 +190,24 @@ class EngineLoop:
             work.session.kv_tokens = work.position + work.count
             if work.is_current:
                 done.append(Done(work, data, slot, _timing(work, result, started_s, now_s)))
-        if done and all(work.is_decode for work in works):
+        if len(done) == len(works) and all(work.is_decode for work in works):
             own = works[0].session.own
             overhead_ms = done[0].timing.serialise_ms
             self._times.add(own.end - own.start, result, overhead_ms, len(works))
         self._done(done)
+        if starved:
+            self._starved_told(starved, result.free_kv_tokens)
+
+    def _wait_for_room(self, work: Work) -> None:
+        """Before what came of its sequence meanwhile."""
+        self._waiting.setdefault(work.session, deque()).appendleft((work.session.last_ran, work))
+        self._starved.add(work.session)
 
 
 def _batch_of(works: Sequence[Work]) -> Batch:
-    slots = tuple(Slot(work.session.engine_key, work.position, work.count, _wanted(work)) for work in works)
+    slots = tuple(
+        Slot(work.session.engine_key, work.position, work.count, _wanted(work), work.replay) for work in works
+    )
     data: Buffer = works[0].data if len(works) == 1 else b"".join(work.data for work in works)
     return Batch(slots, data, works[0].dtype)
 

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import trio
 
-from node.errors import NoRoute, Overloaded
-from node.pipeline.generation import Generation, NodeFailure, Pair, TokenStep
+from node.errors import BadRequest, NoRoute, Overloaded
+from node.pipeline.generation import FailureKind, NodeFailure, Pair, TokenStep
 from node.pipeline.head import LiveSequence
 from node.wire.frames import Hop
 
@@ -32,6 +32,9 @@ FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 8.0
 """Before a node that failed is tried again where there is no other: its next record tells whether it serves. Doubled
 each time that it fails the same request."""
 
+CLAIM_AFTER_S, MOST_CLAIM_PAUSE_S = 5.0, 60.0
+"""A request that has waited for room asks a full node for its fair share; then after pauses that double."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChosenChain:
@@ -43,8 +46,10 @@ class ChosenChain:
     """Between two signs of life while it streams."""
     longest_s: float
     """The same for a chunk of a prompt."""
-    left: Callable[[], None]
-    """To be called once, when it is left."""
+    left: Callable[[FailureKind | None], None]
+    """To be called once, when it is left, with how it failed; None where it did not."""
+    claimed: bool = False
+    """Whether it was asked for although its nodes say that they are full."""
 
 
 class FailedNodes:
@@ -92,18 +97,59 @@ class FailedNodes:
         return [what for what, until_s in self._until.items() if until_s > now_s]
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a chain is wanted for."""
+
+    weights: str
+    kv_tokens: int
+    """Room that every stage must have to begin with."""
+    input_tokens: int
+    """To be fed: the prompt, and what has been generated."""
+    output_tokens: int
+    """To come, at most."""
+    request_id: str
+    number: int
+    """Of the request, among those of this head."""
+    begun: bool
+    """Whether somebody has read a part of the answer."""
+    give_up_at_s: float
+    waits_for_room: bool = True
+    """Whether it is worth while to wait for longer where there is a chain, and only room is missing."""
+
+
+class Claims:
+    """When a request that waits for room asks for its fair share of a node that is full, though nothing in the node's
+    record says that it would get it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._pause_s = CLAIM_AFTER_S
+        self._next_s: float | None = None
+
+    def due(self) -> bool:
+        """Whether it is time; asked while there is no room. The first time is some seconds after the first question."""
+        now_s = self._clock()
+        if self._next_s is None:
+            self._next_s = now_s + self._pause_s
+        if now_s < self._next_s:
+            return False
+        self._pause_s = min(MOST_CLAIM_PAUSE_S, 2 * self._pause_s)
+        self._next_s = now_s + self._pause_s
+        return True
+
+    def next_change_s(self) -> float:
+        """When it is, if there is no room until then."""
+        return inf if self._next_s is None else self._next_s
+
+
 class ChainChooser(Protocol):
     """Who chooses chains."""
 
     async def choose(
-        self,
-        generation: Generation,
-        request_id: str,
-        failed: FailedNodes,
-        waits: Callable[[str], None],
-        give_up_at_s: float,
+        self, wanted: Wanted, failed: FailedNodes, claims: Claims, waits: Callable[[str], None]
     ) -> ChosenChain | str: ...
-    def failed(self, failure: NodeFailure, kv_tokens: int) -> None: ...
+    def failed(self, failure: NodeFailure, kv_tokens: int, *, claimed: bool) -> None: ...
     def answered(self, chain: tuple[Hop, ...]) -> None: ...
 
 
@@ -115,13 +161,15 @@ class FailoverStream:
         live: LiveSequence,
         chooser: ChainChooser,
         request_id: str,
+        number: int,
         started: Callable[[tuple[Hop, ...]], None],
         waits: Callable[[str], None],
         give_up_at_s: float,
     ) -> None:
-        self._live, self._chooser, self._request_id = live, chooser, request_id
+        self._live, self._chooser, self._request_id, self._number = live, chooser, request_id, number
         self._started, self._waits, self._give_up_at_s = started, waits, give_up_at_s
-        self._failed = FailedNodes(trio.current_time)
+        self._failed, self._claims = FailedNodes(trio.current_time), Claims(trio.current_time)
+        self._claimed = False
         self._first: TokenStep | None = None
         self._unproven = True
         """Whether no token has come along the present chain."""
@@ -142,14 +190,19 @@ class FailoverStream:
         return self
 
     async def __anext__(self) -> TokenStep:
-        """The next token.
+        """The next token. The stream ends without a `finish` where the answer has become longer than any chain can hold.
 
         Raises:
             RequestError: no chain can go on.
         """
         if self._finished:
             raise StopAsyncIteration
-        step, self._first = self._first or await self._next(), None
+        try:
+            step, self._first = self._first or await self._next(), None
+        except BadRequest as error:
+            log.info("an answer ends after %d tokens: %s", self._live.state.generated, error)
+            self._finished = True
+            raise StopAsyncIteration from None
         self._finished = step.finish is not None
         return step
 
@@ -165,10 +218,11 @@ class FailoverStream:
             await self._go_around(event)
 
     async def _go_around(self, failure: NodeFailure) -> None:
-        log.log(logging.INFO if failure.kind == "full" else logging.WARNING, "%s; trying another way", failure.error)
+        for_room = failure.kind in ("full", "preempted")
+        log.log(logging.INFO if for_room else logging.WARNING, "%s; trying another way", failure.error)
         state = self._live.state
-        self._chooser.failed(failure, state.generation.kv_tokens)
-        self._in_vain += 1
+        self._chooser.failed(failure, state.kv_tokens, claimed=self._claimed)
+        self._in_vain += not for_room
         if state.generated and self._in_vain > MOST_IN_VAIN:
             raise failure.error
         if self._live.kept and not self._unproven:  # only a link broke; whether a new one can be had, this tells
@@ -176,28 +230,39 @@ class FailoverStream:
             self._started(state.chain)
             self._live.take(state.chain, keep=True)
             return
-        if failure.kind not in ("full", "forgotten"):
+        if not for_room and failure.kind != "forgotten":
             self._failed.add(failure.node_id, failure.pair)
         await self._take_another(failure)
 
     async def _take_another(self, failure: NodeFailure | None) -> None:
         state = self._live.state
+        begun, unfit = state.generated > 0, failure is not None and failure.kind == "unfit"
         give_up_at_s = self._give_up_at_s
-        if state.generated:
+        if begun:
             give_up_at_s = trio.current_time() + RESUME_LIMIT_S
-        if failure is not None and failure.kind == "unfit":
+        if unfit:
             give_up_at_s = trio.current_time()  # another node may think otherwise, but waiting changes nothing
+        wanted = Wanted(
+            state.generation.weights,
+            state.kv_tokens,
+            len(state.tokens),
+            state.sequence.max_tokens - len(state.tokens),
+            self._request_id,
+            self._number,
+            begun,
+            give_up_at_s,
+            waits_for_room=not unfit,
+        )
         try:
-            chosen = await self._chooser.choose(
-                state.generation, self._request_id, self._failed, self._waits, give_up_at_s
-            )
+            chosen = await self._chooser.choose(wanted, self._failed, self._claims, self._waits)
         except NoRoute:
             if failure is not None:  # who was lost says more than what is served since
                 raise failure.error from None
             raise
         if isinstance(chosen, str):
-            raise failure.error if failure is not None else _given_up(chosen, state.generation.kv_tokens)
-        self._unproven = True
+            for_room = failure is None or failure.kind in ("full", "preempted")
+            raise failure.error if failure is not None and not for_room else _given_up(chosen, state.kv_tokens)
+        self._unproven, self._claimed = True, chosen.claimed
         self._started(chosen.chain)
         self._live.take(chosen.chain, chosen.chunk_tokens, chosen.expected_s, chosen.longest_s, ended=chosen.left)
 
@@ -205,7 +270,6 @@ class FailoverStream:
 def _given_up(waited_for: str, kv_tokens: int) -> NoRoute | Overloaded:
     if waited_for.startswith("KV room"):
         return Overloaded(
-            f"no KV room for {kv_tokens} more tokens came free in time; "
-            "try again when other requests have ended, or ask for fewer tokens"
+            f"no KV room for {kv_tokens} more tokens came free in time; try again when other requests have ended"
         )
     return NoRoute(f"waited in vain: {waited_for}")

@@ -25,8 +25,8 @@ class Generation:
     """Where the next input comes from: straight from the tail, which is one hop shorter, or from the head."""
 
     @property
-    def kv_tokens(self) -> int:
-        """Room that it needs on every stage."""
+    def max_tokens(self) -> int:
+        """That it may come to."""
         return len(self.prompt) + self.max_new_tokens
 
 
@@ -48,9 +48,9 @@ class TokenStep:
 Pair = frozenset[str]
 """Two nodes; one, where a node is told to have failed with itself."""
 
-FailureKind = Literal["lost", "link", "refused", "full", "silent", "wrong", "forgotten", "unfit"]
+FailureKind = Literal["lost", "link", "refused", "full", "preempted", "silent", "wrong", "forgotten", "unfit"]
 """How a node ended a route: it is gone or its engine is; the link to it broke; it would not take it; it had no room; it
-said nothing any more; what it sent cannot be; it no longer had what it was to have kept; it says that no
+needed its room for another one; it said nothing any more; what it sent cannot be; it no longer had what it was to have kept; it says that no
 node can do what is asked."""
 
 

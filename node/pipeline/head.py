@@ -61,7 +61,7 @@ class LiveSequence:
     def __init__(self, head: Head, sequence: HeadSequence, clock: Callable[[], float]) -> None:
         self.state = sequence
         self._head, self._clock = head, clock
-        self._ended: Callable[[], None] = lambda: None
+        self._ended: Callable[[FailureKind | None], None] = _ignore
         # Room for the whole answer: a reader that lags never makes `handle` wait, and max_new_tokens bounds it.
         self._send, self._receive = trio.open_memory_channel[TokenStep | NodeFailure](
             sequence.generation.max_new_tokens + 2
@@ -85,10 +85,11 @@ class LiveSequence:
         longest_s: float = ANSWER_LIMIT_S,
         *,
         keep: bool = False,
-        ended: Callable[[], None] = lambda: None,
+        ended: Callable[[FailureKind | None], None] = lambda why: None,
     ) -> None:
         """Go along `chain` from now on. A sound chain keeps silent for `expected_s` while it streams, and for
-        `longest_s` with a chunk; `ended` is called once, when it is left."""
+        `longest_s` with a chunk; `ended` is called once, when it is left, and told how
+        it failed."""
         if not self.broken or (self.kept and not keep):
             self._head.leave(self, "another way")
         self._ended = ended
@@ -142,10 +143,10 @@ class LiveSequence:
     def push(self, event: TokenStep | NodeFailure) -> None:
         self._send.send_nowait(event)
 
-    def left(self) -> None:
+    def left(self, why: FailureKind | None) -> None:
         """The route is over: its nodes have been told."""
-        ended, self._ended = self._ended, lambda: None
-        ended()
+        ended, self._ended = self._ended, _ignore
+        ended(why)
 
     def close(self) -> None:
         """Nothing is read any more."""
@@ -224,14 +225,14 @@ class Head:
         self._outbox.post(NodeId(route.chain[0].node_id), route, lane="steps" if route.position else "bulk")
         self._feed(live)
 
-    def leave(self, live: LiveSequence, reason: str, *, keep: bool = False) -> None:
+    def leave(self, live: LiveSequence, reason: str, why: FailureKind | None = None, *, keep: bool = False) -> None:
         """The sequence's route is over: free it on its hops, but where their keys and values are to be kept."""
         live.broken, live.kept = True, keep
         state = live.state
         if not keep:
             for node_id in dict.fromkeys(hop.node_id for hop in state.chain):
                 self._outbox.post(NodeId(node_id), Close(state.session, state.attempt, reason[:200]))
-        live.left()
+        live.left(why)
 
     def ask(self, live: LiveSequence) -> None:
         """Ask the chain how far it is."""
@@ -245,7 +246,7 @@ class Head:
         name, layers = live.names[at.node_id], layer_range(at.start, at.end)
         error: RequestError
         match kind:
-            case "full":
+            case "full" | "preempted":
                 error = Overloaded(f"node {name}: {reason}; try again when another request has ended")
             case "unfit":
                 error = BadRequest("max_tokens", f"node {name}: {reason}")
@@ -259,7 +260,8 @@ class Head:
     def _break(self, live: LiveSequence, failure: NodeFailure) -> None:
         if live.broken:
             return
-        self.leave(live, str(failure.error), keep=failure.kind == "link" and live.state.generated > 0)
+        keep = failure.kind == "link" and live.state.generated > 0
+        self.leave(live, str(failure.error), failure.kind, keep=keep)
         live.push(failure)
 
     # --- frames -----------------------------------------------------------------------------------------------------
@@ -327,7 +329,11 @@ class Head:
         hops = {hop.node_id: index for index, hop in reversed(list(enumerate(live.state.chain)))}
         if peer not in hops:
             return
-        kind: FailureKind = "full" if frame.kind == "overloaded" else frame.kind
+        kind: FailureKind
+        if frame.kind == "overloaded":
+            kind = "preempted" if frame.preempted else "full"
+        else:
+            kind = frame.kind
         suspect, reason, between = hops[peer], frame.reason, None
         if frame.suspect in hops and frame.suspect not in (peer, self._self_id):
             assert frame.suspect is not None
@@ -380,6 +386,10 @@ class Head:
         for chunk in state.feed():
             frame = Step((chunk.part,), 1, None, 0.0)
             self._outbox.post(first, frame, chunk.body, "steps" if chunk.streams else "bulk")
+
+
+def _ignore(why: FailureKind | None) -> None:
+    """Nobody wants to know."""
 
 
 def _is_hop(chain: tuple[Hop, ...], hop: int, peer: NodeId) -> bool:

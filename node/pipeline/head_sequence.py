@@ -14,9 +14,13 @@ from dataclasses import dataclass
 
 from node.pipeline.credit import FIRST_ROWS
 from node.pipeline.generation import Generation
+from node.pipeline.kv_room import tokens_to_begin
 from node.plan.chain_time import CHUNK_TOKENS
 from node.wire.frames import Hop, ProbeReply, Route, SampledPart, Sequence, StepPart
 from node.wire.ids import NodeId
+
+REPLAY_ROWS = 16
+"""Of an answer that is computed again, in one chunk: each takes a stage as long as a step does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class HeadSequence:
             session=secrets.token_hex(16),
             head=head,
             weights=generation.weights,
-            max_tokens=generation.kv_tokens,
+            max_tokens=generation.max_tokens,
             prompt_tokens=len(generation.prompt),
             max_new_tokens=generation.max_new_tokens,
             stop_tokens=generation.stop_tokens,
@@ -71,6 +75,11 @@ class HeadSequence:
         return len(self.tokens) - len(self.generation.prompt)
 
     @property
+    def kv_tokens(self) -> int:
+        """Room that a stage must have to take it now."""
+        return tokens_to_begin(len(self.tokens), self.sequence.max_tokens)
+
+    @property
     def is_complete(self) -> bool:
         """Whether it has all tokens that were asked for, or one that ends it."""
         stopped = self.generated > 0 and self.tokens[-1] in self.generation.stop_tokens
@@ -79,13 +88,13 @@ class HeadSequence:
     def take(self, chain: tuple[Hop, ...], chunk_tokens: int = CHUNK_TOKENS, *, keep: bool = False) -> Route:
         """Go along `chain` from now on; with `keep`, from where all of its stages are."""
         self.attempt += 1
-        self.chain, self._chunk_tokens = chain, max(1, min(chunk_tokens, FIRST_ROWS))
+        self.chain, self._chunk_tokens = chain, max(2, min(chunk_tokens, FIRST_ROWS))
         self._accepted, self._probe_replies = {}, {}
         self._input = len(self.tokens)
         position = self._input - 1 if keep else 0
         self._fed = self._through = position
         self._steps = 0
-        self._due = -(-(self._input - position) // self._chunk_tokens) - 1
+        self._due = sum(1 for _ in self._counts(position)) - 1
         self._streams_from = position if keep else self._input
         return Route(self.sequence, self.attempt, chain, 0, self._input, position)
 
@@ -93,18 +102,35 @@ class HeadSequence:
         """What may be sent now, within the credit: no stage queues a whole prompt."""
         room = min(self._accepted.values()) if len(self._accepted) == len(self.chain) else FIRST_ROWS
         room = min(room, self.sequence.max_tokens)
-        while self._fed < self._input:
-            count = min(self._chunk_tokens, self._input - self._fed)
+        for count in self._counts(self._fed):
             if self._fed + count - self._through > room:
                 return
             yield self._chunk(count)
+
+    def _counts(self, position: int) -> Iterator[int]:
+        """Rows of each chunk of what is fed from there on.
+
+        What once was steps of an answer is kept apart from the prompt, and a chunk of one token is made only where the
+        prompt has one: kernels for one row and for several end in different last bits, and the answer shall go on as it
+        would have without a break.
+        """
+        prompt = len(self.generation.prompt)
+        while position < self._input:
+            if position < prompt:
+                left, most = min(prompt, self._input) - position, self._chunk_tokens
+                count = most - 1 if left == most + 1 and most > 2 else min(most, left)
+            else:
+                count = min(self._chunk_tokens, REPLAY_ROWS, self._input - position)
+            position += count
+            yield count
 
     def _chunk(self, count: int) -> Chunk:
         position, step = self._fed, self._steps
         self._fed, self._steps = position + count, step + 1
         ids = self.tokens[position : self._fed]
         want = "token" if self._fed == self._input else "nothing"
-        part = StepPart(self.session, self.attempt, 0, step, position, count, want, ())  # type: ignore[arg-type]
+        replay = position >= len(self.generation.prompt)
+        part = StepPart(self.session, self.attempt, 0, step, position, count, want, (), replay)  # type: ignore[arg-type]
         streams = position >= self._streams_from
         return Chunk(part, struct.pack(f"<{count}i", *ids), streams)
 

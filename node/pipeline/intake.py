@@ -72,6 +72,7 @@ class Intake:
             part.timings,
             incoming.received_s,
             incoming.wire_ms,
+            part.replay,
         )
         self._queue(work)
 

@@ -80,8 +80,11 @@ class LiveRouter:
             return False
         return True
 
-    def route(self, request: Request, apart: frozenset[Pair] = frozenset(), *, patient: bool) -> Route | None:
-        """The fastest chain with room; None while there is none, or, for the patient, while waiting is better.
+    def route(
+        self, request: Request, apart: frozenset[Pair] = frozenset(), *, patient: bool, idle: bool = False
+    ) -> Route | None:
+        """The fastest chain with room; None while there is none, or, for the patient, while waiting is better. `idle`:
+        as if nothing else ran anywhere.
 
         `request` tells its tokens, prompt and expected answer, its spread and whom it avoids. The two of a pair that is
         `apart` are neighbours only where no chain does without.
@@ -102,7 +105,7 @@ class LiveRouter:
         )
         router = self._router_for(plan.facts.layers, hosts, apart)
         try:
-            return route_or_wait(router, whole) if patient else router.route(whole)
+            return route_or_wait(router, whole) if patient and not idle else router.route(whole, idle=idle)
         except NoRoom:
             _check_size(plan.facts.layers, hosts, whole)
             return None
@@ -150,7 +153,7 @@ def _check_size(layers: int, hosts: list[Host], request: Request) -> None:
     except NoRoom as error:
         most = max((host.kv_tokens for host in hosts if host.kv_tokens is not None), default=0)
         raise BadRequest(
-            "max_tokens",
-            f"prompt and answer may take {request.kv_tokens} tokens; {error.reason.partition(';')[0]}, even when "
-            f"idle (the largest KV cache has {most}); ask for fewer tokens",
+            "messages",
+            f"the prompt and the beginning of its answer take {request.kv_tokens} tokens; "
+            f"{error.reason.partition(';')[0]}, even when idle (the largest KV cache has {most}); shorten it",
         ) from None

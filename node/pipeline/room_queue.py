@@ -1,4 +1,4 @@
-"""Requests of this head that wait for room, in the order in which they came.
+"""Requests of this head that wait for room, in the order in which they came; first those whose answers have begun.
 
 A large one must not hold up all that come after it, nor be overtaken for ever. So it lets smaller ones go before it
 until they have taken as much room, all together, as it needs itself. One that needs as much as one before it would find
@@ -23,6 +23,9 @@ class Place:
     """Room that it needs."""
     gives_way_tokens: int
     """Room that those behind it may still take before it."""
+    began: int | None = None
+    """Of an answer that made room for others in the middle: the older, the smaller. It stands before all that have not
+    begun, and gives way to none of them."""
     avoid: frozenset[str] = frozenset()
     """Nodes whose room it does not want."""
     called: trio.Event = field(default_factory=trio.Event)
@@ -33,13 +36,16 @@ class RoomQueue:
 
     def __init__(self) -> None:
         self._places: list[Place] = []
+        self.moved_s = -inf
+        """When a request found room last."""
 
     @contextmanager
-    def place(self, kv_tokens: int, avoid: frozenset[str]) -> Iterator[Place]:
-        """A place at the end, for as long as the block runs."""
-        place = Place(kv_tokens, kv_tokens, avoid)
+    def place(self, kv_tokens: int, avoid: frozenset[str], began: int | None = None) -> Iterator[Place]:
+        """A place for as long as the block runs: at the end, or among the answers that have begun."""
+        place = Place(kv_tokens, kv_tokens if began is None else 0, began, avoid)
         place.called.set()
-        self._places.append(place)
+        older = sum(each.began is not None and (began is None or each.began <= began) for each in self._places)
+        self._places.insert(len(self._places) if began is None else older, place)
         try:
             yield place
         finally:
@@ -68,6 +74,7 @@ class RoomQueue:
 
     def goes(self, place: Place) -> None:
         """It has found room, before those that still stand before it."""
+        self.moved_s = trio.current_time()
         for before in self._before(place):
             before.gives_way_tokens -= place.kv_tokens
 

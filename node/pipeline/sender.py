@@ -82,7 +82,8 @@ def _onward(done: Done) -> StepPart:
     work, route = done.work, done.work.session.route
     timings = (*work.timings, done.timing)
     session, hop = route.sequence.session, route.hop + 1
-    return StepPart(session, work.attempt, hop, work.step, work.position, work.count, work.want, timings)
+    step, position, count = work.step, work.position, work.count
+    return StepPart(session, work.attempt, hop, step, position, count, work.want, timings, work.replay)
 
 
 def _sampled(done: Done) -> Iterator[tuple[NodeId, SampledPart]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import trio
@@ -9,12 +10,17 @@ import trio
 from node.engine.base import Stage
 from node.pipeline.stage_session import Key, StageSession
 
+REMEMBERED = 4096
+"""Sequences whose age is known. One that is taken up again after so many others counts as new."""
+
 
 class Sessions:
     """By session and hop. Those whose chain is broken are in it for as long as their KV is kept."""
 
     def __init__(self) -> None:
         self._all: dict[Key, StageSession] = {}
+        self._since_s: OrderedDict[str, float] = OrderedDict()
+        """Of sequences that are open, or were a while ago: when they came for the first time."""
         self.changed = trio.Event()
         """Set, and replaced, when a sequence begins or ends here."""
 
@@ -51,6 +57,14 @@ class Sessions:
         """What is open has changed."""
         self.changed.set()
         self.changed = trio.Event()
+
+    def since_s(self, session: str) -> float:
+        """When a sequence came here for the first time: now, where it is not known."""
+        since_s = self._since_s.pop(session, trio.current_time())
+        self._since_s[session] = since_s
+        while len(self._since_s) > REMEMBERED:
+            self._since_s.popitem(last=False)
+        return since_s
 
     def running(self) -> list[StageSession]:
         """Those whose chain is whole, as far as is known here."""

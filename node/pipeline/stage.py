@@ -21,11 +21,12 @@ from node.pipeline.intake import Intake
 from node.pipeline.latency import StepTimes
 from node.pipeline.openings import Openings
 from node.pipeline.outbox import Outbox
+from node.pipeline.preemption import Preemption
 from node.pipeline.sender import Sender
 from node.pipeline.sessions import Sessions
 from node.pipeline.stage_session import StageSession
 from node.pipeline.stages import Stages
-from node.pipeline.work import Done, Incoming
+from node.pipeline.work import Done, Incoming, Work
 from node.swarm.base import LANES, Arrival, Lane
 from node.wire.frames import Close, Failed, Probe, ProbeReply, Route, Sampled, Step
 from node.wire.ids import NodeId
@@ -51,8 +52,9 @@ class StageRunner:
         self.idle_probe = IdleProbe(self.times, lambda: self.idle)
         self._self_id, self._outbox = self_id, outbox
         self._sessions, self._openings, self._credits = Sessions(), Openings[Incoming](), Credits()
-        self._loop = EngineLoop(self.times, self._ran, self._failed, worker_failed)
+        self._loop = EngineLoop(self.times, self._ran, self._failed, self._starved, worker_failed)
         self._endings = Endings(self_id, self._sessions, self._loop, self._credits, outbox)
+        self._preemption = Preemption(self._sessions, self._endings)
         self._intake = Intake(self._sessions, self._openings, self._loop, self._endings, self._credits)
         self._sender = Sender(outbox, self._failed)
         self._admission = Admission(
@@ -205,6 +207,9 @@ class StageRunner:
 
     def _failed(self, session: StageSession, reason: str) -> None:
         self._endings.end(session, reason)
+
+    def _starved(self, works: list[Work], free_tokens: int) -> None:
+        self._preemption.make_room(works, free_tokens)
 
     def _ran(self, results: list[Done]) -> None:
         self._sender.send(results)

@@ -10,6 +10,7 @@ from math import ceil
 from typing import Literal
 
 from node.engine.base import Stage
+from node.pipeline.kv_room import in_blocks
 from node.pipeline.stages import LoadedRange
 from node.wire.frames import Hop, Route, SampledPart, StepPart
 from node.wire.ids import NodeId
@@ -28,7 +29,11 @@ class StageSession:
     engine_key: str
     """The engine's name for it."""
     opened_s: float
+    since_s: float
+    """When this node heard of it for the first time: it may have been closed and opened again since."""
     last_active_s: float
+    first_tokens: int = 0
+    """KV room that it was opened with."""
     credit_rows: int = 0
     """Rows of it that may be here at a time."""
     waiting_rows: int = 0
@@ -91,11 +96,20 @@ class StageSession:
         return is_decode(self.route, position)
 
     @property
-    def reserved_bytes(self) -> int:
-        """KV cache set aside for its layers."""
+    def token_bytes(self) -> float:
+        """Of its keys and values, for one token and its layers."""
         own, held = self.own, self.held
-        token_bytes = self.stage.info.kv_bytes_per_token * (own.end - own.start) / (held.end - held.start)
-        return ceil(self.route.sequence.max_tokens * token_bytes)
+        return self.stage.info.kv_bytes_per_token * (own.end - own.start) / (held.end - held.start)
+
+    @property
+    def room_tokens(self) -> int:
+        """That it takes of the KV cache: what it began with, and what it has grown to."""
+        return in_blocks(max(self.first_tokens, self.kv_tokens), self.stage.info.block_tokens)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """KV cache that it takes, for its layers."""
+        return ceil(self.room_tokens * self.token_bytes)
 
     def needs_link(self, peer: NodeId) -> bool:
         """Whether it cannot go on without the link to `peer`. Links of other pairs of its chain are theirs to tell."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from node.wire.records import NodeRecord
+
 FIRST_S, MOST_S = 60.0, 600.0
 """The first is several times what finding it out costs: twenty seconds of silence, where steps are slow. Whoever asks a
 few times a minute would else meet it nearly each time."""
@@ -26,13 +28,24 @@ class _Suspect:
     until_s: float
 
 
+@dataclass(slots=True)
+class _Refusals:
+    """Of one node, in a row."""
+
+    times: int = 0
+    """Its next record told that there was room."""
+    kv_tokens: int | None = None
+    """Of one that its record has not told about yet."""
+    seq: int = 0
+
+
 class Suspects:
     """Those of one head."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._known: dict[str, _Suspect] = {}
-        self._refusals: dict[str, int] = {}
+        self._refusals: dict[str, _Refusals] = {}
 
     def blame(self, node: str, reason: str) -> float:
         """It did it once more; how many seconds it is avoided from now on."""
@@ -44,15 +57,28 @@ class Suspects:
             del self._known[next(iter(self._known))]
         return for_s
 
-    def refused(self, node: str) -> float | None:
-        """It said that it has no room; for how long it is avoided, where it has said so too often."""
-        self._refusals[node] = self._refusals.get(node, 0) + 1
+    def refused(self, node: str, kv_tokens: int, seq: int) -> None:
+        """It said that it has no room for so many tokens. Its record was the one of this number then; what the next one
+        tells shows whether that was so: answers grow, and fill within a second what was free."""
+        known = self._refusals.setdefault(node, _Refusals())
+        known.kv_tokens, known.seq = kv_tokens, seq
         if len(self._refusals) > MOST_SUSPECTS:
             del self._refusals[next(iter(self._refusals))]
-        if self._refusals[node] < MOST_REFUSALS:
+
+    def heard(self, record: NodeRecord) -> float | None:
+        """It has told how it is; for how long it is avoided, where it has refused too often what it had room for."""
+        known = self._refusals.get(record.node_id)
+        if known is None or known.kv_tokens is None or record.seq <= known.seq:
             return None
-        del self._refusals[node]
-        return self.blame(node, f"it refused {MOST_REFUSALS} sequences in a row for lack of room that its record tells")
+        if record.kv_tokens_total - record.kv_tokens_used < known.kv_tokens:
+            del self._refusals[record.node_id]
+            return None
+        known.times, known.kv_tokens = known.times + 1, None
+        if known.times < MOST_REFUSALS:
+            return None
+        del self._refusals[record.node_id]
+        reason = f"it refused {MOST_REFUSALS} sequences in a row for lack of room that its record tells"
+        return self.blame(record.node_id, reason)
 
     def clear(self, node: str) -> bool:
         """An answer came through it; whether it was suspected."""

@@ -29,6 +29,8 @@ class Work:
     received_s: float
     """By `perf_counter`."""
     wire_ms: float
+    replay: bool = False
+    """Its rows are computed one after another."""
 
     @property
     def is_decode(self) -> bool:

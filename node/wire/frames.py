@@ -70,7 +70,7 @@ class Sequence(Struct, frozen=True):
     weights: Annotated[str, Meta(max_length=1024)]
     """Digest and dtype of the model's weights: a range of another model is not taken for this one's."""
     max_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
-    """Prompt and answer together: the KV to reserve."""
+    """Prompt and answer together, at most. KV room is taken as it grows."""
     prompt_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
     max_new_tokens: Annotated[int, Meta(ge=1, le=100_000_000)]
     stop_tokens: Annotated[tuple[TokenId, ...], Meta(max_length=64)]
@@ -134,6 +134,8 @@ class StepPart(Struct, frozen=True, array_like=True):
     want: Want
     timings: Timings
     """Of the hops before the receiver."""
+    replay: bool = False
+    """The rows were steps of an answer once, and are computed one after another as they were then."""
 
 
 class Step(Struct, frozen=True, tag="step"):
@@ -237,6 +239,8 @@ class Failed(Struct, frozen=True, tag="failed"):
     """The node that is at fault, where it is not the sender: its link is lost, or its frames cannot be."""
     other_end: Id | None = None
     """Of a link that is lost: whom the suspect cannot reach, where that is not the sender."""
+    preempted: bool = False
+    """It was `overloaded` in the middle: the sequence made room for another one, and can be taken up again."""
 
     def __post_init__(self) -> None:
         make_printable(self, reason=REASON_LIMIT)

@@ -75,7 +75,8 @@ def expected_tokens(
 class ToySequence:
     """One sequence's state in one stage."""
 
-    reserved: int
+    room: int
+    """Tokens that it has KV room for."""
     start: int
     end: int
     sampling: Sampling | None
@@ -112,11 +113,26 @@ class FakeStage:
             raise EngineError(f"layers [{start}, {end}) are not in [{self.spec.start}, {self.spec.end})")
         if sequence in self.sequences:
             raise EngineError(f"sequence {sequence} is open already")
-        layer_tokens = self.info.kv_tokens * (self.spec.end - self.spec.start)
-        free = layer_tokens - sum(each.reserved * (each.end - each.start) for each in self.sequences.values())
-        if kv_tokens * (end - start) > free:
+        room = self._in_blocks(kv_tokens)
+        if room * (end - start) > (free := self._free_layer_tokens):
             raise OutOfKV(kv_tokens, free // (end - start))
-        self.sequences[sequence] = ToySequence(kv_tokens, start, end, sampling, [[] for _ in range(start, end)])
+        self.sequences[sequence] = ToySequence(room, start, end, sampling, [[] for _ in range(start, end)])
+
+    @property
+    def _free_layer_tokens(self) -> int:
+        """KV room, of one token and one layer each."""
+        taken = sum(each.room * (each.end - each.start) for each in self.sequences.values())
+        return self.info.kv_tokens * (self.spec.end - self.spec.start) - taken
+
+    def _in_blocks(self, tokens: int) -> int:
+        return -(-tokens // self.info.block_tokens) * self.info.block_tokens
+
+    def _grow(self, sequence: ToySequence, tokens: int) -> bool:
+        more = self._in_blocks(tokens) - sequence.room
+        if more > 0 and more * (sequence.end - sequence.start) > self._free_layer_tokens:
+            return False
+        sequence.room += max(0, more)
+        return True
 
     async def run(self, batch: Batch) -> BatchResult:
         self.engine.in_flight += 1
@@ -172,7 +188,8 @@ class FakeStage:
         compute_ms = 1e3 * (trio.current_time() - started_s)
         head_ms = HEAD_SHARE * compute_ms if any(result.tokens for result in results) else 0.0
         data = b"" if last else pack_rows(outputs, self.info.dtype)
-        return BatchResult(data, tuple(results), compute_ms, head_ms)
+        free_tokens = self._free_layer_tokens // (self.spec.end - self.spec.start)
+        return BatchResult(data, tuple(results), compute_ms, head_ms, free_tokens)
 
     def _slot(self, slot: Slot, sequence: ToySequence | None, rows: list[int]) -> tuple[SlotResult, list[int]]:
         problem = ""
@@ -182,14 +199,15 @@ class FakeStage:
             problem = "it had a problem before"
         elif slot.position != sequence.position:
             problem = f"step at position {slot.position}, the cache holds {sequence.position} tokens"
-        elif slot.position + slot.count > sequence.reserved:
-            problem = f"{slot.position + slot.count} tokens, {sequence.reserved} reserved"
         elif any(row < 0 for row in rows):
             problem = "rows that no stage of the toy model gave"
         elif slot.want != "nothing" and (sequence.sampling is None or sequence.end != self.engine.layers):
             problem = "tokens asked of a sequence that does not end the model"
         elif self.engine.problems:
             problem = self.engine.problems.pop()
+        elif not self._grow(sequence, slot.position + slot.count):
+            self.engine.out_of_kv += 1
+            return SlotResult(out_of_kv=True), [0] * slot.count
         if problem or sequence is None:
             if sequence is not None:
                 sequence.broken = True
@@ -237,6 +255,10 @@ class FakeEngine:
         self.turn = trio.Lock()
         self.in_flight = self.most_in_flight = 0
         """Batches between caller and worker, now and at most."""
+        self.block_tokens = 1
+        """In which stages that are loaded from now on give out KV room."""
+        self.out_of_kv = 0
+        """Slots for which there was no KV room."""
         self.problems: list[str] = []
         """What the next slots have as problem."""
         self._refusals: list[EngineError] = []
@@ -271,6 +293,7 @@ class FakeEngine:
             head_ms=HEAD_MS if spec.end == self.layers else None,
             quantisation="whole numbers",
             drift_class="toy",
+            block_tokens=self.block_tokens,
         )
         stage = FakeStage(self, spec, info)
         self.stages.append(stage)

@@ -155,6 +155,9 @@ class TorchStage:
             begin += slot.count
             try:
                 sequence = self._sequences.at(slot.sequence, slot.position, slot.count)
+                if not self._has_room(sequence, slot):
+                    results.append(SlotResult(out_of_kv=True))
+                    continue
                 tokens, head_slot_s = self._run_slot(part, sequence, slot, rows[within], out, within)
             except EngineError as error:
                 results.append(SlotResult(problem=str(error)))
@@ -173,6 +176,11 @@ class TorchStage:
         return BatchResult(
             data, tuple(results), 1e3 * (ended - started), 1e3 * head_s, free_kv_tokens=self._sequences.free_tokens
         )
+
+    def _has_room(self, sequence: Sequence[DynamicCache], slot: Slot) -> bool:
+        """Whether its rows have room in the cache, and in the model's rotary table as it was chosen for its prompt."""
+        end = slot.position + slot.count
+        return (self._most_tokens is None or end <= self._most_tokens) and self._sequences.grow(sequence, end)
 
     def _try_device(self) -> None:
         """A step of nobody's sequence, which only a broken device fails on."""
@@ -203,7 +211,10 @@ class TorchStage:
         if part.first and (wrong := _foreign_ids(rows, part.vocabulary)):
             raise EngineError(f"token ids {wrong}; the vocabulary has {part.vocabulary}")
         try:
-            given = part.forward(rows, sequence.cache, slot.position, logits=wanted)
+            if slot.replay and slot.count > 1:
+                given = self._replay(part, sequence, slot, rows, wanted)
+            else:
+                given = part.forward(rows, sequence.cache, slot.position, logits=wanted)
             if out is not None:
                 out[within] = given
             tokens: tuple[int, ...] = ()
@@ -220,6 +231,19 @@ class TorchStage:
             raise
         sequence.cached += slot.count
         return tokens, head_s
+
+    def _replay(
+        self, part: TorchSlice, sequence: Sequence[DynamicCache], slot: Slot, rows: torch.Tensor, wanted: int
+    ) -> torch.Tensor:
+        """What `forward` gives, one row after another."""
+        first = slot.count - wanted
+        given = [
+            part.forward(
+                rows[at : at + 1], sequence.cache, slot.position + at, logits=1 if wanted and at >= first else 0
+            )
+            for at in range(slot.count)
+        ]
+        return torch.cat(given[first:] if wanted else given)
 
     def _rows(self, batch: Batch, part: TorchSlice) -> torch.Tensor:
         """The batch's tensor on our device: int64 ids (T,) or hidden states (T, hidden_size) in our dtype."""

@@ -222,3 +222,31 @@ def test_whoever_waits_for_the_service_is_told_as_soon_as_it_serves_and_when_his
 
     began_s = 0.0
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class NotingDispatcher(SilentDispatcher):
+    """Notes what it is asked to generate."""
+
+    def __init__(self) -> None:
+        self.asked: list[Generation] = []
+
+    @asynccontextmanager
+    async def generate(
+        self, generation: Generation, request_id: str, started: Callable[[tuple[Hop, ...]], None], *_: object
+    ) -> AsyncIterator[FailoverStream]:
+        self.asked.append(generation)
+        yield cast("FailoverStream", None)
+
+
+@pytest.mark.parametrize(("limit", "tokens"), [("", 98), (', "max_tokens": 7', 7), (', "max_tokens": 5000', 98)])
+def test_an_answer_of_a_client_that_names_no_limit_may_run_to_the_end_of_the_context(limit: str, tokens: int) -> None:
+    dispatcher = NotingDispatcher()
+    service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", dispatcher), Journal(DESK))
+    request = parse_chat_request(f'{{"messages": [{{"role": "user", "content": "hello"}}]{limit}}}'.encode())
+
+    async def ask() -> None:
+        async with service.answer(request):
+            pass
+
+    trio.run(ask)
+    assert [generation.max_new_tokens for generation in dispatcher.asked] == [tokens]

@@ -69,15 +69,34 @@ def test_a_sequence_is_opened_once_and_no_more_than_so_many_are() -> None:
 
 @pytest.mark.parametrize(
     ("position", "count", "match"),
-    [(0, 1, "holds 4"), (3, 1, "holds 4"), (5, 1, "holds 4"), (4, 7, "10 are reserved")],
+    [(0, 1, "holds 4"), (3, 1, "holds 4"), (5, 1, "holds 4")],
 )
-def test_a_step_must_continue_its_sequence_within_its_room(position: int, count: int, match: str) -> None:
+def test_a_step_must_continue_its_sequence(position: int, count: int, match: str) -> None:
     book = sequences()
     begin(book, "a", 10)
     book.at("a", 0, 4).cached = 4
     with pytest.raises(EngineError, match=match):
         book.at("a", position, count)
     assert book.at("a", 4, 6).cached == 4
+
+
+def test_a_sequence_takes_more_room_as_it_grows_and_nothing_where_there_is_not_enough() -> None:
+    book = sequences()
+    begin(book, "a", 10)
+    begin(book, "half", 40, 3, 5)
+    grown = book.get("a")
+    assert book.grow(grown, 8)
+    assert book.free_tokens == 70
+    assert book.grow(grown, 50)
+    assert book.free_tokens == 30
+    assert not book.grow(grown, 81)
+    assert book.grow(book.get("half"), 100), "it takes half as much for each token"
+    assert book.free_tokens == 0
+    assert not book.grow(grown, 51)
+    book.close("half")
+    assert book.grow(grown, 100)
+    book.close("a")
+    assert book.free_tokens == 100
 
 
 def test_unknown_and_broken_sequences_are_refused() -> None:

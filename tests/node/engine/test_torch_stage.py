@@ -138,7 +138,6 @@ def test_a_batch_that_cannot_be_one_is_refused_whole_and_harms_nothing(
         (batch_of(("s", 0, [128], "nothing")), "vocabulary has 128"),
         (batch_of(("s", 0, [-1], "nothing")), "vocabulary has 128"),
         (batch_of(("s", 0, [1], "token")), "does not reach the model's last layer"),
-        (batch_of(("s", 0, [1] * 101, "nothing")), "100 are reserved"),
     ],
 )
 def test_a_slot_that_contradicts_its_sequence_is_a_problem_of_its_own(
@@ -266,6 +265,49 @@ def test_a_part_that_is_loaded_beside_shares_the_room_of_the_range_that_it_is_a_
     open_here([part], "b", 100)
     part.drop()
     open_here([whole], "a", whole.info.kv_tokens)
+
+
+def test_a_sequence_takes_room_as_it_grows_and_a_slot_that_finds_none_leaves_everything_as_it_was(
+    tiny_folder: Path,
+) -> None:
+    stage = load_here(tiny_folder, 0, 6)
+    total = stage.info.kv_tokens
+    open_here([stage], "a", 2)
+    open_here([stage], "b", total - 6)
+    assert stage.run(batch_of(("a", 0, [1, 2, 3, 4], "nothing"))).free_kv_tokens == 2
+    result = stage.run(batch_of(("a", 4, [5, 6, 7], "token"), ("b", 0, [1], "nothing")))
+    assert [(slot.out_of_kv, slot.problem, slot.tokens) for slot in result.slots] == [(True, "", ()), (False, "", ())]
+    assert result.free_kv_tokens == 2
+    stage.close("b")
+    (slot,) = stage.run(batch_of(("a", 4, [5, 6, 7], "token"))).slots
+    stage.close("a")
+    open_here([stage], "alone", 7)
+    assert stage.run(batch_of(("alone", 0, [1, 2, 3, 4], "nothing"))).slots[0].problem == ""
+    assert stage.run(batch_of(("alone", 4, [5, 6, 7], "token"))).slots[0] == slot
+
+
+def test_rows_that_are_replayed_give_the_bits_that_they_gave_as_steps(tiny_folder: Path) -> None:
+    stage = load_here(tiny_folder, 0, 4)
+    ids = [5, 9, 2, 77, 31]
+    for name in ("steps", "replayed"):
+        open_here([stage], name, 10)
+        stage.run(batch_of((name, 0, [3, 4], "nothing")))
+    stepped = b"".join(
+        bytes(stage.run(batch_of(("steps", 2 + at, [id_], "nothing"))).data) for at, id_ in enumerate(ids)
+    )
+    replayed = stage.run(Batch((Slot("replayed", 2, len(ids), "nothing", True),), pack_ids(ids), None))
+    assert bytes(replayed.data) == stepped
+    following = [stage.run(batch_of((name, 7, [8], "nothing"))).data for name in ("steps", "replayed")]
+    assert bytes(following[0]) == bytes(following[1])
+
+
+def test_the_last_row_of_a_replay_gives_the_token_that_its_step_gave(tiny_folder: Path) -> None:
+    stage = load_here(tiny_folder, 0, 6)
+    answer = generate_here([stage], [3, 4, 5], 6)
+    open_here([stage], "again", 9)
+    stage.run(batch_of(("again", 0, [3, 4, 5], "nothing")))
+    (slot,) = stage.run(Batch((Slot("again", 3, 5, "token", True),), pack_ids(answer[:5]), None)).slots
+    assert slot.tokens == (answer[5],)
 
 
 # --- sequences --------------------------------------------------------------------------------------------------------

@@ -71,3 +71,8 @@ def test_the_clock_runs_from_the_arrival_that_it_is_told() -> None:
     timing = AnswerTiming({}, started_s=perf_counter() - 2.0)
     timing.add(step(1.0))
     assert 2000 <= timing.ttft_ms < 2500
+
+
+def test_an_answer_whose_tokens_end_without_a_word_has_reached_its_length() -> None:
+    pieces = read([step(65), step(66)])
+    assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == ("AB", "length")

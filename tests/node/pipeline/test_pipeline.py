@@ -275,10 +275,10 @@ async def test_a_worker_that_dies_ends_the_request_and_the_next_one_is_told_why(
 @timed
 async def test_without_kv_room_a_request_is_told_so_and_others_go_on() -> None:
     async with lab(0, 3, 6) as here:
-        async with here.peers[0].pipeline.head.generate(asked([1], KV_TOKENS - 1), here.chain(0, 3, 6)) as tokens:
+        async with here.peers[0].pipeline.head.generate(asked([1] * (KV_TOKENS - 70)), here.chain(0, 3, 6)) as tokens:
             await anext(tokens)
             with pytest.raises(Overloaded, match="n0"):
-                await collect(here.peers[1], asked([1, 2, 3]), here.chain(0, 3, 6))
+                await collect(here.peers[1], asked([1, 2, 3] * 30), here.chain(0, 3, 6))
             await anext(tokens)
         await here.quiet()
         assert here.live_sessions() == [0, 0]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.pipeline.credit import DECODE_ROWS, FIRST_ROWS, INBOX_BYTES, Credits
-from node.pipeline.seats import Taken, to_end
+from node.pipeline.seats import KEEPS_S, Needs, Taken, to_end, to_preempt
 
 
 def seats(**held: int) -> list[Taken[str]]:
@@ -61,7 +61,56 @@ def test_ending_some_makes_room_and_leaves_everybody_a_fair_share(
     for member in {each.member for each in running}:
         left = sum(each.amount for each in taken if each.member == member and each not in gone)
         own = sum(each.amount for each in taken if each.member == asks and not each.suspended)
-        assert left >= min(share, own + amount)
+        alone = max(each.amount for each in running if each.member == member)
+        assert left >= min(share, own + amount) or (left == 0 and alone > share)
+
+
+def test_one_sequence_that_takes_more_than_a_fair_share_makes_room_after_it_has_had_its_time() -> None:
+    fresh = [Taken("hog", "ada", 80, 1, open_for_s=KEEPS_S - 1)]
+    assert to_end(fresh, "bob", 30, free=20, total=100) is None
+    hog = [Taken("hog", "ada", 80, 1, open_for_s=KEEPS_S)]
+    assert to_end(hog, "bob", 30, free=20, total=100) == ["hog"]
+    assert to_end(hog, "bob", 60, free=20, total=100) is None, "more than a fair share itself"
+    assert to_end([Taken("fair", "ada", 50, 1)], "bob", 50, free=49, total=100) is None
+
+
+def needs(taken: list[Taken[str]], **amounts: int) -> list[Needs[str]]:
+    return [Needs(next(each for each in taken if each.item == item), amount) for item, amount in amounts.items()]
+
+
+def test_the_newest_makes_room_for_what_grows_even_where_it_is_that_itself() -> None:
+    taken = [Taken(f"a{k}", "ada", 10, k) for k in range(4)]
+    assert to_preempt(taken, needs(taken, a1=1), free=0, total=40) == ["a3"]
+    assert to_preempt(taken, needs(taken, a3=1), free=0, total=40) == ["a3"]
+    assert to_preempt(taken, needs(taken, a0=1, a1=1, a2=1, a3=1), free=0, total=40) == ["a3"]
+    assert to_preempt(taken, needs(taken, a0=1, a3=1), free=1, total=41) == ["a3"]
+    assert to_preempt(taken, needs(taken, a0=5), free=5, total=45) == []
+
+
+def test_a_member_with_more_than_its_share_makes_room_before_newer_ones_of_others() -> None:
+    taken = [*(Taken(f"a{k}", "ada", 10, k) for k in range(8)), Taken("b", "bob", 20, 100)]
+    assert to_preempt(taken, needs(taken, b=1), free=0, total=100) == ["a7"]
+
+
+@given(
+    st.lists(st.tuples(members, st.integers(1, 30), st.booleans(), st.integers(0, 9)), min_size=1, max_size=12),
+    st.integers(0, 10),
+)
+def test_all_in_need_have_room_or_made_it_and_the_oldest_of_one_member_never_does_while_it_fits_at_all(
+    held: list[tuple[str, int, bool, int]], free: int
+) -> None:
+    taken = [Taken(k, member, size, k, broken) for k, (member, size, broken, _) in enumerate(held)]
+    wanted = [Needs(each, more) for each, (_, _, broken, more) in zip(taken, held, strict=True) if more and not broken]
+    total = sum(each.amount for each in taken) + free
+    ended = to_preempt(taken, wanted, free, total)
+    assert len(ended) == len(set(ended))
+    left = free + sum(taken[k].amount for k in ended)
+    assert left >= sum(need.amount for need in wanted if need.taken.item not in ended)
+    if len({each.member for each in taken}) == 1 and wanted:
+        oldest = min(wanted, key=lambda need: need.taken.number)
+        older = [each for each in taken if each.number < oldest.taken.number and not each.suspended]
+        if oldest.taken.amount + oldest.amount + sum(each.amount for each in older) <= total:
+            assert oldest.taken.item not in ended
 
 
 def test_rows_that_are_given_never_exceed_the_memory_set_aside() -> None:
