@@ -18,8 +18,8 @@ from node.pipeline.endings import Endings, Kind
 from node.pipeline.engine_loop import EngineLoop
 from node.pipeline.idle_probe import IdleProbe
 from node.pipeline.intake import Intake
-from node.pipeline.openings import Opening, Openings
 from node.pipeline.kv_room import tokens_to_begin
+from node.pipeline.openings import Opening, Openings
 from node.pipeline.outbox import Outbox
 from node.pipeline.seats import Taken, to_end
 from node.pipeline.sessions import Sessions

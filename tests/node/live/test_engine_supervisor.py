@@ -22,6 +22,7 @@ from node.live.mover import FINISH_S, RETRY_S
 from node.live.served_ranges import ServedRanges
 from node.live.turn import PATIENCE_S
 from node.pipeline.generation import Generation
+from node.pipeline.kv_room import tokens_to_begin
 from node.pipeline.pipeline import Pipeline
 from node.swarm.base import LinkLost, MemberGone
 from node.wire.frames import Hop, Sampling
@@ -484,14 +485,17 @@ async def test_room_that_other_layers_and_their_sequences_take_is_told_as_used(l
     token_bytes = 3 * KV_BYTES_PER_TOKEN_LAYER
     lab.nursery.start_soon(partial(lab.ask, "b", ("a", 0, 3), ("b", 3, 6), count=97))
     await trio.sleep(0.2)
-    assert ada.supervisor.kv_tokens_used == 100
+    begun = tokens_to_begin(3, 100)
+    assert ada.supervisor.kv_tokens_used == begun
     lab.plan(a=(3, 6), b=(0, 6))
     await trio.sleep(LOAD_S / 2)
     assert ada.serves == (0, 3)
-    assert ada.supervisor.kv_tokens_used == 100 + ceil(4 * MIB / token_bytes), "three layers and the LM head are read"
+    assert ada.supervisor.kv_tokens_used == begun + ceil(4 * MIB / token_bytes), "three layers and the LM head are read"
     await trio.sleep(LOAD_S)
     assert ada.serves == (3, 6)
-    assert ada.supervisor.kv_tokens_used == 100 + ceil(4 * MIB / token_bytes), "three layers and the embedding are left"
+    assert ada.supervisor.kv_tokens_used == begun + ceil(4 * MIB / token_bytes), (
+        "three layers and the embedding are left"
+    )
     await trio.sleep(12)
     assert ada.supervisor.kv_tokens_used == 0
 
@@ -658,9 +662,12 @@ async def test_a_sequence_on_a_part_takes_room_for_its_layers_only(lab: Lab) -> 
     await lab.start(a=(0, 6), b=(0, 6))
     lab.nursery.start_soon(partial(lab.ask, "a", ("a", 0, 2), ("b", 2, 6), count=97))
     await trio.sleep(0.3)
-    assert ada.pipeline.stage.reserved_bytes == 100 * 2 * KV_BYTES_PER_TOKEN_LAYER
-    assert lab.nodes["b"].pipeline.stage.reserved_bytes == 100 * 4 * KV_BYTES_PER_TOKEN_LAYER
-    assert ada.supervisor.kv_tokens_used == ceil(100 * 2 / 6)
+    begun = tokens_to_begin(3, 100)
+    assert ada.pipeline.stage.reserved_bytes == begun * 2 * KV_BYTES_PER_TOKEN_LAYER
+    assert lab.nodes["b"].pipeline.stage.reserved_bytes == begun * 4 * KV_BYTES_PER_TOKEN_LAYER
+    assert ada.supervisor.kv_tokens_used == ceil(begun * 2 / 6)
+    await trio.sleep(8)
+    assert ada.pipeline.stage.reserved_bytes > begun * 2 * KV_BYTES_PER_TOKEN_LAYER, "it grows with the answer"
 
 
 @in_a_lab

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from time import perf_counter
 
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.pipeline.answer import AnswerTiming, StopFilter
+from node.pipeline.answer import AnswerTiming, Piece, StopFilter, read_answer
 from node.pipeline.generation import TokenStep
 from node.wire.frames import Hop, HopTiming
 
@@ -74,5 +76,19 @@ def test_the_clock_runs_from_the_arrival_that_it_is_told() -> None:
 
 
 def test_an_answer_whose_tokens_end_without_a_word_has_reached_its_length() -> None:
-    pieces = read([step(65), step(66)])
-    assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == ("AB", "length")
+    class Letters:
+        def push(self, token_id: int) -> str:
+            return "ab"
+
+        def finish(self) -> str:
+            return "c"
+
+    async def tokens() -> AsyncIterator[TokenStep]:
+        for _ in range(2):
+            yield step(1.0)
+
+    async def read() -> list[Piece]:
+        return [piece async for piece in read_answer(tokens(), Letters(), ["bx"], (), AnswerTiming({}))]
+
+    pieces = trio.run(read)
+    assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == ("ababc", "length")
