@@ -190,7 +190,7 @@ class FailoverStream:
         return self
 
     async def __anext__(self) -> TokenStep:
-        """The next token. The stream ends without a `finish` where the answer has become longer than any chain can hold.
+        """The next token. The stream ends without a `finish` where the answer is longer than any chain can hold.
 
         Raises:
             RequestError: no chain can go on.

@@ -50,8 +50,8 @@ Pair = frozenset[str]
 
 FailureKind = Literal["lost", "link", "refused", "full", "preempted", "silent", "wrong", "forgotten", "unfit"]
 """How a node ended a route: it is gone or its engine is; the link to it broke; it would not take it; it had no room; it
-needed its room for another one; it said nothing any more; what it sent cannot be; it no longer had what it was to have kept; it says that no
-node can do what is asked."""
+needed the room for another one; it said nothing any more; what it sent cannot be; it no longer had what it was to have
+kept; it says that no node can do what is asked."""
 
 
 @dataclass(frozen=True, slots=True)

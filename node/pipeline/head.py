@@ -329,11 +329,8 @@ class Head:
         hops = {hop.node_id: index for index, hop in reversed(list(enumerate(live.state.chain)))}
         if peer not in hops:
             return
-        kind: FailureKind
-        if frame.kind == "overloaded":
-            kind = "preempted" if frame.preempted else "full"
-        else:
-            kind = frame.kind
+        full: FailureKind = "preempted" if frame.preempted else "full"
+        kind: FailureKind = full if frame.kind == "overloaded" else frame.kind
         suspect, reason, between = hops[peer], frame.reason, None
         if frame.suspect in hops and frame.suspect not in (peer, self._self_id):
             assert frame.suspect is not None

@@ -8,8 +8,8 @@ room (`seats.py`): its head keeps its tokens, and has them computed again when t
 from __future__ import annotations
 
 GROWTH_TOKENS = 64
-"""Of an answer that every stage has room for when it takes a sequence: so each one that is taken gets on by so much, and
-those that make room for one another cannot do so for ever."""
+"""Of an answer that every stage has room for when it takes a sequence: so each one that is taken gets on by so much,
+and those that make room for one another cannot do so for ever."""
 
 
 def tokens_to_begin(input_tokens: int, max_tokens: int) -> int:

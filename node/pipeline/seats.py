@@ -21,8 +21,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 KEEPS_S = 10.0
-"""A single large sequence is not ended for others' sake sooner than this after it was opened: what is taken and given up
-again and again comes to no end."""
+"""A single large sequence is not ended for others' sake sooner than this after it was opened: what is taken and given
+up again and again comes to no end."""
 
 
 @dataclass(frozen=True, slots=True)
