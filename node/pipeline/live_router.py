@@ -13,6 +13,7 @@ from node.pipeline.ledger import Ledger
 from node.plan.costs.model import cost_of_plan
 from node.plan.live.offers import Offer, Untold, in_service, offer_of, what_offers_tell
 from node.plan.live.round_trips import RoundTrips
+from node.plan.routing.hosts import PART_WORTH
 from node.plan.routing.router import Host, Request, Route, Router, route_or_wait, usable
 from node.wire.ids import NodeId
 from node.wire.models import DTYPE_BYTES
@@ -21,9 +22,6 @@ from node.wire.records import NodeRecord
 
 LINKS_S, LINKS_S_PER_NODE = 5.0, 0.05
 """Round trips move a little with every heartbeat; reading all of them takes a while for a thousand nodes."""
-
-PART_WORTH = 0.05
-"""What a part of a range must save to be used, see `Request`."""
 
 MOST_ROUTERS = 4
 """Kept; requests that failed between different pairs share none."""

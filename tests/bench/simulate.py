@@ -25,6 +25,7 @@ from node.plan.moving.replan import LOAD_RATE, LOAD_S, replan
 from node.plan.placement.allocate import allocate
 from node.plan.placement.allocation import Allocation, Objective, Stage
 from node.plan.placement.water_filling import whole
+from node.plan.routing.hosts import PART_WORTH
 from node.plan.routing.router import Host, Request, Router, route_or_wait
 
 MOST_IN_BATCH = 64
@@ -83,6 +84,8 @@ class Outcome:
     """Requests that were not answered when the time was over."""
     span_ms: float
     """Until the last answer."""
+    steady_tokens_per_s: float = 0.0
+    """Likewise, between the first users' answers and the last questions, where only so many ask at once."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -202,8 +205,14 @@ class Simulation:
         arrivals: Sequence[Arrival],
         happenings: Sequence[Happening] = (),
         work: Workload = USUAL_WORK,
+        at_once: int | None = None,
     ) -> None:
-        """`work` tells how long the sequences are whose steps are timed."""
+        """`work` tells how long the sequences are whose steps are timed; `at_once`: so many users, who ask again
+        when they are answered."""
+        self._at_once = at_once
+        self._token_times: list[float] = []
+        self._all_ask_ms = [float("inf"), float("inf")]
+        """From when until when as many run as there are users, and no longer all for the first time."""
         self.model, self.links, self.scheduler = model, pool.links, scheduler
         self._work = work
         self._ends_at_client: bool = getattr(scheduler, "ends_at_client", False)
@@ -255,7 +264,10 @@ class Simulation:
                 self._hosts_stale = True
                 self._admit()
         span = max((s.arrived_ms + s.done_ms for s in self._served), default=0.0)
-        return Outcome(tuple(self._served), len(self._waiting) + len(self._running) + self._hopeless, span)
+        since, until = self._all_ask_ms
+        made = sum(since < at <= until for at in self._token_times)
+        steady = 1000 * made / (until - since) if until > since else 0.0
+        return Outcome(tuple(self._served), len(self._waiting) + len(self._running) + self._hopeless, span, steady)
 
     def _at(self, at_ms: float, what: object) -> None:
         self._count += 1
@@ -299,6 +311,8 @@ class Simulation:
     def _admit(self) -> None:
         """Gives waiting sessions chains, in order, until one finds none."""
         while self._waiting:
+            if self._at_once is not None and len(self._running) >= self._at_once:
+                return
             session = self._waiting[0]
             left = session.arrival.output_tokens - session.made
             prompt = session.arrival.prompt_tokens + session.made
@@ -306,6 +320,7 @@ class Simulation:
                 self.model.hop_bytes(1),
                 prompt + left,
                 spread=session.number,
+                part_worth=PART_WORTH,
                 prompt_tokens=prompt,
                 output_tokens=left,
             )
@@ -332,7 +347,7 @@ class Simulation:
         for stage in session.chain:
             machine = self._machines.get(stage.node_id)
             if machine is not None:
-                machine.load += sign / len(session.chain)
+                machine.load = max(0.0, machine.load + sign / len(session.chain))  # rounding leaves less than nothing
                 machine.kv_used += sign * tokens * stage.layers
 
     def _arrive(self, work: _Work) -> None:
@@ -348,7 +363,8 @@ class Simulation:
         """All decode steps that wait, and the first chunk of a prompt."""
         batch: list[_Work] = []
         rest: deque[_Work] = deque()
-        decodes, layers, heads, prompt_ms, chunk = 0, 0, 0, 0.0, False
+        decodes, heads, prompt_ms, chunk = 0, 0, 0.0, False
+        layers, span = 0, set[int]()
         most = min(MOST_IN_BATCH, max(1, math.ceil(machine.load - ROUNDING)))
         while machine.queue:
             work = machine.queue.popleft()
@@ -364,7 +380,8 @@ class Simulation:
                 prompt_ms -= machine.times.overhead_ms  # of the batch, below
             else:
                 decodes += 1
-                layers = max(layers, stage.layers)
+                layers += stage.layers
+                span.update(range(stage.start, stage.end))
             if work.last and stage.end == self.model.layers:
                 heads += 1
             batch.append(work)
@@ -372,8 +389,10 @@ class Simulation:
         if not batch or machine.node.node_id not in self._machines:
             machine.busy = False
             return
-        times = machine.times._replace(overhead_ms=0.0, head_ms=0.0, large_head_ms=0.0)
-        decode_ms = times.stage(layers, last=False).batch_step_ms(decodes) if decodes else 0.0
+        # Each layer runs once for those who want it there: nobody is charged for layers that only others run.
+        one = machine.times._replace(overhead_ms=0.0, head_ms=0.0, large_head_ms=0.0).stage(1, last=False)
+        further_ms = one.batch_step_ms(2) - one.batch_step_ms(1)
+        decode_ms = len(span) * (one.batch_step_ms(1) - further_ms) + layers * further_ms
         heads_only = machine.times._replace(overhead_ms=0.0).stage(0, last=True)
         head_ms = heads_only.batch_step_ms(heads) if heads else 0.0
         took_ms = decode_ms + prompt_ms + head_ms + machine.times.overhead_ms
@@ -401,6 +420,7 @@ class Simulation:
         if not work.last:
             return
         session.made += 1
+        self._token_times.append(self.now_ms)
         if session.first_ms is None:
             session.first_ms = self.now_ms - session.arrival.at_ms
         if session.made >= session.arrival.output_tokens:
@@ -425,6 +445,11 @@ class Simulation:
         tokens = session.arrival.output_tokens
         self._served.append(Served(arrived, first_ms, self.now_ms - arrived, tokens, session.life - 1))
         session.life += 1
+        if self._at_once is not None:
+            if len(self._served) == self._at_once:
+                self._all_ask_ms[0] = self.now_ms
+            if not self._waiting:
+                self._all_ask_ms[1] = min(self._all_ask_ms[1], self.now_ms)
         self._admit()
 
     def _happen(self, happening: Happening) -> None:

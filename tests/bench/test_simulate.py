@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import accumulate, combinations
 
 import pytest
 from hypothesis import given
@@ -203,3 +203,72 @@ def test_a_node_that_joins_twice_is_there_once() -> None:
 def test_a_request_that_cannot_be_is_refused(figures: tuple[float, int, int]) -> None:
     with pytest.raises(BadPool, match="arrival"):
         Arrival(*figures)
+
+
+class Watched(TwoPhase):
+    """Notes what loads it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(mixture(24), "balanced", WORK)
+        self.loads: list[float] = []
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        self.loads += [host.load for host in hosts]
+        return super().route(hosts, changed, request)
+
+
+def test_rounding_leaves_no_node_less_than_no_load() -> None:
+    watched = Watched()
+    nodes = Pool(tuple(machines("DDDDDDDDD")), LINKS)
+    arrivals = [Arrival(400.0 * i, 128 + i, 16 + i) for i in range(40)]
+    outcome = Simulation(mixture(24), nodes, watched, arrivals, (), WORK).run(3_600_000)
+    assert outcome.unserved == 0
+    assert min(watched.loads) == 0.0
+
+
+class ByPrompt:
+    """Requests with a long answer run all layers on one node; others run one of them there, the rest elsewhere."""
+
+    def place(self, pool: Pool) -> Sequence[Stage]:
+        return (Stage("a", 0, 24), Stage("b", 1, 24))
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        return (Stage("a", 0, 24),) if request.output_tokens > 100 else (Stage("a", 0, 1), Stage("b", 1, 24))
+
+
+def test_sequences_that_run_one_layer_are_not_charged_for_those_that_others_run() -> None:
+    nodes = tuple(replace(machine(i, "A"), node_id=name, memory_bytes=10**12) for i, name in enumerate("ab"))
+    alone = [Arrival(0.0, 1, 200)]
+    both = [*alone, *(Arrival(0.0, 1, 99) for _ in range(8))]
+
+    def done_ms(arrivals: Sequence[Arrival]) -> float:
+        links = Links(near_ms=0.01)
+        outcome = Simulation(mixture(24), Pool(nodes, links), ByPrompt(), arrivals, (), WORK).run()
+        return next(s.done_ms for s in outcome.served if s.tokens == 200)
+
+    assert done_ms(both) < 1.5 * done_ms(alone)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "counts", "near_ms", "users"),
+    [
+        ("AAA", [8, 8, 8], 1.0, 16),
+        ("AABBCD", [6, 6, 5, 4, 2, 1], 1.0, 8),
+        ("AABBCD", [6, 6, 5, 4, 2, 1], 1.0, 64),
+        ("BB", [12, 12], 20.0, 32),
+        ("ABCD", [9, 7, 5, 3], 90.0, 16),
+        ("A", [24], 1.0, 16),
+    ],
+)
+def test_the_rate_of_many_users_is_told_within_a_quarter(
+    kinds: str, counts: list[int], near_ms: float, users: int
+) -> None:
+    model, work, links = mixture(24), Workload(256, 96, users), Links(near_ms=near_ms)
+    nodes = [replace(node, memory_bytes=10**13) for node in machines(kinds)]
+    ends = list(accumulate(counts))
+    stages = [Stage(node.node_id, end - n, end) for node, n, end in zip(nodes, counts, ends, strict=True)]
+    chance = random.Random(1)
+    arrivals = [Arrival(0.0, chance.randint(32, 480), chance.randint(16, 176)) for _ in range(users * 5)]
+    outcome = Simulation(model, Pool(tuple(nodes), links), Fixed(stages), arrivals, (), work, users).run()
+    told = chain_of_nodes(model, links, nodes, counts, work).tokens_per_s(users, work)
+    assert told == pytest.approx(outcome.steady_tokens_per_s, rel=0.25)

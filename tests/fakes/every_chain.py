@@ -51,7 +51,7 @@ def step_ms(chain: Chain, links: Links, request: Request) -> float:
     """Once around."""
     total = chain[-1][0].head_ms
     for i, (host, layers) in enumerate(chain):
-        total += host.layer_ms * layers * (1 + host.load) + host.overhead_ms
+        total += host.layer_ms * layers * host.slower + host.overhead_ms
         following = chain[(i + 1) % len(chain)][0]
         total += _way_ms(links, host, following)
         if i < len(chain) - 1 and following.node_id != host.node_id:
@@ -67,7 +67,7 @@ def _prompt_ms(chain: Chain, links: Links, request: Request) -> float:
         now = _way_ms(links, request.head, chain[0][0]) if request.head is not None else 0.0
         for i, (host, layers) in enumerate(chain):
             took = max(host.layer_ms, max(host.layer_ms, host.chunk_layer_ms) * size / CHUNK) * layers
-            took = took * (1 + host.load) + host.overhead_ms
+            took = took * host.slower + host.overhead_ms
             is_tail = i == len(chain) - 1
             if is_tail and number == len(sizes) - 1:
                 took += host.head_ms

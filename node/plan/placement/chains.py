@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from node.plan.chain_time import CHUNK_TOKENS, LARGE_BATCH
+from node.plan.chain_time import CHUNK_TOKENS, LARGE_BATCH, MET
 from node.plan.objectives import Curve
 from node.plan.placement.pool_table import Floats, Ints, PoolTable
 
 Bools = NDArray[np.bool_]
+MOST_IN_BATCH = 64
+"""Sequences in one step of a stage: with more of them a step takes longer for all."""
 LEVELLED = 7
 """Newton steps to the level; what is missing then goes to whoever is done first."""
 
@@ -199,7 +201,7 @@ def timed(table: PoolTable, order: Ints, counts: Ints, ok: Bools, *, rates: bool
         return Batch(order, counts, ok & (sequences > 0), token_ms, none, none + 1, sequences)
     running = np.minimum(
         np.array(user_levels(work.users), dtype=np.float64)[None, :],
-        np.maximum(1, np.minimum(sequences, LARGE_BATCH * stages))[:, None],
+        np.maximum(1, np.minimum(sequences, MOST_IN_BATCH * stages))[:, None],
     )
     batch = np.maximum(1.0, running / stages[:, None])
     grown = np.maximum(0.0, table.large_layer_ms[order] * counts - decode)
@@ -209,6 +211,9 @@ def timed(table: PoolTable, order: Ints, counts: Ints, ok: Bools, *, rates: bool
     base = decode + overhead + head - grown / (LARGE_BATCH - 1)
     link = sent_ms * (1 + share)
     around = (base + way).sum(axis=1)[:, None] + batch * (slope + link).sum(axis=1)[:, None]
+    often = np.minimum(1.0, batch * (share / CHUNK_TOKENS))
+    variance = often * (1 - often) * (chunk * chunk).sum(axis=1)[:, None]
+    around += np.maximum(0.0, running / batch - 1) * np.minimum(around, MET * variance / around)
     slowest = (base[:, None, :] + batch[:, :, None] * slope[:, None, :]).max(axis=2)
     slowest = np.maximum(slowest, batch * link.max(axis=1)[:, None])
     together = 1000 * np.minimum(running / around, batch / slowest)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from node.plan.objectives import Goal
 from node.plan.placement.chains import Chain, chain_of_counts
 from node.plan.placement.improving import Improvement
+from node.plan.placement.packed_chains import FEW_NODES
 from node.plan.placement.pool_table import PoolTable
 from node.plan.placement.starting_chains import SURE, StartingChains
 from node.plan.placement.worth import PlannedChain, Worth
@@ -71,7 +72,9 @@ class Search:
             found = self._improvement.improved(start, range(len(start)))
             if self._worth.score(found) > self._worth.score(best) * SURE:
                 best = found
-        best = self._improvement.polished(self._improvement.kicked(best))
+        if not (self._worth.rated and len(self._worth.useful) <= FEW_NODES):  # of few, all chains were looked at
+            best = self._improvement.kicked(best)
+        best = self._improvement.polished(best)
         self._worth.left += further
         chains = [
             chain_of_counts(self._worth.table, h.chain.order, h.chain.counts) for h in self._improvement.further(best)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from node.plan.placement.chains import as_rows
+from node.plan.placement.packed_chains import PackedChains
 from node.plan.placement.worth import PlannedChain, Style, Worth
 
 SEEDS = 12
@@ -40,6 +41,7 @@ class StartingChains:
             starts += [[chain] for chain in (beamed if not self._worth.rated else beamed[:1])]
         if self._worth.rated:
             starts.append(self._packed(grown))
+            starts += PackedChains(self._worth).plans()
         starts = [start for start in starts if start]
         if not starts:  # greedy chains may miss a tight fit
             last = self._last_resort()

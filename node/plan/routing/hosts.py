@@ -11,10 +11,13 @@ from node.plan.machines.pool import Located
 from node.plan.routing.segments import Ranged
 from node.wire.layer_range import layer_range
 
-LOAD = 1.0
-"""A sequence that is at a node delays the next one by this many of its steps there."""
+LOAD = 1.5
+"""A sequence that is at a node delays the next one by this many of its steps there: by its own, and by its part of the
+prompts, which with usual lengths takes half as long again."""
 EDGE = 1e-8
 """To use a part of a held range counts at least this fraction of the fastest compute: it decides among equal chains."""
+PART_WORTH = 0.05
+"""What a part of a range must save of the fastest compute in a live swarm, see `Request.part_worth`."""
 SLOWEST_MS = 1e12
 """A layer that takes longer never ends."""
 MOST_LOAD = 1e9

@@ -229,7 +229,7 @@ class Search:
         if not least < below:
             return None
         chosen = among(ends, self._request.spread)
-        runs = paths.walk_back(0, chosen, self._request.spread)
+        runs = _joined(paths.walk_back(0, chosen, self._request.spread))
         first = int(np.flatnonzero(self._first.hosts == runs[0].host)[0])
         back = float(self._back[last.group[chosen], self._first.group[first]])
         real = float(ends[chosen]) - float(nearest[first]) + back
@@ -268,7 +268,7 @@ class Search:
             return None
         chosen = among(final, self._request.spread)
         paths, row = walks[int(last.group[chosen])]
-        return Found(paths.walk_back(row, chosen, self._request.spread), float(final[chosen]))
+        return Found(_joined(paths.walk_back(row, chosen, self._request.spread)), float(final[chosen]))
 
     def _starts(self, costs: Floats) -> Floats:
         """(T, R) from (T, H) or (H,) of the first segment."""
@@ -283,7 +283,7 @@ def _cost(found: Found) -> float:
 
 
 def _joined(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Neighbouring runs of one host as one."""
+    """Neighbouring runs of one host as one: a bound on runs makes it no other node."""
     joined: list[Run] = []
     for run in runs:
         if joined and joined[-1].host == run.host:

@@ -34,17 +34,26 @@ class Load:
 LOADS = (
     Load("one user", "latency", Workload(256, 96, 1)),
     Load("half load", "balanced", Workload(256, 96, 8)),
-    Load("full", "balanced", Workload(256, 96, 32)),
-    Load("full", "throughput", Workload(256, 96, 32)),
+    Load("full", "balanced", Workload(256, 96, 116)),
+    Load("full", "throughput", Workload(256, 96, 116)),
 )
+"""Where all ask at once, `told` says how many they are."""
+
+
+def told(load: Load, nodes: int) -> Workload:
+    """What we are told of the load: the users that there are. The published algorithms have no use for the number."""
+    return replace(load.workload, users=_requests(load.kind, nodes)) if load.kind == "full" else load.workload
+
+
+def _requests(kind: Kind, nodes: int) -> int:
+    return {"one user": 12, "half load": 60 + nodes, "full": 100 + 4 * nodes}[kind]
 
 
 def arrivals_of(load: Load, nodes: int, seed: int, half_rate_per_s: float) -> list[Arrival]:
     """Requests: one after another with long pauses, at a steady rate, or all at once."""
     chance = random.Random(seed)
-    count = {"one user": 12, "half load": 60 + nodes, "full": 100 + 4 * nodes}[load.kind]
     arrivals, at_ms = [], 0.0
-    for _ in range(count):
+    for _ in range(_requests(load.kind, nodes)):
         if load.kind == "one user":
             at_ms += 600_000
         elif load.kind == "half load":

@@ -17,7 +17,7 @@ from tests.bench.rivals.helix import Helix
 from tests.bench.rivals.parallax_paper import ParallaxPaper
 from tests.bench.rivals.parallax_release import ParallaxRelease
 from tests.bench.rivals.petals import Petals
-from tests.bench.scheduling.loads import LOADS, MEAN_OUTPUT, Load, arrivals_of, changes, kept_up
+from tests.bench.scheduling.loads import LOADS, MEAN_OUTPUT, Load, arrivals_of, changes, kept_up, told
 from tests.bench.scheduling.pools import NamedPool, pools
 from tests.bench.simulate import Outcome, Scheduler, Simulation, TwoPhase
 
@@ -75,7 +75,8 @@ def _compared(job: tuple[int, int]) -> list[Compared]:
     half_rate = max(1e-6, sustained / 2 / MEAN_OUTPUT)
     found = []
     for load in LOADS:
-        ours = _run(named, pool, load, seed, TwoPhase(named.model, load.objective, load.workload), half_rate)
+        parallax = TwoPhase(named.model, load.objective, told(load, len(pool.nodes)))
+        ours = _run(named, pool, load, seed, parallax, half_rate)
         ratios: dict[str, float | None] = {}
         for name, make in RIVALS.items():
             ratios[name] = _ratio(load, ours, _run(named, pool, load, seed, make(named.model), half_rate))

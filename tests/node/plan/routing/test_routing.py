@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -129,6 +130,21 @@ def test_load_turns_requests_away_at_once_and_they_return_at_once() -> None:
     assert chosen(1) == ("b",)
     assert chosen(0) == ("a",)
     assert route(4, [Host("a", 0, 4, 1.0, load=1000.0)], Links()).token_ms < float("inf")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_node_hands_a_long_prompt_over_to_itself(seed: int) -> None:
+    chance = random.Random(seed)
+    cuts = [0, *sorted(chance.sample(range(1, 24), 3)), 24]
+    hosts = [
+        Host(f"n{i}{copy}", a, b, chance.uniform(0.05, 0.3), load=chance.uniform(0, 4), chunk_layer_ms=2.0)
+        for i, (a, b) in enumerate(pairwise(cuts))
+        for copy in range(2)
+    ]
+    for prompt in (200, 322, 440, 2000):
+        request = Request(5760.0, prompt_tokens=prompt, output_tokens=72)
+        found = route(24, hosts, Links(near_ms=1.0), request).nodes
+        assert all(a != b for a, b in pairwise(found))
 
 
 def test_room_in_the_cache_is_a_condition() -> None:
