@@ -1,7 +1,6 @@
 """From GGUF metadata to tokenizer.json and its companions.
 
-GGUF names a pre-tokenizer instead of describing it (`tokenizer.ggml.pre`), so each one must be known here. An unknown
-one is refused: a wrong one gives plausible text from wrong token ids.
+Byte-level BPE, whose pre-tokenizer must be one that is known (`gguf_pretokenizers`), and SentencePiece.
 """
 
 from __future__ import annotations
@@ -9,42 +8,13 @@ from __future__ import annotations
 import json
 
 from node.errors import DamagedModel, UnsupportedModel
+from node.models.gguf_pretokenizers import PRE_TOKENIZERS, Json
 from node.weights.gguf_file import GgufFile
-
-Json = dict[str, object]
 
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
 """ggml's types of tokens."""
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
-
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _byte_level(*, use_regex: bool) -> Json:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
-
-
-def _split(pattern: str) -> list[Json]:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return [split, _byte_level(use_regex=False)]
-
-
-_DIGITS: Json = {"type": "Digits", "individual_digits": True}
-_NFC: Json = {"type": "NFC"}
-_QWEN = (_NFC, _split(_WORDS % r"\p{N}"), False)
-_LLAMA3 = (None, _split(_WORDS % r"\p{N}{1,3}"), True)
-
-PRE_TOKENIZERS: dict[str, tuple[Json | None, list[Json], bool]] = {
-    "gpt-2": (None, [_byte_level(use_regex=True)], False),
-    "smollm": (None, [_DIGITS, _byte_level(use_regex=True)], False),
-    "qwen2": _QWEN,
-    "deepseek-r1-qwen": _QWEN,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-}
-"""Normalizer, pre-tokenizers, and whether a word that is itself a token is taken without looking at merges."""
 
 
 def tokenizer_files(file: GgufFile, vocab_size: int) -> dict[str, bytes]:
@@ -62,6 +32,8 @@ def tokenizer_files(file: GgufFile, vocab_size: int) -> dict[str, bytes]:
     types = [int(kind) for kind in file.numbers("tokenizer.ggml.token_type")]
     if len(types) != len(tokens) or not 0 < len(tokens) <= vocab_size:
         raise DamagedModel(where, f"{len(tokens)} tokens, {len(types)} token types, {vocab_size} rows in the embedding")
+    if len(set(tokens)) != len(tokens):  # llama.cpp ends the process then
+        raise DamagedModel(where, "two tokens have one text")
     kind = file.text("tokenizer.ggml.model")
     if kind == "gpt2":
         parts = _bpe(file, tokens)
@@ -74,49 +46,61 @@ def tokenizer_files(file: GgufFile, vocab_size: int) -> dict[str, bytes]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(tokens, types),
+        "added_tokens": _added_tokens(tokens, types, _eats_space(file, kind)),
         **parts,
         "post_processor": None,
     }
-    if bos is not None and file.flag("tokenizer.ggml.add_bos_token", kind == "llama"):
+    pre = PRE_TOKENIZERS.get(file.text("tokenizer.ggml.pre", "none"))
+    adds_bos = kind == "llama" or (pre is not None and pre.adds_bos)
+    if bos is not None and file.flag("tokenizer.ggml.add_bos_token", adds_bos):
         description["post_processor"] = _starts_with(tokens[bos], bos)
     text = json.dumps(description, ensure_ascii=False)
     _check_loads(where, text)
-    return {"tokenizer.json": text.encode(), **_companions(file, tokens, bos)}
+    return {"tokenizer.json": text.encode(), **_companions(file, tokens, types, bos)}
 
 
-def _added_tokens(tokens: list[str], types: list[int]) -> list[Json]:
-    plain: Json = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+def _eats_space(file: GgufFile, kind: str) -> bool:
+    """Whether white space after a special token is dropped: of Phi-3, which llama.cpp knows by its name, too."""
+    name = file.optional_text("general.name") or ""
+    return kind == "llama" and any(word in name.lower() for word in ("phi-3", "phi3"))
+
+
+EATS_NOTHING = ("<unk>", "<s>", "<|endoftext|>")
+
+
+def _added_tokens(tokens: list[str], types: list[int], eats_space: bool) -> list[Json]:
+    plain: Json = {"single_word": False, "lstrip": False, "normalized": False}
+
+    def rstrip(text: str, kind: int) -> bool:
+        return eats_space and (kind == CONTROL or text == "</s>") and text not in EATS_NOTHING
+
     return [
-        {"id": i, "content": text, **plain, "special": kind == CONTROL}
+        {"id": i, "content": text, **plain, "rstrip": rstrip(text, kind), "special": kind == CONTROL}
         for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (CONTROL, USER_DEFINED) and text
     ]
 
 
 def _vocabulary(tokens: list[str]) -> dict[str, int]:
-    """Token texts and their ids; of two tokens with one text the first counts, as in llama.cpp."""
-    vocabulary: dict[str, int] = {}
-    for i, text in enumerate(tokens):
-        vocabulary.setdefault(text, i)
-    return vocabulary
+    """Token texts and their ids."""
+    return {text: i for i, text in enumerate(tokens)}
 
 
 def _bpe(file: GgufFile, tokens: list[str]) -> Json:
     name = file.text("tokenizer.ggml.pre", "none")
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModel(str(file.path), f'the pre-tokenizer "{name[:40]}"', ", ".join(PRE_TOKENIZERS))
-    normalizer, pre_tokenizers, ignore_merges = PRE_TOKENIZERS[name]
+    pre = PRE_TOKENIZERS[name]
     vocabulary = _vocabulary(tokens)
     merges = [merge.split(" ") for merge in file.texts("tokenizer.ggml.merges")]
     for pair in merges:
         if len(pair) != 2 or any(part not in vocabulary for part in (*pair, "".join(pair))):
             raise DamagedModel(str(file.path), f"the merge {' '.join(pair)[:80]!r} is not one of two known tokens")
     return {
-        "normalizer": normalizer,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers},
+        "normalizer": pre.normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(pre.steps)},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": _bpe_model(vocabulary, merges, ignore_merges=ignore_merges, unknown=None),
+        "model": _bpe_model(vocabulary, merges, ignore_merges=pre.ignore_merges, unknown=None),
     }
 
 
@@ -206,14 +190,17 @@ def _check_loads(where: str, description: str) -> None:
         raise DamagedModel(where, f"its vocabulary makes no tokenizer ({error})") from error
 
 
-def _companions(file: GgufFile, tokens: list[str], bos: int | None) -> dict[str, bytes]:
+def _companions(file: GgufFile, tokens: list[str], types: list[int], bos: int | None) -> dict[str, bytes]:
     eos, *others = (_token_id(file, f"{end}_token_id", tokens) for end in ("eos", "eot", "eom"))
     unknown, pad = _token_id(file, "unknown_token_id", tokens), _token_id(file, "padding_token_id", tokens)
 
     def text(token: int | None) -> str | None:
         return None if token is None else tokens[token]
 
-    ends = [token for token in dict.fromkeys((eos, *others)) if token is not None]
+    told = [token for token in (eos, *others) if token is not None]
+    if others[0] is None:  # llama.cpp then knows the end of a turn by its text
+        told += ends_by_text(tokens, types)
+    ends = list(dict.fromkeys(told))
     config: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": text(bos),
@@ -228,9 +215,48 @@ def _companions(file: GgufFile, tokens: list[str], bos: int | None) -> dict[str,
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=1).encode(),
         "generation_config.json": json.dumps(generation, indent=1).encode(),
     }
-    if template := file.optional_text("tokenizer.chat_template"):
+    if template := _template(file):
         files["chat_template.jinja"] = template.encode()
     return files
+
+
+TURN_ENDS = frozenset(
+    {
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
+        *(
+            "<|endoftext|>",
+            "<|end_of_text|>",
+            "</s>",
+            "<eos>",
+            "<|return|>",
+            "<|call|>",
+            "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        ),
+    }
+)
+"""Texts of control tokens that llama.cpp takes for the end of an answer."""
+
+
+def ends_by_text(tokens: list[str], types: list[int]) -> list[int]:
+    """Ids of control tokens that end an answer. Beside `<|return|>` and `<|call|>` (gpt-oss) `<|end|>` ends a part."""
+    found = {
+        text: i
+        for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind == CONTROL and text in TURN_ENDS
+    }
+    if {"<|return|>", "<|call|>"} <= found.keys():
+        found.pop("<|end|>", None)
+    return list(found.values())
+
+
+def _template(file: GgufFile) -> str | None:
+    """The chat template; where all have names, the one called `default`, or the first."""
+    if template := file.optional_text("tokenizer.chat_template"):
+        return template
+    prefix = "tokenizer.chat_template."
+    names = sorted(key for key in file.metadata if key.startswith(prefix))
+    names.sort(key=lambda key: key != f"{prefix}default")
+    return file.text(names[0]) if names else None
 
 
 def _sampling(file: GgufFile) -> Json:

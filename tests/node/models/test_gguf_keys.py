@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 from node.errors import UnsupportedModel
 from node.models import identify, import_file
 from node.models.gguf_config import config_from
-from node.models.gguf_tokenizer import tokenizer_files
+from node.models.gguf_tokenizer import ends_by_text, tokenizer_files
 from node.models.progress import ignore_progress
 from node.weights.gguf_file import read_gguf
 
@@ -136,6 +136,30 @@ def test_recommended_sampling_and_every_end_of_a_turn_are_taken_over(make_gguf: 
     generation = json.loads(tokenizer_files(read_gguf(path), 1000)["generation_config.json"])
     assert generation["eos_token_id"] == [2, 0, 1]
     assert (generation["do_sample"], generation["temperature"], generation["top_k"]) == (True, 0.5, 20)
+
+
+def test_the_end_of_a_turn_is_known_by_its_text_where_the_file_does_not_say(make_gguf: MakeGguf) -> None:
+    generation = json.loads(tokenizer_files(read_gguf(make_gguf()), 1000)["generation_config.json"])
+    assert generation["eos_token_id"] == [2, 0]  # <|im_end|>, as the file says, and <|endoftext|>
+
+
+def test_beside_return_and_call_the_end_of_a_part_ends_no_answer() -> None:
+    texts = ["<|start|>", "<|end|>", "<|return|>", "<|call|>", "</s>"]
+    assert ends_by_text(texts, [3, 3, 3, 3, 1]) == [2, 3]
+    assert ends_by_text(texts[:3], [3, 3, 3]) == [1, 2]
+
+
+def test_of_templates_with_names_the_default_is_taken(make_gguf: MakeGguf) -> None:
+    def named(writer: GGUFWriter) -> None:
+        writer.add_chat_template([{"name": "tool_use", "template": "tools"}, {"name": "rag", "template": "rag"}])
+
+    path = make_gguf(extra=named)
+    assert tokenizer_files(read_gguf(path), 1000)["chat_template.jinja"].startswith(b"{% for m")
+    file = read_gguf(path)
+    del file.metadata["tokenizer.chat_template"]
+    assert tokenizer_files(file, 1000)["chat_template.jinja"] == b"rag"
+    file.metadata["tokenizer.chat_template.default"] = "plain"
+    assert tokenizer_files(file, 1000)["chat_template.jinja"] == b"plain"
 
 
 @pytest.mark.parametrize(
