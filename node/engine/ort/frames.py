@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import onnxruntime as ort
 
 from node.engine.ort.kv_memory import KvMemory
+from node.engine.ort.library import ort
 from node.engine.ort.parts import Part
 from node.engine.ort.tables import Tables
 from node.weights.blocks import Floats

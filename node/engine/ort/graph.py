@@ -35,7 +35,8 @@ class Graph:
         self.prefix = ""
         self.forms: set[tuple[int, int]] = set()
         """Bits and block of its matrices; (32, 0): float32."""
-        self._count = 0
+        self.serial = 0
+        """Counts names."""
         self._sums: dict[tuple[str, int], str] = {}
 
     @property
@@ -74,10 +75,10 @@ class Graph:
         **attributes: Any,
     ) -> str:
         """Add a node; its first output. Without names for the outputs there is one, with a name of its own."""
-        self._count += 1
-        names = list(outputs) or [f"{self.prefix}{operator}_{self._count}"]
+        self.serial += 1
+        names = list(outputs) or [f"{self.prefix}{operator}_{self.serial}"]
         node = onnx_helper.make_node(
-            operator, list(inputs), names, domain=domain, name=f"{operator}_{self._count}", **attributes
+            operator, list(inputs), names, domain=domain, name=f"{operator}_{self.serial}", **attributes
         )
         self.nodes.append(node)
         return names[0]
@@ -88,8 +89,8 @@ class Graph:
 
     def split(self, value: str, sizes: Sequence[int]) -> list[str]:
         """Parts of the last axis."""
-        self._count += 1
-        names = [f"{self.prefix}part_{self._count}_{index}" for index in range(len(sizes))]
+        self.serial += 1
+        names = [f"{self.prefix}part_{self.serial}_{index}" for index in range(len(sizes))]
         self.node("Split", [value, self.shape(*sizes)], outputs=names, axis=-1)
         return names
 
@@ -102,8 +103,8 @@ class Graph:
 
     def skip_norm(self, value: str, added: str, name: str, factors: Floats, epsilon: float) -> tuple[str, str]:
         """The norm of the sum of two, and the sum."""
-        self._count += 1
-        normed, total = (f"{self.prefix}{what}_{self._count}" for what in ("normed", "sum"))
+        self.serial += 1
+        normed, total = (f"{self.prefix}{what}_{self.serial}" for what in ("normed", "sum"))
         inputs = [value, added, self.constant(name, factors)]
         self.contrib("SkipSimplifiedLayerNormalization", inputs, outputs=[normed, "", "", total], epsilon=epsilon)
         return normed, total

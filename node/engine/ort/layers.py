@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from node.engine.ort.experts import mixture
 from node.engine.ort.graph import Graph
 from node.engine.ort.linear import Arithmetic, Linear, joined, linear_of
 from node.engine.ort.shape import Attention, LayerShape, ModelShape
@@ -136,6 +137,8 @@ class LayerBuilder:
 
     def feed_forward(self, shape: LayerShape, rows: str) -> str:
         """Its output (R, S, hidden) from normed rows."""
+        if shape.experts is not None:
+            return mixture(self, shape.experts, rows)
         return self.gated(rows, shape.activation, "ffn_gate", "ffn_up", "ffn_down")
 
     def gated(self, rows: str, activation: str, gate_role: str, up_role: str, down_role: str) -> str:

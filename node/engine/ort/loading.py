@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnxruntime as ort
 
 from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S, StageInfo, StageSpec
 from node.engine.ort.chain import Chain
 from node.engine.ort.config import read_config
 from node.engine.ort.kv_memory import BLOCK_TOKENS, KvMemory
+from node.engine.ort.library import ort
 from node.engine.ort.linear import Arithmetic
 from node.engine.ort.part_store import HEAD, PartStore
 from node.engine.ort.parts import Source, spans

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import onnxruntime as ort
 from onnx import TensorProto
 
 from node.engine.ort.graph import Graph
 from node.engine.ort.layers import LayerBuilder, Stream
+from node.engine.ort.library import ort
 from node.engine.ort.linear import Arithmetic, linear_of
 from node.engine.ort.session import new_session
 from node.engine.ort.shape import ModelShape

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import onnxruntime as ort
-
 from node.engine import machine
 from node.engine.ort.graph import Graph
+from node.engine.ort.library import ort
 
 PROVIDERS = ["CPUExecutionProvider"]
 QUIET = 3

@@ -125,6 +125,10 @@ FAMILIES = (
     "olmo2",
     "gemma2",
     "gemma3_text",
+    "qwen3_moe",
+    "glm4_moe",
+    "minimax_m2",
+    "gpt_oss",
 )
 """By transformers' `model_type`."""
 

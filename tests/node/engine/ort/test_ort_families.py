@@ -26,6 +26,7 @@ LLAMA3_ROPE = {
 }
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 TIED = {**TINY, "tie_word_embeddings": True}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
 FAMILIES: dict[str, Any] = {
     "llama": lambda: transformers.LlamaConfig(**TINY, rope_parameters=LLAMA3_ROPE),
     "llama tied, biases": lambda: transformers.LlamaConfig(**TIED, attention_bias=True, mlp_bias=True),
@@ -66,6 +67,26 @@ FAMILIES: dict[str, Any] = {
         layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
     ),
     "olmo2": lambda: transformers.Olmo2Config(**TINY),
+    "qwen3 moe": lambda: transformers.Qwen3MoeConfig(**TINY, **EXPERTS, num_experts=8, mlp_only_layers=[1]),
+    "qwen3 moe, normalised": lambda: transformers.Qwen3MoeConfig(**TINY, **EXPERTS, num_experts=8, norm_topk_prob=True),
+    "glm4 moe": lambda: transformers.Glm4MoeConfig(
+        **TINY, **{**EXPERTS, "head_dim": 32}, n_routed_experts=8, routed_scaling_factor=1.5, use_qk_norm=True
+    ),
+    "glm4 moe, groups": lambda: transformers.Glm4MoeConfig(
+        **TINY,
+        **{**EXPERTS, "head_dim": 32},
+        n_routed_experts=8,
+        n_group=4,
+        topk_group=2,
+        norm_topk_prob=False,
+        first_k_dense_replace=2,
+    ),
+    "minimax m2": lambda: transformers.MiniMaxM2Config(
+        **TINY, head_dim=32, rotary_dim=16, num_local_experts=8, num_experts_per_tok=2
+    ),
+    "gpt-oss": lambda: transformers.GptOssConfig(
+        **TINY, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+    ),
 }
 
 
