@@ -19,7 +19,7 @@ from node.errors import ModelError
 from node.wire.frames import Sampling
 from node.wire.models import Dtype
 
-Device = Literal["cpu", "cuda", "mps"]
+Device = Literal["cpu", "cuda", "xpu", "mps"]
 
 
 class BackendLost(Exception):
@@ -181,10 +181,28 @@ def _ort_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
     return Suits(5)
 
 
+def _prepare_mlx() -> None:
+    import_module("node.engine.mlx.backend")
+
+
+def _open_mlx(device: Device) -> Backend:
+    from node.engine.mlx.backend import MlxBackend  # finds the graphics chip
+
+    return MlxBackend(device)
+
+
+def _mlx_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
+    """Apple's chips are its own; on a processor it is the slowest."""
+    from node.engine.mlx.suiting import why_not
+
+    reason = why_not(folder)
+    return Suits(0, reason) if reason else Suits(200 if device == "mps" else 1)
+
+
 BACKENDS: dict[BackendName, BackendChoice] = {
     "torch": BackendChoice(
         "torch",
-        ("cpu", "cuda", "mps"),
+        ("cpu", "cuda", "xpu", "mps"),
         ("torch", "transformers"),
         ("torch", "transformers"),
         "",
@@ -214,5 +232,16 @@ BACKENDS: dict[BackendName, BackendChoice] = {
         _prepare_ort,
         _open_ort,
         _ort_suits,
+    ),
+    "mlx": BackendChoice(
+        "mlx",
+        ("mps", "cpu"),
+        ("mlx", "mlx-lm"),
+        ("mlx", "mlx_lm"),
+        "mlx",
+        ("float32", "bfloat16", "float16"),
+        _prepare_mlx,
+        _open_mlx,
+        _mlx_suits,
     ),
 }

@@ -18,8 +18,8 @@ from node.wire.records import Hardware
 
 BackendName = Literal["ort", "llamacpp", "torch", "mlx", "sglang"]
 """What can compute. `backend.BACKENDS` has a row for each that this version knows how to run."""
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
-"""`auto` takes cuda, then mps, then cpu."""
+DeviceChoice = Literal["auto", "cpu", "cuda", "xpu", "mps"]
+"""`auto` takes cuda (ROCm too), then xpu, then mps, then cpu."""
 Quantise = Literal["auto", "none", "int8", "int4"]
 """How weights are held. `auto`: as they are stored, a GGUF file's blocks in place; on processors bfloat16 and float16
 become float32 where that fits into the memory, else int8 with one scale for 32 weights. `none`: the plan's dtype,

@@ -27,12 +27,12 @@ def choose_device(choice: DeviceChoice) -> Device:
     """
     if choice == "cpu" or (choice == "auto" and not may_have_gpu()):
         return "cpu"
-    there = _devices_of_torch()
+    there = _devices_of_mlx() or _devices_of_torch()
     if choice == "auto":
-        return next((device for device in ("cuda", "mps") if device in there), "cpu")
+        return next((device for device in ("cuda", "xpu", "mps") if device in there), "cpu")
     if choice not in there:
         how = "" if there else "; pip install 'parallax-tui[torch]' computes on it"
-        raise EngineError(f"there is no {choice} device here that torch can use{how}")
+        raise EngineError(f"there is no {choice} device here that torch or MLX can use{how}")
     return choice
 
 
@@ -45,6 +45,12 @@ def may_have_gpu() -> bool:
     return any(os.path.exists(node) for node in GPU_NODES)
 
 
+def _devices_of_mlx() -> list[Device]:
+    """Beside the processor: where MLX is installed on Apple silicon, its chip is there, and torch need not be asked."""
+    apples = sys.platform == "darwin" and platform.machine() == "arm64"
+    return ["mps"] if apples and importlib.util.find_spec("mlx") is not None else []
+
+
 def _devices_of_torch() -> list[Device]:
     """Beside the processor; none where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
@@ -54,6 +60,8 @@ def _devices_of_torch() -> list[Device]:
     there: list[Device] = []
     if torch.cuda.is_available():  # ROCm too
         there.append("cuda")
+    if torch.xpu.is_available():
+        there.append("xpu")
     if torch.backends.mps.is_available():
         there.append("mps")
     return there

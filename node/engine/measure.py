@@ -5,6 +5,7 @@ decode reads every weight once per token, so it is bound by memory bandwidth; pr
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +28,18 @@ CPU_MATRIX, GPU_MATRIX = 1024, 4096
 
 
 def measure(device: Device) -> Hardware:
-    """Measure a device: the processor with numpy, which every installation has, others with torch."""
+    """Measure a device: the processor with numpy, which every installation has, Apple's chips with MLX where that is
+    installed, others with torch."""
     if device == "cpu":
         return _measure_processor()
+    if device == "mps" and importlib.util.find_spec("mlx") is not None:
+        from node.engine.mlx.measuring import measure_chip
+
+        return measure_chip()
     import torch
 
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(device)
+    if device in ("cuda", "xpu"):
+        properties = getattr(torch, device).get_device_properties(device)
         name, memory = properties.name[:128], int(properties.total_memory)
     else:
         name, memory = machine.processor_name(), int(torch.mps.recommended_max_memory())
@@ -98,7 +104,4 @@ def _synchronise(device: Device) -> None:
     """Wait for the device: its work is only queued by a call."""
     import torch
 
-    if device == "cuda":
-        torch.cuda.synchronize(device)
-    else:
-        torch.mps.synchronize()
+    torch.accelerator.synchronize(device)

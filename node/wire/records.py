@@ -18,7 +18,7 @@ from node.wire.text import printable
 
 UNKNOWN = "unknown"
 
-DEVICES = frozenset(("cpu", "cuda", "mps", "mlx"))
+DEVICES = frozenset(("cpu", "cuda", "xpu", "mps", "mlx"))
 RANGE_STATES = frozenset(("loading", "ready", "draining"))
 NODE_STATES = frozenset(("starting", "serving", "standby", "failed"))
 

@@ -5,6 +5,7 @@ A stage is loaded whole or not at all: a tensor that is missing, left over, miss
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -85,8 +86,12 @@ def _key(file: Path, name: str, dtype: torch.dtype, device: torch.device) -> tup
     return (file, status.st_ino, status.st_mtime_ns, status.st_size, name, dtype, device)
 
 
-def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Generator[None, None, TorchStage]:
+def load_stage(
+    spec: StageSpec, device: torch.device, shared: SharedTensors, *, packed: bool = False
+) -> Generator[None, None, TorchStage]:
     """Load the range of `spec`, one tensor, or one piece of a large one, between two yields.
+
+    With `packed`, the rows of a batch are to be computed together, where the family allows it.
 
     Raises:
         LoadFailed: says what is wrong with which file or tensor, or that memory is short.
@@ -95,7 +100,7 @@ def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> 
 
     asked = layer_range(spec.start, spec.end)
     try:
-        return (yield from _load(spec, device, shared))
+        return (yield from _load(spec, device, shared, packed))
     except ModelError as error:
         raise LoadFailed(asked, str(error)) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -106,9 +111,13 @@ def load_stage(spec: StageSpec, device: torch.device, shared: SharedTensors) -> 
         raise
 
 
-def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Generator[None, None, TorchStage]:
+def _load(
+    spec: StageSpec, device: torch.device, shared: SharedTensors, packed: bool
+) -> Generator[None, None, TorchStage]:
     import torch
 
+    from node.engine.torch.packing import Packing, check
+    from node.engine.torch.pages import PAGE_TOKENS
     from node.engine.torch.probe import probe
     from node.engine.torch.stage import TorchStage
 
@@ -134,10 +143,18 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
     )
     try:
         probed = yield from probe(whole)
+        why_apart = (yield from check(whole)) if packed else ""
     except EngineError:
         raise
     except Exception as error:  # whatever the library raises: better now than in the first request
         raise LoadFailed(asked, f"its first step failed: {type(error).__name__}: {error}") from error
+    if why_apart:
+        print(
+            f"engine worker: {type(model).__name__} runs one sequence after another: {why_apart}", file=sys.stderr
+        )
+    together = packed and not why_apart
+    if together:
+        stage.pack(Packing(device))
     per_token = max(1, sum(probed.layer_kv_bytes))
     stage.serve(
         StageInfo(
@@ -151,10 +168,12 @@ def _load(spec: StageSpec, device: torch.device, shared: SharedTensors) -> Gener
             head_ms=probed.head_ms,
             max_batch_rows=MAX_BATCH_ROWS,
             max_sequences=MAX_SEQUENCES,
-            can_rewind=probed.can_rewind,
+            block_tokens=PAGE_TOKENS if together else 1,
+            can_rewind=together or probed.can_rewind,  # pages keep all keys and values, whatever a window shows
             backend="torch",
             quantisation=spec.dtype,
-            drift_class=f"torch {torch.__version__.split('+')[0]} {device.type} {spec.dtype}",
+            drift_class=f"torch {torch.__version__.split('+')[0]} {device.type} {spec.dtype}"
+            + (" packed" if together else ""),
         ),
         probed.layer_kv_bytes,
         shared.memory,

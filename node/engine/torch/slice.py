@@ -23,6 +23,8 @@ class TorchSlice:
         """Gives logits, not hidden states."""
         self.width = int(model.config.hidden_size)
         self.device, self.dtype = device, dtype
+        self.own_attention = str(model.config._attn_implementation)
+        """That the library chose."""
         self.head_begun_s = 0.0
         """When the LM head's last run began, by `time.perf_counter`."""
         if self.last:
@@ -36,6 +38,11 @@ class TorchSlice:
     def vocabulary(self) -> int:
         """Ids that the embedding knows; 0 where there is none."""
         return int(self.model.model.embed_tokens.weight.shape[0]) if self.first else 0
+
+    def set_attention(self, name: str) -> None:
+        """Have all layers ask for attention by this name."""
+        for config in {id(part.config): part.config for part in (self.model, self.model.model)}.values():
+            config._attn_implementation = name
 
     def new_cache(self) -> DynamicCache:
         """Empty keys and values for these layers, sliding ones with their window."""

@@ -1,8 +1,10 @@
 """A stage on transformers' own modelling code: a batch in, hidden states or tokens out.
 
-Slots run one after another, each through the library's own kernels with its own shape. Matrix products of 1, 2 to 3
-and more rows end in different last bits (measured with MKL in float32), so rows that shared a product would make a
-sequence's tokens depend on its neighbours. A backend with kernels that do not care may join them.
+On a processor slots run one after another, each through the library's own kernels with its own shape. Matrix products
+of 1, 2 to 3 and more rows end in different last bits (measured with MKL in float32), so rows that shared a product
+would make a sequence's tokens depend on its neighbours. On other devices the rows of a batch share each product, which
+is what makes several users cheap there (`packing`): what a sequence gets then depends, within rounding, on its
+neighbours.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import gc
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,13 +21,12 @@ from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
 from node.engine.batches import check_batch
 from node.engine.kv_cache import Sequence, Sequences
 from node.engine.memory import WorkerMemory
-from node.engine.sampler import sample
+from node.engine.torch.packing import PackedSequence, Packing, rounded
 from node.engine.torch.slice import TorchSlice, forget
+from node.engine.torch.slot_rows import Cache, SlotRows
+from node.engine.torch.slot_rows import computed as _computed
 from node.errors import EngineError, TooLong
 from node.wire.frames import Buffer, Sampling
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache
 
 EACH_MOST_ROWS = 128
 """Of one slot that wants a token per row: logits of 128 rows and a vocabulary of 150,000 are 77 MB."""
@@ -60,7 +60,9 @@ class TorchStage:
         """Whoever was used last comes last."""
         self._most_tokens = most_tokens
         """Of one sequence, where the model's rotary table is another beyond them."""
-        self._sequences: Sequences[DynamicCache] = Sequences(whole.start, (1,) * whole.layers, 0, 0)
+        self._packing: Packing | None = None
+        """Where the rows of a batch are computed together; None where each sequence is by itself."""
+        self._sequences: Sequences[Cache] = Sequences(whole.start, (1,) * whole.layers, 0, 0)
         self._memory: WorkerMemory | None = None
         self._failures = 0
         """Of the library, since it computed something."""
@@ -72,13 +74,22 @@ class TorchStage:
         self._sequences.share(memory)
         memory.enter(self, info.weight_bytes + info.kv_tokens * info.kv_bytes_per_token)
 
+    def pack(self, packing: Packing) -> None:
+        """Compute the rows of a batch together from now on. Before any sequence is opened."""
+        self._packing = packing
+
     # --- sequences --------------------------------------------------------------------------------------------------
 
     def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
         """See `base.Stage.open`."""
         if self._most_tokens is not None and kv_tokens > self._most_tokens:
             raise TooLong(kv_tokens, self._most_tokens)
-        self._sequences.open(sequence, start, end, sampling, kv_tokens, lambda: self.part(start, end).new_cache())
+        room = kv_tokens if self._packing is None else rounded(kv_tokens)
+        self._sequences.open(sequence, start, end, sampling, room, lambda: self._new_cache(start, end))
+
+    def _new_cache(self, start: int, end: int) -> Cache:
+        part = self.part(start, end)
+        return part.new_cache() if self._packing is None else self._packing.new(part)
 
     def rewind(self, sequence: str, position: int) -> None:
         """See `base.Stage.rewind`."""
@@ -87,8 +98,10 @@ class TorchStage:
             raise EngineError(f"sequence {sequence} back to {position}, but the KV cache holds {held.cached} tokens")
         if position == held.cached and not held.broken:
             return
-        if position == 0:
-            held.cache = self.part(held.start, held.end).new_cache()
+        if isinstance(held.cache, PackedSequence):
+            held.cache.keep(position)
+        elif position == 0:
+            held.cache = self._new_cache(held.start, held.end)
         elif not self.info.can_rewind:
             raise EngineError(
                 f"sequence {sequence} back to {position}: {type(self.whole.model).__name__} has layers that keep a "
@@ -100,6 +113,8 @@ class TorchStage:
 
     def close(self, sequence: str) -> None:
         """See `base.Stage.close`."""
+        if (held := self._sequences.find(sequence)) is not None and isinstance(held.cache, PackedSequence):
+            held.cache.keep(0)
         self._sequences.close(sequence)
 
     def drop(self) -> None:
@@ -148,27 +163,10 @@ class TorchStage:
         part = self.part(*ranges.pop()) if ranges else self.whole
         rows = self._rows(batch, part)
         out = None if part.last else torch.zeros(batch.rows, part.width, dtype=part.dtype, device=part.device)
-        results: list[SlotResult] = []
-        head_s, begin = 0.0, 0
-        for slot in batch.slots:
-            within = slice(begin, begin + slot.count)
-            begin += slot.count
-            try:
-                sequence = self._sequences.at(slot.sequence, slot.position, slot.count)
-                if not self._has_room(sequence, slot):
-                    results.append(SlotResult(out_of_kv=True))
-                    continue
-                tokens, head_slot_s = self._run_slot(part, sequence, slot, rows[within], out, within)
-            except EngineError as error:
-                results.append(SlotResult(problem=str(error)))
-            except Exception as error:  # whatever the library raises is this sequence's end, not its neighbours'
-                traceback.print_exception(error)
-                self._failures += 1
-                results.append(SlotResult(problem=f"the backend failed: {type(error).__name__}: {error}"))
-            else:
-                self._failures = 0
-                results.append(SlotResult(tokens))
-                head_s += head_slot_s
+        results = [SlotResult()] * len(batch.slots)
+        head_s = 0.0
+        for group in self._groups(batch, part, rows, results):
+            head_s += self._run_group(part, group, rows, out, results)
         if self._failures >= SUSPECT_FAILURES:
             self._try_device()
         data = b"" if out is None else _bytes(out)
@@ -177,10 +175,75 @@ class TorchStage:
             data, tuple(results), 1e3 * (ended - started), 1e3 * head_s, free_kv_tokens=self._sequences.free_tokens
         )
 
-    def _has_room(self, sequence: Sequence[DynamicCache], slot: Slot) -> bool:
+    def _groups(
+        self, batch: Batch, part: TorchSlice, rows: torch.Tensor, results: list[SlotResult]
+    ) -> list[list[SlotRows]]:
+        """The slots that can run, those together that share each product. Of the others `results` says why not."""
+        ready: list[SlotRows] = []
+        begin = 0
+        for index, slot in enumerate(batch.slots):
+            within = slice(begin, begin + slot.count)
+            begin += slot.count
+            try:
+                sequence = self._sequences.at(slot.sequence, slot.position, slot.count)
+                if not self._has_room(sequence, slot):
+                    results[index] = SlotResult(out_of_kv=True)
+                    continue
+                _refuse_slot(part, sequence, slot, rows[within])
+            except EngineError as error:
+                results[index] = SlotResult(problem=str(error))
+            else:
+                ready.append(SlotRows(index, slot, sequence, within))
+        if self._packing is None:
+            return [[one] for one in ready]
+        together = [one for one in ready if not one.one_by_one]
+        return [*([together] if together else []), *([one] for one in ready if one.one_by_one)]
+
+    def _has_room(self, sequence: Sequence[Cache], slot: Slot) -> bool:
         """Whether its rows have room in the cache, and in the model's rotary table as it was chosen for its prompt."""
         end = slot.position + slot.count
-        return (self._most_tokens is None or end <= self._most_tokens) and self._sequences.grow(sequence, end)
+        if self._most_tokens is not None and end > self._most_tokens:
+            return False
+        if not isinstance(sequence.cache, PackedSequence):
+            return self._sequences.grow(sequence, end)
+        return self._sequences.grow(sequence, rounded(end)) and sequence.cache.reserve(end)
+
+    def _run_group(
+        self,
+        part: TorchSlice,
+        group: list[SlotRows],
+        rows: torch.Tensor,
+        out: torch.Tensor | None,
+        results: list[SlotResult],
+    ) -> float:
+        """Run these slots; gives the seconds that LM head and sampling took. Their rows go to their place in `out`,
+        their tokens into `results`."""
+        try:
+            given = _computed(part, group, rows)
+            head_s = 0.0
+            if out is not None:
+                out[torch.cat([torch.arange(one.within.start, one.within.stop) for one in group])] = given
+            elif any(one.wanted for one in group):
+                logits = given.float().cpu().numpy()
+                begin = 0
+                for one in group:
+                    results[one.index] = one.sampled(logits[begin : begin + one.wanted])
+                    begin += one.wanted
+                head_s = time.perf_counter() - part.head_begun_s
+            part.synchronise()
+        except Exception as error:  # whatever the library raises is these sequences' end, not their neighbours'
+            if len(group) > 1:  # nobody has moved: let each show whether it is the one
+                return sum(self._run_group(part, [one], rows, out, results) for one in group)
+            (one,) = group
+            one.sequence.broken = f"its step at position {one.slot.position} failed: {error}"
+            traceback.print_exception(error)
+            self._failures += 1
+            results[one.index] = SlotResult(problem=f"the backend failed: {type(error).__name__}: {error}")
+            return 0.0
+        self._failures = 0
+        for one in group:
+            one.sequence.cached += one.slot.count
+        return head_s
 
     def _try_device(self) -> None:
         """A step of nobody's sequence, which only a broken device fails on."""
@@ -190,60 +253,6 @@ class TorchStage:
         except Exception as error:
             raise BackendLost(f"{type(error).__name__}: {error}") from error
         self._failures = 0
-
-    def _run_slot(
-        self,
-        part: TorchSlice,
-        sequence: Sequence[DynamicCache],
-        slot: Slot,
-        rows: torch.Tensor,
-        out: torch.Tensor | None,
-        within: slice,
-    ) -> tuple[tuple[int, ...], float]:
-        """The slot's tokens and the seconds that they took; its rows go to their place in `out`."""
-        wanted = {"nothing": 0, "token": 1, "each": slot.count}[slot.want]
-        sampling = sequence.sampling
-        if wanted and (out is not None or sampling is None):
-            what = "opened without a sampling" if out is None else "that does not reach the model's last layer"
-            raise EngineError(f"a token of sequence {slot.sequence}, {what}")
-        if wanted > EACH_MOST_ROWS:
-            raise EngineError(f"a token for each of {wanted} rows; at most {EACH_MOST_ROWS} at a time")
-        if part.first and (wrong := _foreign_ids(rows, part.vocabulary)):
-            raise EngineError(f"token ids {wrong}; the vocabulary has {part.vocabulary}")
-        try:
-            if slot.replay and slot.count > 1:
-                given = self._replay(part, sequence, slot, rows, wanted)
-            else:
-                given = part.forward(rows, sequence.cache, slot.position, logits=wanted)
-            if out is not None:
-                out[within] = given
-            tokens: tuple[int, ...] = ()
-            head_s = 0.0
-            if wanted and sampling is not None:
-                first = slot.position + slot.count - wanted + 1
-                logits = given.float().cpu().numpy()
-                tokens = tuple(sample(row, sampling, first + index) for index, row in enumerate(logits))
-                head_s = time.perf_counter() - part.head_begun_s
-            else:
-                part.synchronise()
-        except Exception as error:
-            sequence.broken = f"its step at position {slot.position} failed: {error}"
-            raise
-        sequence.cached += slot.count
-        return tokens, head_s
-
-    def _replay(
-        self, part: TorchSlice, sequence: Sequence[DynamicCache], slot: Slot, rows: torch.Tensor, wanted: int
-    ) -> torch.Tensor:
-        """What `forward` gives, one row after another."""
-        first = slot.count - wanted
-        given = [
-            part.forward(
-                rows[at : at + 1], sequence.cache, slot.position + at, logits=1 if wanted and at >= first else 0
-            )
-            for at in range(slot.count)
-        ]
-        return torch.cat(given[first:] if wanted else given)
 
     def _rows(self, batch: Batch, part: TorchSlice) -> torch.Tensor:
         """The batch's tensor on our device: int64 ids (T,) or hidden states (T, hidden_size) in our dtype."""
@@ -255,6 +264,17 @@ class TorchStage:
         if part.first:
             return rows.to(part.device, torch.int64)
         return rows.view(batch.rows, part.width).to(part.device, part.dtype)
+
+
+def _refuse_slot(part: TorchSlice, sequence: Sequence[Cache], slot: Slot, rows: torch.Tensor) -> None:
+    """Raises EngineError: the slot wants what its sequence cannot give, or has ids that the model does not know."""
+    if slot.want != "nothing" and (not part.last or sequence.sampling is None):
+        what = "opened without a sampling" if part.last else "that does not reach the model's last layer"
+        raise EngineError(f"a token of sequence {slot.sequence}, {what}")
+    if slot.want == "each" and slot.count > EACH_MOST_ROWS:
+        raise EngineError(f"a token for each of {slot.count} rows; at most {EACH_MOST_ROWS} at a time")
+    if part.first and (wrong := _foreign_ids(rows, part.vocabulary)):
+        raise EngineError(f"token ids {wrong}; the vocabulary has {part.vocabulary}")
 
 
 def _foreign_ids(ids: torch.Tensor, vocabulary: int) -> str:

@@ -80,7 +80,7 @@ def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(devices, "may_have_gpu", lambda: True)
     monkeypatch.setattr(devices, "_devices_of_torch", lambda: ["mps"])
     assert devices.choose_device("auto") == "mps"
-    with pytest.raises(EngineError, match="there is no cuda device here that torch can use"):
+    with pytest.raises(EngineError, match="there is no cuda device here that torch or MLX can use"):
         devices.choose_device("cuda")
     monkeypatch.setattr(devices, "_devices_of_torch", list)
     assert devices.choose_device("auto") == "cpu"
