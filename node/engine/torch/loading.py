@@ -149,9 +149,7 @@ def _load(
     except Exception as error:  # whatever the library raises: better now than in the first request
         raise LoadFailed(asked, f"its first step failed: {type(error).__name__}: {error}") from error
     if why_apart:
-        print(
-            f"engine worker: {type(model).__name__} runs one sequence after another: {why_apart}", file=sys.stderr
-        )
+        print(f"engine worker: {type(model).__name__} runs one sequence after another: {why_apart}", file=sys.stderr)
     together = packed and not why_apart
     if together:
         stage.pack(Packing(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from node.engine.base import StageSpec
 from node.engine.torch.backend import TorchBackend
 from node.engine.torch.loading import SharedTensors, load_stage
 from node.engine.torch.packed_attention import LEAST_TOKENS, NAME, PADDED_TWICE, Span, in_groups
-from node.engine.torch.pages import PAGE_TOKENS, PageTable, Pages
+from node.engine.torch.pages import PAGE_TOKENS, Pages, PageTable
 from node.engine.torch.stage import TorchStage
 from node.errors import OutOfKV
 from node.wire.frames import Sampling
@@ -39,15 +40,20 @@ PROMPTS = {"a": [3, 4, 5, 6, 7, 8, 9], "b": [11, 12, 13], "c": [21, 22, 23, 24, 
 BATCHED = ["llama", "qwen3 tied", "mistral, sliding", "gemma3 tied", "phi3", "qwen3 moe", "gpt-oss", "gemma2"]
 
 
-def load_packed(folder: Path, start: int, end: int, kv_bytes: int = KV_BYTES) -> TorchStage:
-    progress = load_stage(StageSpec(str(folder), start, end, "float32", kv_bytes), CPU, SharedTensors(), packed=True)
+def finished(progress: Generator[None, None, TorchStage]) -> TorchStage:
     while True:
         try:
             next(progress)
-        except StopIteration as finished:
-            stage: TorchStage = finished.value
-            assert "packed" in stage.info.drift_class
+        except StopIteration as ended:
+            stage: TorchStage = ended.value
             return stage
+
+
+def load_packed(folder: Path, start: int, end: int, kv_bytes: int = KV_BYTES) -> TorchStage:
+    spec = StageSpec(str(folder), start, end, "float32", kv_bytes)
+    stage = finished(load_stage(spec, CPU, SharedTensors(), packed=True))
+    assert "packed" in stage.info.drift_class
+    return stage
 
 
 def gemma2() -> transformers.PretrainedConfig:
@@ -110,10 +116,12 @@ def test_rows_are_close_to_those_that_the_librarys_own_attention_gives(family: P
     given = []
     for stage in (alone, packed):
         stage.open("s", 1, 4, None, 40)
-        parts = [
-            torch.frombuffer(bytearray(stage.run(rows_of("s", at, piece.numpy().tobytes(), len(piece))).data), dtype=torch.float32)
-            for at, piece in ((0, rows[:17]), (17, rows[17:18]), (18, rows[18:]))
-        ]
+
+        def ran(at: int, piece: torch.Tensor, stage: TorchStage = stage) -> torch.Tensor:
+            data = stage.run(rows_of("s", at, piece.numpy().tobytes(), len(piece))).data
+            return torch.frombuffer(bytearray(data), dtype=torch.float32)
+
+        parts = [ran(0, rows[:17]), ran(17, rows[17:18]), ran(18, rows[18:])]
         given.append(torch.cat(parts))
     assert torch.allclose(*given, rtol=0, atol=1e-4 * float(given[0].abs().max()))
 
@@ -190,15 +198,9 @@ def test_a_sequence_may_run_through_some_of_the_layers(folder: Path) -> None:
 def test_a_family_that_computes_something_else_when_packed_runs_one_after_another(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "node.engine.torch.packed_attention._attention", lambda query, *_: torch.zeros_like(query)
-    )
-    progress = load_stage(StageSpec(str(folder), 0, 6, "float32", KV_BYTES), CPU, SharedTensors(), packed=True)
-    try:
-        while True:
-            next(progress)
-    except StopIteration as finished:
-        stage: TorchStage = finished.value
+    monkeypatch.setattr("node.engine.torch.packed_attention._attention", lambda query, *_: torch.zeros_like(query))
+    spec = StageSpec(str(folder), 0, 6, "float32", KV_BYTES)
+    stage = finished(load_stage(spec, CPU, SharedTensors(), packed=True))
     assert "packed" not in stage.info.drift_class
     assert "runs one sequence after another: its rows differ by" in capfd.readouterr().err
     assert stage.whole.model.config._attn_implementation != NAME
@@ -206,12 +208,8 @@ def test_a_family_that_computes_something_else_when_packed_runs_one_after_anothe
 
 
 def test_on_a_processor_each_sequence_is_computed_by_itself(folder: Path) -> None:
-    progress = TorchBackend("cpu").load(StageSpec(str(folder), 0, 2, "float32", KV_BYTES))
-    try:
-        while True:
-            next(progress)
-    except StopIteration as finished:
-        assert "packed" not in finished.value.info.drift_class
+    stage = finished(TorchBackend("cpu").load(StageSpec(str(folder), 0, 2, "float32", KV_BYTES)))
+    assert "packed" not in stage.info.drift_class
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 3)), min_size=1, max_size=20))
