@@ -20,10 +20,10 @@ def test_the_nodes_side_never_imports_a_tensor_library() -> None:
     assert not modules & {"torch", "transformers", "safetensors", "numpy", "mlx", "sglang"}
 
 
-def test_the_worker_needs_nothing_of_ours_but_engine_wire_and_errors() -> None:
+def test_the_worker_needs_nothing_of_ours_but_engine_weights_wire_and_errors() -> None:
     modules = modules_after("import node.engine.worker, node.engine.torch.backend, node.engine.torch.loading")
     ours = {module.split(".")[1] for module in modules if module.startswith("node.")}
-    assert ours == {"engine", "wire", "errors"}
+    assert ours == {"engine", "weights", "wire", "errors"}
     assert not modules & {"trio", "libp2p", "textual", "rich.console"}
 
 
