@@ -33,7 +33,9 @@
     └── RequestError
         ├── BadRequest          the client's fault: HTTP 400, names the parameter
         │   ├── BodyTooLarge    HTTP 413
-        │   └── UnknownEncoding a compressed body: HTTP 415
+        │   ├── UnknownEncoding a body compressed in a way that cannot be read: HTTP 415
+        │   ├── ModelNotServed  a model that the swarm does not serve: HTTP 404
+        │   └── TooManyTokens   the prompt leaves no room in the model's context
         ├── Busy                the node has its hands full: HTTP 503
         ├── NoRoute             layers that nobody serves now: HTTP 503
         ├── HopLost             a hop died while the request ran: HTTP 502
@@ -382,13 +384,38 @@ class BodyTooLarge(BadRequest):
 
 
 class UnknownEncoding(BadRequest):
-    """A body that is compressed."""
+    """A body that is compressed in a way that cannot be read."""
 
     status = 415
 
-    def __init__(self, encoding: str) -> None:
+    def __init__(self, encoding: str, readable: Sequence[str] = ("gzip",)) -> None:
         self.encoding = encoding
-        super().__init__(None, f"the body's content-encoding is {encoding!r}; send it uncompressed")
+        super().__init__(
+            None, f"the body's content-encoding is {encoding!r}; send it as {', '.join(readable)}, or uncompressed"
+        )
+
+
+class ModelNotServed(BadRequest):
+    """A model asked for by name that is not the one that is served; `name` is as it may be repeated."""
+
+    status = 404
+
+    def __init__(self, name: str, served: str) -> None:
+        self.name, self.served = name, served
+        super().__init__("model", f"this swarm serves {served!r}, not {name}")
+
+
+class TooManyTokens(BadRequest):
+    """A prompt that leaves no room for an answer in the model's context."""
+
+    def __init__(self, param: str, prompt_tokens: int, context_tokens: int, *, at_least: bool = False) -> None:
+        self.prompt_tokens, self.context_tokens = prompt_tokens, context_tokens
+        self.figure = f"{'at least ' if at_least else ''}{prompt_tokens} tokens"
+        super().__init__(
+            param,
+            f"{self.figure} leave no room in the model's context of {context_tokens}; its maximum context length is "
+            f"{context_tokens} tokens",
+        )
 
 
 class Busy(RequestError):

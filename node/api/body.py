@@ -1,4 +1,7 @@
-"""A request's body: bounded in size, time and in how much of all bodies is here at once, and said to be JSON."""
+"""A request's body: bounded in size, time and in how much of all bodies is here at once, and said to be JSON.
+
+It may be compressed. What it is when it is not counts for every bound: a few bytes can stand for gigabytes.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import trio
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
+from node.api.expanding import expanded, readable
 from node.errors import BadRequest, BodyTooLarge, Busy, UnknownEncoding
 
 BODY_S = 30.0
@@ -23,6 +27,9 @@ SMALL_BYTES = 64 * 1024
 
 DECODERS = 2
 """Threads that take large bodies apart. More would only take the interpreter's lock from one another."""
+
+FROM_BROWSERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
+"""Headers of which a browser sends at least one with a form."""
 
 T = TypeVar("T")
 
@@ -52,7 +59,11 @@ class Bodies:
         """`parse(body)`, in a thread where it takes long. Raises what `parse` raises."""
         if len(body) <= SMALL_BYTES:
             return parse(body)
-        return await trio.to_thread.run_sync(parse, body, limiter=self._decoders)
+        return await self.apart(parse, body)
+
+    async def apart(self, work: Callable[..., T], *arguments: object) -> T:
+        """`work` in a thread, of which there are few. Raises what it raises."""
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._decoders)
 
 
 class BodyRoom:
@@ -79,20 +90,32 @@ class BodyRoom:
 
         Raises:
             BodyTooLarge: it is larger than `limit_bytes`.
-            UnknownEncoding: it is compressed.
+            UnknownEncoding: it is compressed in a way that cannot be read.
             Busy: there is no room for it now.
             BadRequest: it is not there within `BODY_S`.
         """
         headers = Headers(scope=scope)
         encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise UnknownEncoding(encoding[:40])
+        if encoding not in ("", "identity", *readable()):
+            raise UnknownEncoding(encoding[:40], readable())
         told = headers.get("content-length", "")
         if told.isascii() and told.isdecimal() and (len(told) > 15 or int(told) > limit_bytes):
             raise BodyTooLarge(limit_bytes)
-        with trio.move_on_after(BODY_S):
-            return await self._whole_body(receive, limit_bytes)
-        raise BadRequest(None, f"the body did not arrive within {BODY_S:.0f} s")
+        with trio.move_on_after(BODY_S) as patience:
+            body = await self._whole_body(receive, limit_bytes)
+        if patience.cancelled_caught:
+            raise BadRequest(None, f"the body did not arrive within {BODY_S:.0f} s")
+        return body if encoding in ("", "identity") else await self._expanded(body, encoding, limit_bytes)
+
+    async def _expanded(self, body: bytes, encoding: str, limit_bytes: int) -> bytes:
+        """The body as it was before it was compressed; room for all of it is taken before there is any."""
+        self.grow_to(len(body) + limit_bytes)
+        try:
+            whole = await self._bodies.apart(expanded, body, encoding, limit_bytes)
+        finally:
+            self.grow_to(0)
+        self.grow_to(len(whole))
+        return whole
 
     async def _whole_body(self, receive: Receive, limit_bytes: int) -> bytes:
         body = bytearray()
@@ -114,6 +137,23 @@ def require_json(scope: Scope) -> None:
     Raises:
         BadRequest: the content type is another one.
     """
-    kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(Headers(scope=scope))
     if kind != "application/json":
         raise BadRequest(None, f"the content type is {kind[:80] or 'missing'}, application/json is needed")
+
+
+def expect_json(scope: Scope) -> None:
+    """The same where nothing but an answer is asked for: what no browser has sent may say nothing, as `curl -d` does.
+    A browser tells of every post where it comes from.
+
+    Raises:
+        BadRequest: the content type is another one.
+    """
+    headers = Headers(scope=scope)
+    from_browser = any(name in headers for name in FROM_BROWSERS)
+    if from_browser or _content_type(headers) not in ("", "application/x-www-form-urlencoded"):
+        require_json(scope)
+
+
+def _content_type(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()

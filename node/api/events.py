@@ -14,8 +14,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from node.api.disconnect import until_disconnect
+from node.api.error_replies import error_response
 from node.api.owner import Owner
-from node.api.replies import error_response
 from node.errors import Busy
 from node.journal.log import Gap, Journal
 from node.wire.events import Numbered

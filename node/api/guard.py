@@ -28,7 +28,7 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(?::\d
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://[^/?#@\s\\]{1,260}")
 
 PREFLIGHT_S = 600
-METHODS = ("GET", "POST", "OPTIONS")
+METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Guard:
             allow_methods=METHODS,
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=["retry-after"],
+            expose_headers=["retry-after", "x-request-id", "request-id", "server-timing", "x-parallax-route"],
             max_age=PREFLIGHT_S,
         )
 

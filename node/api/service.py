@@ -1,4 +1,4 @@
-"""What the routes call: this node's answers to requests, told as events. Knows no HTTP."""
+"""What the routes call: this node's answers to requests, told as events. Knows no HTTP and no dialect."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
 import trio
 
-from node.api.chat_request import ChatRequest, shown
-from node.errors import BadRequest, NoRoute, RequestError
+from node.api.asking import Ask, Chat, Ended
+from node.api.dialects.fields import shown
+from node.api.merging import merged
+from node.api.prompting import Prompted, Prompting
+from node.api.speech.reading import Reading
+from node.api.speech.said import CallEnded, Said
+from node.errors import ModelNotServed, NoRoute, RequestError
 from node.journal.log import Journal
 from node.models import ChatModel
-from node.pipeline.answer import AnswerTiming, Piece, read_answer
+from node.pipeline.answer import AnswerTiming, read_answer
 from node.pipeline.dispatch import WAIT_LIMIT_S, Dispatcher
 from node.pipeline.generation import Generation, TokenStep
 from node.plan.live.propose import Proposal
@@ -27,12 +33,6 @@ from node.wire.plans import Plan, PlanSettings
 from node.wire.records import NodeRecord
 
 PROGRESS_EVERY_S = 0.25
-
-MOST_CHARACTERS_PER_TOKEN = 32
-"""Prose has four; beyond this a text is not worth counting exactly."""
-
-PROMPTS_AT_ONCE = 4
-"""Rendered and made into tokens at a time, each within the limits of its template: they share one processor."""
 
 
 class NodeControl(Protocol):
@@ -65,8 +65,30 @@ class Answer:
     request_id: RequestId
     model: str
     prompt_tokens: int
-    timing: AnswerTiming
-    pieces: AsyncIterator[Piece]
+    """Of all prompts together."""
+    timings: list[AnswerTiming]
+    """One for each choice: all answers to the first prompt, then those to the second."""
+    events: AsyncIterator[tuple[int, Said | Ended]]
+    """Which choice, and what it says. Raises RequestError where it cannot go on."""
+    prompts: list[str] = field(default_factory=list)
+    """Texts of plain prompts, one for each choice."""
+    arrived_s: float = 0.0
+    """When the request came, by `perf_counter`."""
+    queued_ms: float = 0.0
+    """Until it had a chain with room."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all answers so far."""
+        return sum(timing.tokens for timing in self.timings)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is served now."""
+
+    plan: Plan
+    chat_model: ChatModel
 
 
 class Service:
@@ -78,9 +100,9 @@ class Service:
         self.here, self.journal = here, journal
         self._dispatcher, self._clock = dispatcher, clock
         self.started_s = clock()
+        self.prompting = Prompting()
         self._running: set[RequestId] = set()
         """Those of which the journal has a start and no end."""
-        self._renderers = trio.CapacityLimiter(PROMPTS_AT_ONCE)
 
     @property
     def serving(self) -> bool:
@@ -108,50 +130,90 @@ class Service:
                 await self.journal.news()
         return None
 
+    def served(self, model: str = "") -> Serving:
+        """The model that is served, which is the only one that can be asked for.
+
+        Raises:
+            NoRoute: none is, for now.
+            ModelNotServed: it is another one.
+        """
+        plan, chat_model = self.here.plan(), self.here.chat_model()
+        if plan is None or chat_model is None or self.here.leaving:
+            raise NoRoute(self.here.waiting_for())
+        return self._named(plan, chat_model, model)
+
+    def _named(self, plan: Plan, chat_model: ChatModel, model: str) -> Serving:
+        if model and model != plan.model.name:
+            raise ModelNotServed(shown(model), plan.model.name)
+        return Serving(plan, chat_model)
+
     @asynccontextmanager
-    async def answer(self, request: ChatRequest, arrived_s: float | None = None) -> AsyncIterator[Answer]:
-        """Run a chat request. Leaving the block, however it is left, frees it on every hop.
+    async def answer(self, ask: Ask, arrived_s: float | None = None) -> AsyncIterator[Answer]:
+        """Run a request. The block begins with its first token; leaving it, however it is left, frees it on every hop.
 
         Args:
-            request: a checked one.
+            ask: a checked one.
             arrived_s: when it reached this node, by `perf_counter`: its time to first token begins there; None: now.
 
         Raises:
-            RequestError: it cannot be served, or a hop was lost; also out of `pieces`.
+            RequestError: it cannot be served, or a hop was lost; also out of `events`.
         """
         arrived_s = perf_counter() if arrived_s is None else arrived_s
         since_s = trio.current_time() - (perf_counter() - arrived_s)
         if (known := await self._known(since_s + WAIT_LIMIT_S)) is None:
             raise NoRoute(self.here.waiting_for())
-        plan, chat_model = known
-        if request.model and request.model != plan.model.name:
-            raise BadRequest("model", f"this swarm serves {plan.model.name!r}, not {shown(request.model)}")
-        characters = sum(len(text) for message in request.messages for text in message.values())
-        if characters > chat_model.context_tokens * MOST_CHARACTERS_PER_TOKEN:
-            raise BadRequest(
-                "messages",
-                f"{characters} characters do not fit the model's context of {chat_model.context_tokens} tokens",
-            )
-        prompt = await trio.to_thread.run_sync(chat_model.render, request.messages, limiter=self._renderers)
-        generation = self._generation(request, prompt, chat_model, plan.weights)
-        request_id = RequestId(f"chatcmpl-{secrets.token_hex(12)}")
-        timing = AnswerTiming({}, arrived_s)
+        serving = self._named(*known, ask.model)
+        prompts = [
+            await self.prompting.prompted(prompt, serving.chat_model, serving.plan.facts.vocab_size)
+            for prompt in ask.prompts
+        ]
+        request_id = RequestId(f"{ask.id_prefix}{secrets.token_hex(12)}")
+        counts = len(prompts) * ask.count
+        timings = [AnswerTiming({}, arrived_s) for _ in range(counts)]
+        answer = Answer(
+            request_id,
+            serving.plan.model.name,
+            sum(len(prompt.ids) for prompt in prompts),
+            timings,
+            _none(),
+            [prompt.text for prompt in prompts for _ in range(ask.count)],
+            arrived_s,
+        )
+        sources = [
+            partial(self._sequence, index, ask, prompts[index // ask.count], serving, answer) for index in range(counts)
+        ]
+        async with merged(sources) as events:
+            answer.events = events
+            yield answer
+
+    @asynccontextmanager
+    async def _sequence(
+        self, index: int, ask: Ask, prompt: Prompted, serving: Serving, answer: Answer
+    ) -> AsyncIterator[AsyncGenerator[Said | Ended, None]]:
+        """One of a request's answers. The block begins with its first token."""
+        request_id = RequestId(f"{answer.request_id}-{index}") if index else answer.request_id
+        timing = answer.timings[index]
+        tokens_of_prompt = len(prompt.ids)
 
         def started(chain: tuple[Hop, ...]) -> None:
             nodes = [NodeId(hop.node_id) for hop in chain]
             timing.chain_names = {node: self.journal.state.name_of(node) for node in nodes}
-            self.journal.append(RequestStarted(request_id, len(prompt), chain))
+            self.journal.append(RequestStarted(request_id, tokens_of_prompt, chain))
             self._running.add(request_id)
+            if not answer.queued_ms:
+                answer.queued_ms = (perf_counter() - answer.arrived_s) * 1e3
 
         def waits(reason: str) -> None:
-            self.journal.append(RequestWaiting(request_id, len(prompt), reason[:500]))
+            self.journal.append(RequestWaiting(request_id, tokens_of_prompt, reason[:500]))
             self._running.add(request_id)
 
+        generation = self._generation(index, ask, prompt, serving)
+        since_s = trio.current_time() - (perf_counter() - answer.arrived_s)
         try:
             async with self._dispatcher.generate(generation, request_id, started, waits, since_s) as tokens:
-                pieces = self._pieces(request_id, tokens, chat_model, request, timing)
-                async with aclosing(pieces):
-                    yield Answer(request_id, plan.model.name, len(prompt), timing, pieces)
+                events = self._events(request_id, tokens, ask, prompt, serving.chat_model, timing)
+                async with aclosing(events):
+                    yield events
         except RequestError as error:
             self._running.discard(request_id)
             self.journal.append(RequestFailed(request_id, str(error)))
@@ -160,25 +222,23 @@ class Service:
             if request_id in self._running:
                 self._finished(request_id, "cancelled", timing)
 
-    def _generation(self, request: ChatRequest, prompt: list[int], chat_model: ChatModel, weights: str) -> Generation:
-        room = chat_model.context_tokens - len(prompt)
-        if room < 1:
-            raise BadRequest(
-                "messages", f"{len(prompt)} tokens leave no room in the model's context of {chat_model.context_tokens}"
-            )
-        max_new = min(request.max_tokens or room, room)
+    def _generation(self, index: int, ask: Ask, prompt: Prompted, serving: Serving) -> Generation:
+        chat_model = serving.chat_model
+        room = chat_model.context_tokens - len(prompt.ids)
+        max_new = min(ask.max_tokens or room, room)
         recommended = chat_model.recommended
-        sampling = request.sampling(recommended.temperature, recommended.top_p, recommended.top_k)
-        return Generation(tuple(prompt), max_new, chat_model.stop_tokens, sampling, weights)
+        sampling = ask.sampling(recommended.temperature, recommended.top_p, recommended.top_k, index)
+        return Generation(tuple(prompt.ids), max_new, chat_model.stop_tokens, sampling, serving.plan.weights)
 
-    async def _pieces(
+    async def _events(
         self,
         request_id: RequestId,
         tokens: AsyncIterator[TokenStep],
+        ask: Ask,
+        prompt: Prompted,
         chat_model: ChatModel,
-        request: ChatRequest,
         timing: AnswerTiming,
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Said | Ended, None]:
         told_s = trio.current_time()
 
         def progress() -> None:
@@ -187,12 +247,21 @@ class Service:
                 told_s = trio.current_time()
                 self.journal.append(RequestProgress(request_id, timing.tokens, timing.hops(), timing.return_ms))
 
-        answer = read_answer(tokens, chat_model.stream(), request.stop, chat_model.stop_tokens, timing, progress)
+        reading = prompt.reader(chat_model)
+        text = chat_model.marked_stream() if isinstance(prompt.prompt, Chat) else chat_model.stream()
+        answer = read_answer(tokens, text, ask.stop, chat_model.stop_tokens, timing, progress)
         async with aclosing(answer):
             async for piece in answer:
+                for said in _said(reading, piece.text, last=piece.finish is not None):
+                    yield said
+                    if isinstance(said, CallEnded) and not ask.parallel_calls:
+                        self._finished(request_id, "stop", timing)
+                        yield Ended("tool_calls")
+                        return
                 if piece.finish is not None:
                     self._finished(request_id, piece.finish, timing)
-                yield piece
+                    called = reading.calls > 0 and piece.finish == "stop"
+                    yield Ended("tool_calls" if called else piece.finish, piece.stop)
 
     def _finished(self, request_id: RequestId, reason: str, timing: AnswerTiming) -> None:
         self._running.discard(request_id)
@@ -207,3 +276,13 @@ class Service:
                 timing.return_ms,
             )
         )
+
+
+def _said(reading: Reading, text: str, *, last: bool) -> list[Said]:
+    said = reading.push(text)
+    return said + reading.finish() if last else said
+
+
+async def _none() -> AsyncGenerator[tuple[int, Said | Ended], None]:
+    return
+    yield

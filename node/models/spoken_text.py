@@ -40,7 +40,7 @@ class SpokenText:
         by_length = sorted(self._special, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, by_length))) if by_length else None
 
-    def hidden(self, messages: Sequence[Mapping[str, object]]) -> tuple[list[Mapping[str, object]], dict[str, str]]:
+    def hidden(self, messages: Sequence[Mapping[str, object]]) -> tuple[list[dict[str, object]], dict[str, str]]:
         """The messages with a private character for each special token that they spell, and what each stands for.
 
         Raises:
@@ -49,7 +49,7 @@ class SpokenText:
         texts = [text for message in messages for text in _texts(message)]
         spelled = sorted({found for text in texts for found in (self._spelled.findall(text) if self._spelled else ())})
         if not spelled:
-            return list(messages), {}
+            return [dict(message) for message in messages], {}
         signs = dict(zip(spelled, _unused(texts, len(spelled)), strict=True))
         assert self._spelled is not None
         pattern = self._spelled
@@ -61,9 +61,7 @@ class SpokenText:
                 return {hide(key): hide(item) for key, item in value.items()}
             return [hide(item) for item in value] if isinstance(value, list | tuple) else value
 
-        hidden: list[Mapping[str, object]] = [
-            {key: hide(value) for key, value in message.items()} for message in messages
-        ]
+        hidden: list[dict[str, object]] = [{key: hide(value) for key, value in message.items()} for message in messages]
         return hidden, {sign: text for text, sign in signs.items()}
 
     def ids(self, text: str, meant: Mapping[str, str]) -> list[int]:
@@ -87,11 +85,15 @@ class SpokenText:
                 piece.append(token)
         return ids + self._piece(text[start:], piece, meant, first=start == 0)
 
-    def plain_ids(self, text: str) -> list[int]:
-        """Token ids of a text of its own, with the token that starts a text where the model has one."""
+    def spelled_again(self, text: str, meant: Mapping[str, str]) -> str:
+        """A rendered prompt as people read it, with what private characters stand for."""
+        return _put_back(text, meant)
+
+    def plain_ids(self, text: str, *, starts: bool = True) -> list[int]:
+        """Token ids of a text of its own; where it `starts`, with the token that does so where the model has one."""
         spelled = self._spelled is not None and self._spelled.search(text)
         tokenizer = self._taking_all_for_text() if spelled else self._tokenizer
-        (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=True)
+        (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=starts)
         return list(encoding.ids)
 
     def _piece(self, text: str, ids: list[int], meant: Mapping[str, str], *, first: bool) -> list[int]:

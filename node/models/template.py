@@ -7,9 +7,9 @@ could leave it, and within the limits of `template_limits`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from node.errors import BadRequest, DamagedModel
 from node.models.template_limits import (
@@ -26,11 +26,37 @@ if TYPE_CHECKING:
 Message = Mapping[str, object]
 
 
-def compile_template(text: str, where: str) -> Callable[[Sequence[Message], Mapping[str, str]], str]:
-    """A function from (messages, special tokens by name) to the prompt's text, which ends where the answer begins.
+MOST_INDENT = 16
+"""Of JSON that a template writes: a wider one would make megabytes of a few brackets."""
+
+NOTHING: Mapping[str, object] = {}
+
+
+class Render(Protocol):
+    """From messages to the prompt's text, which ends where the answer begins."""
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        special_tokens: Mapping[str, str],
+        tools: Sequence[object] = (),
+        options: Mapping[str, object] = NOTHING,
+    ) -> str:
+        """Args:
+            special_tokens: by the names that templates have for them.
+            tools: definitions of functions, in OpenAI's form.
+            options: what this model's template may know beside, as `enable_thinking`.
+
+        Raises:
+            BadRequest: the template refuses these messages.
+        """
+
+
+def compile_template(text: str, where: str) -> Render:
+    """The template as a function.
 
     Raises:
-        DamagedModel: the text is no template. The function raises BadRequest where the template refuses the messages.
+        DamagedModel: the text is no template.
     """
     from jinja2 import TemplateError
 
@@ -41,10 +67,23 @@ def compile_template(text: str, where: str) -> Callable[[Sequence[Message], Mapp
     template.root_render_func.__globals__["str_join"] = joined  # what `~` is compiled to
     filename = template.root_render_func.__code__.co_filename
 
-    def render(messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
+    def render(
+        messages: Sequence[Message],
+        special_tokens: Mapping[str, str],
+        tools: Sequence[object] = (),
+        options: Mapping[str, object] = NOTHING,
+    ) -> str:
+        named = {
+            **options,
+            **special_tokens,
+            "messages": list(messages),
+            "tools": list(tools) or None,  # some ask whether it is none
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         try:
             with bounded_time(filename):
-                return template.render(messages=list(messages), add_generation_prompt=True, **special_tokens)
+                return template.render(named)
         except TemplateTooLong:
             raise BadRequest("messages", "the model's chat template does not come to an end with them") from None
         except (
@@ -83,8 +122,16 @@ def _environment() -> Environment:
     def strftime_now(layout: str) -> str:
         return datetime.now().strftime(layout)
 
-    def tojson(value: object, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja2's own escapes for HTML
+    def tojson(
+        value: object,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # jinja2's own escapes for HTML; the names and their order are those of transformers
+        width = None if indent is None else min(indent, MOST_INDENT)
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=width, separators=separators, sort_keys=sort_keys)
 
     environment: Environment = bounded_environment(ImmutableSandboxedEnvironment)(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]

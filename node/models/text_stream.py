@@ -6,7 +6,7 @@ it again for every token: a model that repeats that character costs it the squar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 INCOMPLETE = "\ufffd"
 """What a decoder gives for bytes that are no whole character (yet)."""
@@ -68,3 +68,24 @@ class TextStream:
         if both.startswith(before):
             return both[len(before) :]
         return self._decode(tokens)  # the neighbours would change what was already given out
+
+
+class MarkedStream:
+    """The same, where some special tokens, which a decoder leaves out, are spelled in the text."""
+
+    def __init__(self, decode: Decode, marks: Mapping[int, str]) -> None:
+        self._decode, self._marks = decode, marks
+        self._text = TextStream(decode)
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes."""
+        mark = self._marks.get(token)
+        if mark is None:
+            return self._text.push(token)
+        text = self._text.finish() + mark
+        self._text = TextStream(self._decode)
+        return text
+
+    def finish(self) -> str:
+        """What was held back."""
+        return self._text.finish()

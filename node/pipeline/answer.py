@@ -29,16 +29,19 @@ class StopFilter:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
         self.hit = False
+        self.matched: str | None = None
+        """Which of them it was."""
 
     def push(self, text: str) -> str:
         """What may be shown now; nothing after a hit."""
         if self.hit:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.hit = True
-            shown, self._held = self._held[: min(found)], ""
+            at, self.matched = min(found)
+            shown, self._held = self._held[:at], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
@@ -127,6 +130,8 @@ class Piece:
 
     text: str
     finish: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended it."""
 
 
 async def read_answer(
@@ -152,7 +157,7 @@ async def read_answer(
         if ended is not None and not stop_filter.hit:
             shown += stop_filter.push(detokeniser.finish())
         if stop_filter.hit:
-            yield Piece(shown, "stop")
+            yield Piece(shown, "stop", stop_filter.matched)
             return
         if ended is not None:
             yield Piece(shown + stop_filter.finish(), ended)

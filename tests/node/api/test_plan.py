@@ -317,7 +317,7 @@ def on_tcp(control: FakeNodeControl, *, loopback_only: bool, base_url: str = "ht
         ({"host": "evil.example"}, 403),
         ({"content-type": "text/plain"}, 400),
         ({"content-type": "application/x-www-form-urlencoded"}, 400),
-        ({"content-encoding": "gzip"}, 415),
+        ({"content-encoding": "br"}, 415),
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/plan", "/v1/plan/apply"])

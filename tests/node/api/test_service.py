@@ -13,13 +13,15 @@ import pytest
 import trio
 import trio.testing
 
-from node.api.chat_request import parse_chat_request
+from node.api.asking import Ask
+from node.api.dialects.openai_chat import OpenAIChat
 from node.api.routes import MOST_PATIENCE_S, _patience_s
 from node.api.service import Service
 from node.errors import BadRequest, NoRoute
 from node.journal.log import Journal
 from node.journal.state import KEPT_REQUESTS
 from node.models import ChatModel
+from node.models.chat_model import Prompt
 from node.pipeline.dispatch import WAIT_LIMIT_S, Dispatcher
 from node.pipeline.failover import FailoverStream
 from node.pipeline.generation import Generation
@@ -27,15 +29,25 @@ from node.wire.events import PlanAdopted, PlanImpossible, RequestFinished, Reque
 from node.wire.frames import Hop
 from node.wire.ids import RequestId
 from tests.fakes.node_control import FakeNodeControl
+from tests.fakes.speaking import PLAIN
 from tests.fakes.swarms import DESK, plan
 
 RECOMMENDED = SimpleNamespace(temperature=0.0, top_p=1.0, top_k=0)
 CHAT_MODEL = SimpleNamespace(
-    context_tokens=100, stop_tokens=(), recommended=RECOMMENDED, render=lambda messages: [1, 2], stream=lambda: None
+    context_tokens=100,
+    stop_tokens=(),
+    recommended=RECOMMENDED,
+    prompt=lambda *_: Prompt([1, 2], ""),
+    marked_stream=lambda: None,
+    speech=PLAIN,
 )
 
 
-QUESTION = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
+def parsed(body: bytes) -> Ask:
+    return OpenAIChat().parse(body).ask
+
+
+QUESTION = parsed(b'{"messages": [{"role": "user", "content": "hello"}]}')
 
 
 class ServingNodeControl(FakeNodeControl):
@@ -57,7 +69,7 @@ class SilentDispatcher:
 def test_a_cancelled_request_is_told_however_many_came_after_it() -> None:
     journal = Journal(DESK)
     service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", SilentDispatcher()), journal)
-    request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
+    request = parsed(b'{"messages": [{"role": "user", "content": "hello"}]}')
     before = journal.state.seq
 
     async def leave_in_the_middle() -> str:
@@ -93,7 +105,7 @@ class WaitingDispatcher:
 def test_a_request_that_waits_is_an_event_and_its_patience_runs_from_its_arrival() -> None:
     journal, dispatcher = Journal(DESK), WaitingDispatcher()
     service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", dispatcher), journal)
-    request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
+    request = parsed(b'{"messages": [{"role": "user", "content": "hello"}]}')
 
     async def ask() -> None:
         async with service.answer(request, arrived_s=perf_counter() - 5):
@@ -109,12 +121,12 @@ def test_a_request_that_waits_is_an_event_and_its_patience_runs_from_its_arrival
 
 def test_the_time_to_the_first_token_begins_when_the_request_arrives() -> None:
     service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", SilentDispatcher()), Journal(DESK))
-    request = parse_chat_request(b'{"messages": [{"role": "user", "content": "hello"}]}')
+    request = parsed(b'{"messages": [{"role": "user", "content": "hello"}]}')
 
     async def ask() -> float:
         async with service.answer(request, arrived_s=perf_counter() - 5) as answer:
-            answer.timing.first_s = perf_counter()
-            return answer.timing.ttft_ms
+            answer.timings[0].first_s = perf_counter()
+            return answer.timings[0].ttft_ms
 
     assert 5_000 <= trio.run(ask) < 60_000
 
@@ -125,13 +137,13 @@ def test_texts_that_only_a_template_would_use_count_too_and_a_long_model_name_is
     said = [{"role": "assistant", "content": "", "reasoning_content": long}]
 
     async def ask(**fields: object) -> str:
-        request = parse_chat_request(json.dumps(fields).encode())
+        request = parsed(json.dumps(fields).encode())
         with pytest.raises(BadRequest) as refused:
             async with service.answer(request):
                 pass
         return str(refused.value)
 
-    assert "do not fit" in trio.run(lambda: ask(messages=said))
+    assert "no room" in trio.run(lambda: ask(messages=said))
     told = trio.run(lambda: ask(model=long, messages=[{"role": "user", "content": "hello"}]))
     assert "model" in told
     assert len(told) < 300
@@ -242,7 +254,7 @@ class NotingDispatcher(SilentDispatcher):
 def test_an_answer_of_a_client_that_names_no_limit_may_run_to_the_end_of_the_context(limit: str, tokens: int) -> None:
     dispatcher = NotingDispatcher()
     service = Service(ServingNodeControl(plan(), ()), cast("Dispatcher", dispatcher), Journal(DESK))
-    request = parse_chat_request(f'{{"messages": [{{"role": "user", "content": "hello"}}]{limit}}}'.encode())
+    request = parsed(f'{{"messages": [{{"role": "user", "content": "hello"}}]{limit}}}'.encode())
 
     async def ask() -> None:
         async with service.answer(request):

@@ -138,10 +138,14 @@ def test_a_template_in_the_tokenizer_config_is_taken(make_folder: Callable[..., 
     folder = make_folder()
     (folder / "chat_template.jinja").unlink()
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["chat_template"] = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "the"}]
+    config["chat_template"] = [
+        {"name": "tool_use", "template": "{% if tools %}x{% endif %}"},
+        {"name": "default", "template": "the"},
+    ]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     chat = ChatModel.load(folder)
     assert chat.decode(chat.render([])) == "the"
+    assert chat.prompt_text([], [{"type": "function", "function": {"name": "f"}}]) == "x", "with tools, the other one"
 
 
 def test_damaged_files_are_named(make_folder: Callable[..., Path]) -> None:

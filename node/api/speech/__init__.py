@@ -1,0 +1,1 @@
+"""What an answer's text says: words, thoughts and calls of tools, as each family of models writes them."""
