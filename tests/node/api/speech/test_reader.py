@@ -280,7 +280,7 @@ def test_no_answer_breaks_a_reader(family: Family, pieces: list[str], tools: boo
     ],
 )
 def test_a_long_answer_costs_as_much_per_piece_as_a_short_one(opening: str) -> None:
-    """Ten thousand pieces of three characters: anything that looks back at all of them would take many times as long."""
+    """Ten thousand pieces of three characters: who looks back at all of them takes many times as long."""
     for family in ("hermes", "glm", "mistral"):
         reading = reader(speech_of(family), "", TOOLS)  # type: ignore[arg-type]
         reading.push(opening)
