@@ -5,10 +5,11 @@ Whoever starts a node for it (the command line) hands in `child_problem`, which 
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, get_running_loop
-from collections.abc import Callable, Iterable
+from asyncio import AbstractEventLoop, get_running_loop, to_thread
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
+from importlib import import_module
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ from textual.timer import Timer
 from node.home import Control, Home
 from parallax_tui import theming
 from parallax_tui.actions import bindings
-from parallax_tui.client import follow
 from parallax_tui.keymap import FILE as KEYMAP_FILE
 from parallax_tui.keymap import load_keymap
 from parallax_tui.screens.live_screen import LiveScreen
@@ -85,6 +85,8 @@ class ParallaxApp(App[None], inherit_bindings=False):
         self._was_ready = False
         self._last_words = ""
         self._chat: ChatScreen | None = None
+        self._early = ("", "")
+        """What was asked, and what was being written, before the model could answer."""
         self._event_loop: AbstractEventLoop | None = None
         self._end_code: int | None = None
         self._set_up_themes(theme)
@@ -148,7 +150,9 @@ class ParallaxApp(App[None], inherit_bindings=False):
 
     @work(exclusive=True, group="follow")
     async def _follow(self) -> None:
-        pictures = follow(self.control)
+        # in a thread, so that the first picture is there before a library for HTTP has been imported
+        client = await to_thread(import_module, "parallax_tui.client")
+        pictures: AsyncGenerator[Live, None] = client.follow(self.control)
         async with aclosing(pictures):
             async for live in pictures:
                 self._tell(live)
@@ -172,6 +176,7 @@ class ParallaxApp(App[None], inherit_bindings=False):
         if self.live.ready and not self._was_ready:
             self._was_ready = True
             if self.current_mode == "starting":
+                self._early = self._handed_over()
                 self.switch_mode("chat")
         for screen in self.screen_stack:
             if isinstance(screen, LiveScreen) and screen.is_mounted:
@@ -188,8 +193,16 @@ class ParallaxApp(App[None], inherit_bindings=False):
     def _open_chat(self) -> Screen[None]:
         from parallax_tui.screens.chat import ChatScreen
 
-        self._chat = ChatScreen()
+        self._chat = ChatScreen(*(self._early if any(self._early) else self._handed_over()))
+        self._early = ("", "")
         return self._chat
+
+    def _handed_over(self) -> tuple[str, str]:
+        from parallax_tui.screens.starting import StartingScreen
+
+        screens = self._screen_stacks.get("starting", ())  # also while another mode is shown; Textual is pinned
+        first = next((screen for screen in screens if isinstance(screen, StartingScreen) and screen.is_mounted), None)
+        return first.hand_over() if first is not None else ("", "")
 
     def action_topology(self) -> None:
         """To the topology and back."""

@@ -45,9 +45,9 @@ class LoadedStage(Protocol):
 class Backend(Protocol):
     """A library that computes, on one device."""
 
-    def load(self, spec: StageSpec) -> Generator[None, None, LoadedStage]:
+    def load(self, spec: StageSpec) -> Generator[float | None, None, LoadedStage]:
         """Load a range bit by bit: yields after each piece of some tens of milliseconds, so that the worker can serve
-        other stages in between.
+        other stages in between; now and then the share of its bytes that is there, from 0 to 1.
 
         Raises:
             LoadFailed: files missing or damaged, or too little memory.

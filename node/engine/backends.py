@@ -43,7 +43,7 @@ class Backends:
         for backend in self._open.values():
             backend.set_threads(threads)
 
-    def load(self, spec: StageSpec) -> Generator[None, None, LoadedStage]:
+    def load(self, spec: StageSpec) -> Generator[float | None, None, LoadedStage]:
         """Load a range bit by bit, as `Backend.load` does.
 
         Raises:

@@ -9,6 +9,7 @@ wants no token, one, or one per row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -211,6 +212,10 @@ class Stage(Protocol):
         """Drop the weights and every sequence. Harmless when repeated or the worker is gone; never raises."""
 
 
+GoesOn = Callable[[float], object]
+"""Told the share of a range's bytes that is there, from 0 to 1."""
+
+
 class Engine(Protocol):
     """A worker that can hold stages: usually one, two while a plan changes."""
 
@@ -219,8 +224,9 @@ class Engine(Protocol):
     backends: tuple[BackendInfo, ...]
     """What can run layers here, the one that suits the device best first."""
 
-    async def load(self, spec: StageSpec) -> Stage:
-        """Load a range. Tensors that another stage of this worker already holds are shared, not read again.
+    async def load(self, spec: StageSpec, goes_on: GoesOn = lambda share: None) -> Stage:
+        """Load a range. Tensors that another stage of this worker already holds are shared, not read again. `goes_on`
+        is told some times a second how much of it is there.
 
         Raises:
             LoadFailed: files missing or damaged, or too little memory.

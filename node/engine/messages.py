@@ -135,6 +135,8 @@ class LoadGoesOn(Struct, frozen=True, tag="loading"):
     """Told while a load is under way, some times a second at most. The reply to the load is still to come."""
 
     number: Number
+    share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    """Of its bytes, that is there."""
 
 
 class Loaded(Struct, frozen=True, tag="loaded"):

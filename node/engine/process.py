@@ -28,6 +28,7 @@ from node.engine.base import (
     Batch,
     BatchResult,
     DeviceChoice,
+    GoesOn,
     StageInfo,
     StageSpec,
 )
@@ -152,6 +153,8 @@ class EngineProcess:
         self._stderr_ended = trio.Event()
         self._numbers = count(1)
         self._waiting: dict[int, Waiting] = {}
+        self._goes_on: dict[int, GoesOn] = {}
+        """Whom a load that is under way tells how far it is."""
         self._watch = Watch(trio.current_time)
         self._hang: tuple[str, float] | None = None
         """What it was at, and for how many seconds nothing was heard, where we killed it for that."""
@@ -183,14 +186,24 @@ class EngineProcess:
             case WorkerDied(code=code, last_words=words):
                 return WorkerDied(code, words)
 
-    async def load(self, spec: StageSpec) -> ProcessStage:
+    async def load(self, spec: StageSpec, goes_on: GoesOn = lambda share: None) -> ProcessStage:
         """See `base.Engine.load`. Cancelled while it waits, it gives the load up."""
         stage = self._next_number()
+        posted: list[int] = []
+
+        def request(number: int) -> Request:
+            self._goes_on[number] = goes_on
+            posted.append(number)
+            return Load(number, stage, spec)
+
         try:
-            reply = await self._call(lambda number: Load(number, stage, spec))
+            reply = await self._call(request)
         except trio.Cancelled:
             self._post(DropStage(self._next_number(), stage))
             raise
+        finally:
+            for number in posted:
+                del self._goes_on[number]
         if not isinstance(reply, Loaded):
             raise EngineError(f"the worker answered a load with {reply}")
         self._loaded(reply.info)
@@ -308,8 +321,10 @@ class EngineProcess:
         match reply:
             case Pong(number, running, since_s):
                 self._watch.ponged(number, running, since_s)
-            case LoadGoesOn(number):
+            case LoadGoesOn(number, share):
                 self._watch.goes_on(number)
+                if (goes_on := self._goes_on.get(number)) is not None:
+                    goes_on(share)
             case _:
                 self._watch.replied(reply.number)
                 place = self._batches.pop(reply.number, None)

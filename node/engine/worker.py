@@ -68,7 +68,7 @@ EXIT_BAD_DATA = 3
 
 Inbox = queue.SimpleQueue[tuple[Request, Buffer]]
 
-TELL_EVERY_S = 0.5
+TELL_EVERY_S = 0.2
 """How often at most a load says that it goes on."""
 
 LOAD_LEAST_EVERY_S = 0.1
@@ -117,7 +117,9 @@ class Loading:
     """A load that is under way."""
 
     request: Load
-    progress: Generator[None, None, LoadedStage]
+    progress: Generator[float | None, None, LoadedStage]
+    share: float = 0.0
+    """Of its bytes, that is there."""
     told_s: float = 0.0
     """When the node was told last that it goes on."""
 
@@ -130,7 +132,7 @@ class Loader(Protocol):
 
     def measure(self) -> Hardware: ...
 
-    def load(self, spec: StageSpec) -> Generator[None, None, LoadedStage]: ...
+    def load(self, spec: StageSpec) -> Generator[float | None, None, LoadedStage]: ...
 
     def set_threads(self, threads: int) -> None: ...
 
@@ -252,11 +254,12 @@ class Worker:
         request = loading.request
         self._activity.begin(text_of(request))
         try:
-            next(loading.progress)
+            if (share := next(loading.progress)) is not None:
+                loading.share = share
             self._loading.rotate(-1)
             if (now_s := time.monotonic()) - loading.told_s > TELL_EVERY_S:
                 loading.told_s = now_s
-                self._replies.send(LoadGoesOn(request.number))
+                self._replies.send(LoadGoesOn(request.number, loading.share))
         except StopIteration as finished:
             self._loading.popleft()
             held: LoadedStage = finished.value

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable
 import trio
 from msgspec.structs import replace
 
-from node.engine.base import Engine, Stage, StageInfo, StageSpec
+from node.engine.base import Engine, GoesOn, Stage, StageInfo, StageSpec
 from node.errors import LoadFailed, ParallaxError, WorkerDied
+from node.live.load_progress import load_progress
 from node.live.model_store import ModelStore
 from node.live.retiring import Retiring
 from node.live.served_ranges import MOST_TOLD, ServedRange, ServedRanges
@@ -249,11 +250,12 @@ class Mover:
         self._loading = (start, end)
         await self._tell()
         await self._let_what_leaves_go(plan, frozenset(range(start, end)))
-        self._emit(ModelProgress(plan.model.name, "load", text=f"layers {layer_range(start, end)}"))
         spec = self._spec(plan, folder, start, end)
         self._reading = frozenset(range(start, end))
+        goes_on = load_progress(plan, start, end, self._emit)
+        goes_on(0.0)
         try:
-            stage = await self._loaded_by(engine, spec)
+            stage = await self._loaded_by(engine, spec, goes_on)
         finally:
             self._reading = frozenset()
         held = ServedRange(stage, folder, start, end, plan.weights, spec.kv_bytes, plan.epoch)
@@ -264,10 +266,10 @@ class Mover:
         log.info("layers [%d, %d) are ready after %.1f s", start, end, stage.info.load_s)
         return held
 
-    async def _loaded_by(self, engine: Engine, spec: StageSpec) -> Stage:
+    async def _loaded_by(self, engine: Engine, spec: StageSpec, goes_on: GoesOn = lambda share: None) -> Stage:
         self._entrusted = spec
         try:
-            stage = await engine.load(spec)
+            stage = await engine.load(spec, goes_on)
         except WorkerDied:
             raise  # `engine_died` is told, and asks of what
         except BaseException:

@@ -47,8 +47,10 @@ class ChatScreen(LiveScreen):
             super().__init__()
             self.answer, self.part = answer, part
 
-    def __init__(self) -> None:
+    def __init__(self, question: str = "", draft: str = "") -> None:
+        """A `question` that was asked before there was a chat is asked at once, a `draft` goes on being written."""
         super().__init__()
+        self._question, self._draft = question, draft
         self.conversation = Conversation()
         self._worker: Worker[None] | None = None
 
@@ -64,6 +66,11 @@ class ChatScreen(LiveScreen):
         self.transcript.code_style = self.owner.code_style
         self.owner.theme_changed_signal.subscribe(self, lambda _: self.transcript.repaint_all(self.owner.code_style))
         self._changed()
+        self.prompt.text = self._draft
+        self.prompt.move_cursor(self.prompt.document.end)
+        if self._question:
+            self._answer(self.conversation.ask(self._question))
+            self.prompt.remember(self.conversation.prompts)
 
     def on_screen_resume(self) -> None:
         super().on_screen_resume()

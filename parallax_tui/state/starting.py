@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from node.journal.state import ModelStatus
-from parallax_tui.state.cells import Cell, Line, Tone, fitted, safe, width_of, wrapped
+from parallax_tui.state.cells import Cell, Line, Tone, fitted, safe, shorten, width_of, wrapped
 from parallax_tui.state.figures import size
 from parallax_tui.state.live import Live
 
@@ -32,10 +32,16 @@ def progress_text(model: ModelStatus) -> str:
     return f"{size(model.done_bytes)} of {size(model.total_bytes)} · {100 * share:.0f} %"
 
 
-def starting_lines(live: Live, width: int) -> tuple[Line, ...]:
-    """The steps, the running one with its bar; or what went wrong and what to do now."""
+def starting_lines(live: Live, width: int, seconds: int = 0, question: str = "") -> tuple[Line, ...]:
+    """The steps, the running one with its bar; or what went wrong and what to do now.
+
+    Args:
+        seconds: since the app was opened; told from the first whole one on.
+        question: what was asked meanwhile, and waits.
+    """
+    since: Line = (Cell(f"{seconds} s", "muted"),) if seconds else ()
     lines: list[Line] = [
-        (Cell("parallax", "accent"),),
+        fitted([(0, (Cell("parallax", "accent"),)), (1, since)], width) if since else (Cell("parallax", "accent"),),
         (Cell("one language model over the machines you have", "muted"),),
         (),
     ]
@@ -47,7 +53,7 @@ def starting_lines(live: Live, width: int) -> tuple[Line, ...]:
     if live.state is None:
         step: Line = (Cell("◐ ", "warn"), Cell("starting node…", "strong"))
         lines += [step, *((Cell("· ", "faint"), Cell(_TITLES[phase], "faint")) for phase in _PHASES[:3])]
-        return tuple(lines)
+        return (*lines, *_waiting(question, width))
     model = live.state.model
     lines.append(
         _step("✓", "good", "start the node") if live.connected else _step("✕", "bad", "node unreachable, retrying")
@@ -63,7 +69,18 @@ def starting_lines(live: Live, width: int) -> tuple[Line, ...]:
             lines.append(fitted([(0, head), (1, (Cell(progress_text(model), "muted"),))], width))
             if bar := progress_bar(model, min(48, width - 2)):
                 lines.append((Cell("  "), *bar))
-    return (*lines, (), *_closing(live, model, width))
+    return (*lines, (), *_closing(live, model, width), *_waiting(question, width))
+
+
+def _waiting(question: str, width: int) -> list[Line]:
+    if not question:
+        return []
+    first = safe(question.splitlines()[0])
+    return [
+        (),
+        (Cell("> ", "accent"), Cell(shorten(first, max(0, width - 2)))),
+        (Cell("  is answered as soon as the model can", "muted"),),
+    ]
 
 
 def _step(symbol: str, tone: Tone, title: str) -> Line:

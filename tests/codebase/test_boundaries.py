@@ -55,6 +55,27 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded_by(code) & (HEAVY | SCREENS | {"libp2p", "trio", "httpx", "numpy", "huggingface_hub"})
 
 
+def test_a_question_on_the_command_line_loads_no_library_for_http_nor_a_screen() -> None:
+    code = """
+import parallax_tui.cli
+parallax_tui.cli.build_parser()
+import parallax_tui.headless.child_nodes, parallax_tui.headless.one_question, parallax_tui.headless.orderly_end
+import parallax_tui.headless.piped, parallax_tui.headless.status_report
+"""
+    assert not loaded_by(code) & (
+        HEAVY | SCREENS | {"httpx", "trio", "libp2p", "numpy", "huggingface_hub", "starlette"}
+    )
+
+
+def test_the_app_paints_before_it_loads_a_library_for_http() -> None:
+    assert not loaded_by("import parallax_tui.app, parallax_tui.screens.starting") & {"httpx", "click", "trio"}
+
+
+def test_what_starts_workers_is_there_before_anything_that_takes_long() -> None:
+    loaded = loaded_by("import node.worker_start")
+    assert not loaded & (HEAVY | SCREENS | {"trio", "msgspec", "numpy", "httpx", "libp2p"})
+
+
 def test_the_worker_needs_nothing_of_ours_but_engine_and_wire() -> None:
     code = "import node.engine.worker\nprint(json.dumps(sorted(n for n in sys.modules if n.startswith('node.'))))"
     probe = f"import sys, json\n{code}"

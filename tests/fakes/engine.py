@@ -23,7 +23,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import trio
 
-from node.engine.base import BATCHES_IN_FLIGHT, BackendInfo, Batch, BatchResult, Slot, SlotResult, StageInfo, StageSpec
+from node.engine.base import (
+    BATCHES_IN_FLIGHT,
+    BackendInfo,
+    Batch,
+    BatchResult,
+    GoesOn,
+    Slot,
+    SlotResult,
+    StageInfo,
+    StageSpec,
+)
 from node.errors import EngineError, LoadFailed, OutOfKV, WorkerDied
 from node.wire.frames import Buffer, Sampling
 from node.wire.layer_range import layer_range
@@ -274,7 +284,7 @@ class FakeEngine:
         """Sequences over all stages; 0 when everything has been freed."""
         return sum(len(stage.sequences) for stage in self.stages)
 
-    async def load(self, spec: StageSpec) -> FakeStage:
+    async def load(self, spec: StageSpec, goes_on: GoesOn = lambda share: None) -> FakeStage:
         if self.dies_loading:
             self.die()
         await self._enter(None)
@@ -295,6 +305,7 @@ class FakeEngine:
             drift_class="toy",
             block_tokens=self.block_tokens,
         )
+        goes_on(1.0)
         stage = FakeStage(self, spec, info)
         self.stages.append(stage)
         return stage

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from node.home import Home
+from parallax_tui.screens import starting
 from tests.fakes.node_api import FakeNode, temporary_home
 
 
@@ -25,6 +26,12 @@ def home() -> Iterator[Home]:
 def node(home: Home) -> FakeNode:
     """Not started yet."""
     return FakeNode(home)
+
+
+@pytest.fixture(autouse=True)
+def _no_time_passes_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of the start do not depend on how busy the machine is."""
+    monkeypatch.setattr(starting, "monotonic", lambda: 0.0)
 
 
 @pytest.fixture(autouse=True)

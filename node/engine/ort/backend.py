@@ -16,7 +16,7 @@ class OrtBackend:
     def __init__(self) -> None:
         self.store = PartStore()
 
-    def load(self, spec: StageSpec) -> Generator[None, None, OrtStage]:
+    def load(self, spec: StageSpec) -> Generator[float | None, None, OrtStage]:
         """See `backend.Backend.load`."""
         return load_stage(spec, self.store)
 

@@ -35,7 +35,7 @@ UNKNOWN_CONTEXT = 131_072
 """Tokens of one sequence where a config does not say how many the model was made for."""
 
 
-def load_stage(spec: StageSpec, store: PartStore) -> Generator[None, None, OrtStage]:
+def load_stage(spec: StageSpec, store: PartStore) -> Generator[float | None, None, OrtStage]:
     """Load the range of `spec`; yields while a part is made.
 
     Raises:
@@ -52,7 +52,7 @@ def load_stage(spec: StageSpec, store: PartStore) -> Generator[None, None, OrtSt
         raise LoadFailed(asked, f"a file of {spec.model_folder} cannot be read: {error}") from error
 
 
-def _load(spec: StageSpec, store: PartStore, asked: str) -> Generator[None, None, OrtStage]:
+def _load(spec: StageSpec, store: PartStore, asked: str) -> Generator[float | None, None, OrtStage]:
     started_s = time.perf_counter()
     folder = Path(spec.model_folder)
     model = shape_of(read_config(folder))

@@ -43,11 +43,13 @@ class PartStore:
             found = self._parts[key] = self._make(source, start, end)
         return found
 
-    def load(self, source: Source, spans: list[tuple[int, int]]) -> Generator[None, None, list[Part]]:
-        """These parts, `HEAD` among them; yields while one is made."""
+    def load(self, source: Source, spans: list[tuple[int, int]]) -> Generator[float | None, None, list[Part]]:
+        """These parts, `HEAD` among them; yields while one is made, and after each one the share that is there."""
         coming = {span: _stored_bytes(source, span) for span in spans if (source.key, *span) not in self._parts}
         self.memory.coming_bytes += sum(coming.values())
         parts: list[Part] = []
+        all_bytes = sum(_stored_bytes(source, span) for span in spans)
+        there_bytes = 0
         try:
             for span in spans:
                 if (found := self._parts.get((source.key, *span))) is None:
@@ -55,6 +57,8 @@ class PartStore:
                     self._parts[source.key, *span] = found
                 self.memory.coming_bytes -= coming.pop(span, 0)
                 parts.append(found)
+                there_bytes += _stored_bytes(source, span)
+                yield there_bytes / max(1, all_bytes)
         finally:
             self.memory.coming_bytes -= sum(coming.values())
         return parts

@@ -21,7 +21,7 @@ class TorchBackend:
         self.device = torch.device(device)
         self.shared = SharedTensors()
 
-    def load(self, spec: StageSpec) -> Generator[None, None, TorchStage]:
+    def load(self, spec: StageSpec) -> Generator[float | None, None, TorchStage]:
         """See `backend.Backend.load`."""
         spec = replace(spec, dtype=computes_in(self.device, spec.dtype))
         # on a processor rows by themselves are exact, and joining them gains little

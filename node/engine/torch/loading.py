@@ -56,13 +56,15 @@ class SharedTensors:
 
     def load(
         self, checkpoint: Checkpoint, blanks: dict[str, torch.Tensor], device: torch.device
-    ) -> Generator[None, None, dict[str, torch.Tensor]]:
-        """The tensors of these checkpoint names in the blanks' dtypes; yields after each piece that is read."""
+    ) -> Generator[float | None, None, dict[str, torch.Tensor]]:
+        """The tensors of these checkpoint names in the blanks' dtypes; yields after each piece that is read, and after
+        each tensor the share that is there."""
         keys = {name: _key(checkpoint.file_of(name), name, blank.dtype, device) for name, blank in blanks.items()}
         tensors = {name: tensor for name, key in keys.items() if (tensor := self._tensors.get(key)) is not None}
         missing = blanks.keys() - tensors.keys()
         coming = {name: blanks[name].nbytes for name in missing}
         self.memory.coming_bytes += sum(coming.values())
+        all_bytes = max(1, sum(blank.nbytes for blank in blanks.values()))
         size = PieceSize()
         try:
             for name, stored in checkpoint.read(missing):
@@ -71,7 +73,7 @@ class SharedTensors:
                 tensors[name] = self._tensors[keys[name]] = tensor
                 self.memory.coming_bytes -= coming.pop(name)
                 self.read_count += 1
-                yield
+                yield 1.0 - sum(coming.values()) / all_bytes
         finally:
             self.memory.coming_bytes -= sum(coming.values())
         return tensors
@@ -88,7 +90,7 @@ def _key(file: Path, name: str, dtype: torch.dtype, device: torch.device) -> tup
 
 def load_stage(
     spec: StageSpec, device: torch.device, shared: SharedTensors, *, packed: bool = False
-) -> Generator[None, None, TorchStage]:
+) -> Generator[float | None, None, TorchStage]:
     """Load the range of `spec`, one tensor, or one piece of a large one, between two yields.
 
     With `packed`, the rows of a batch are to be computed together, where the family allows it.
@@ -113,7 +115,7 @@ def load_stage(
 
 def _load(
     spec: StageSpec, device: torch.device, shared: SharedTensors, packed: bool
-) -> Generator[None, None, TorchStage]:
+) -> Generator[float | None, None, TorchStage]:
     import torch
 
     from node.engine.torch.packing import Packing, check

@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from node.engine.base import StageSpec
+from node.engine.base import GoesOn, StageSpec
 from node.errors import FetchFailed, HopLost
 from node.live.engine_supervisor import EngineSupervisor
 from node.live.mover import FINISH_S, RETRY_S
@@ -55,12 +55,12 @@ class SlowEngine(FakeEngine):
     part_s = 0.0
     """What it takes to make a part of a held range."""
 
-    async def load(self, spec: StageSpec) -> FakeStage:
+    async def load(self, spec: StageSpec, goes_on: GoesOn = lambda share: None) -> FakeStage:
         if set(range(spec.start, spec.end)) - self.layers_held():
             await trio.sleep(LOAD_S)
         elif self.part_s:
             await trio.sleep(self.part_s)
-        stage = await super().load(spec)
+        stage = await super().load(spec, goes_on)
         self.most_layers = max(self.most_layers, len(self.layers_held()))
         return stage
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from node.engine.base import StageSpec
+from node.engine.base import GoesOn, StageSpec
 from node.errors import FetchFailed, LoadFailed, PlanChanged, WorkerDied
 from node.live import planner
 from node.live.engine_supervisor import EngineSupervisor
@@ -79,9 +79,9 @@ class SlowEngine(FakeEngine):
 
     load_s = 1.0
 
-    async def load(self, spec: StageSpec) -> FakeStage:
+    async def load(self, spec: StageSpec, goes_on: GoesOn = lambda share: None) -> FakeStage:
         await trio.sleep(self.load_s)
-        return await super().load(spec)
+        return await super().load(spec, goes_on)
 
 
 @dataclass
