@@ -6,8 +6,9 @@ from pathlib import Path
 
 from node.errors import DamagedModel, UnsupportedModel
 from node.models.facts import ModelConfig
+from node.weights.families import FAMILIES
+from node.weights.hub_methods import method_of
 
-QUANTISED_KEYS = ("quantization_config", "compression_config")
 WANTED = "models whose weights are stored as bfloat16, float16 or float32, or a GGUF file of it"
 
 
@@ -19,15 +20,13 @@ def refuse_what_cannot_run(folder: Path) -> None:
 
     Raises:
         DamagedModel: config.json cannot be read.
-        UnsupportedModel: its weights are quantised, it needs code of its own, or it is no language model.
+        UnsupportedModel: its weights are quantised in a way that cannot be read, it needs code of its own, or it is no
+            language model.
     """
     config = ModelConfig(folder)
-    for key in QUANTISED_KEYS:
-        found = config.values.get(key)
-        if found:
-            method = found.get("quant_method") if isinstance(found, dict) else None
-            named = f" ({str(method)[:40]})" if method else ""
-            raise UnsupportedModel(str(folder), f"a checkpoint with quantised weights{named}", WANTED)
+    if method_of(config.values, str(folder)) and config.values.get("model_type") not in FAMILIES:
+        family = str(config.values.get("model_type"))[:40]
+        raise UnsupportedModel(str(folder), f"quantised weights of the family {family}", ", ".join(FAMILIES))
     if not isinstance(config.values.get("model_type"), str):
         raise DamagedModel(str(config.path), 'the key "model_type" is missing')
     if config.values.get("is_encoder_decoder") is True:

@@ -73,10 +73,10 @@ class Blocks:
         low, high = self.quants[..., 0::2], self.quants[..., 1::2]
         return np.ascontiguousarray(low | (high << np.uint8(4)))
 
-    def rows(self, start: int, stop: int) -> Blocks:
-        """Views of rows [start, stop) of every matrix."""
+    def rows(self, start: int, stop: int, step: int = 1) -> Blocks:
+        """Views of rows [start, stop) of every matrix, or of every `step`-th of them."""
 
-        cut = slice(start, stop)
+        cut = slice(start, stop, step)
         zero = self.zero if isinstance(self.zero, int) else self.zero[..., cut, :]
         minimums = None if self.minimums is None else self.minimums[..., cut, :]
         return Blocks(self.bits, self.block, self.quants[..., cut, :, :], self.scales[..., cut, :], zero, minimums)

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from node.errors import DamagedModel, UnsupportedModel
 from node.weights.base import Part
-from node.weights.blocks import Floats, Matrix, floats, rows_of, stacked
+from node.weights.blocks import Blocks, Floats, Matrix, floats, rows_of, stacked
 from node.weights.families import BARE, FAMILIES, NORM_FROM_ONE, OUTER, ROTARY_INTERLEAVED, Place
 from node.weights.hub_files import HubFiles
+from node.weights.hub_methods import method_of
+from node.weights.hub_quantised import quantised_tensor, read_quantised
 from node.weights.sizes import HeadSizes
 
 PREFIXES = ("model.", "model.language_model.", "language_model.model.", "")
@@ -42,6 +44,7 @@ class HubWeights:
             raise UnsupportedModel(str(folder), f"the family {str(family)[:40]!r}", ", ".join(FAMILIES))
         self.family = family
         self._table = FAMILIES[family]
+        self._method = method_of(self._config, str(self._config_path))
         self.layers = self._size("num_hidden_layers")
         self.rotary_interleaved = family in ROTARY_INTERLEAVED
         self._prefix = next((p for p in PREFIXES if any(self._bases(f"{p}{OUTER['token_embd']}"))), PREFIXES[0])
@@ -59,7 +62,7 @@ class HubWeights:
         if "{}" in base:
             return stacked([self._read(one, part, role) for one in self._each(base, part)])
         whole = self._read(base, part, role)
-        if place.columns_first and part == "weight":
+        if place.columns_first and part == "weight" and not self._is_quantised(base, part):
             whole = np.swapaxes(floats(whole), -1, -2)
         if not place.rows:
             return whole
@@ -75,6 +78,8 @@ class HubWeights:
         _, base = self._named(layer, role, "weight")
         if "{}" in base:
             base = next(iter(self._each(base, "weight")))
+        if self._method and self._is_quantised(base, "weight"):
+            return self._method.label
         return self.store.place(self._tensor(base, "weight", role)).dtype
 
     def file_of(self, layer: int | None, role: str, part: Part = "weight") -> Path:
@@ -83,8 +88,14 @@ class HubWeights:
 
     def embedding_rows(self, ids: Sequence[int] | NDArray[np.integer]) -> Floats:
         """See `base.Weights`."""
-        name = self._tensor(self._named(None, "token_embd", "weight")[1], "weight", "token_embd")
+        base = self._named(None, "token_embd", "weight")[1]
+        name = self._tensor(base, "weight", "token_embd")
         wanted = np.asarray(ids, dtype=np.int64)
+        if self._is_quantised(base, "weight"):
+            table = floats(self._read(base, "weight", "token_embd"))
+            if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < table.shape[0]:
+                raise ValueError(f"the vocabulary has {table.shape[0]} ids")
+            return table[wanted]
         rows = self.store.place(name).shape[0]
         if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < rows:
             raise ValueError(f"the vocabulary has {rows} ids")
@@ -129,11 +140,21 @@ class HubWeights:
         """The name of a tensor that is stored as it is; where there is none, the one that it would have."""
         if role in BARE and base in self.store:
             return base
+        if part == "weight" and self._method and (name := quantised_tensor(self.store, base, self._method)):
+            return name
         names = (f"{base}.weight", base) if part == "weight" else (f"{base}.bias", f"{base}_bias")
         return next((name for name in names if name in self.store), names[0])
 
     def _bases(self, base: str) -> list[str]:
-        return [name for name in (f"{base}.weight", base) if name in self.store]
+        names = (self._tensor(base, "weight", ""), base)
+        return [name for name in names if name in self.store]
+
+    def _is_quantised(self, base: str, part: Part) -> bool:
+        return (
+            part == "weight"
+            and self._method is not None
+            and quantised_tensor(self.store, base, self._method) is not None
+        )
 
     def _each(self, base: str, part: Part) -> list[str]:
         """The bases of all experts; those that lie beside the first must be without a gap."""
@@ -151,12 +172,16 @@ class HubWeights:
         return found
 
     def _read(self, base: str, part: Part, role: str) -> Matrix:
+        if self._method and self._is_quantised(base, part):
+            return read_quantised(self.store, base, self._method)
         return self.store.floats(self._tensor(base, part, role))
 
     def _rows(self, whole: Matrix, place: Place, base: str, part: Part) -> Matrix:
         """The rows of one role out of a joined tensor, or the entries of its bias."""
         if place.columns_first:  # gate and up take turns
             first = 0 if place.rows == "gate" else 1
+            if isinstance(whole, Blocks):
+                return whole.rows(first, whole.shape[-2], 2)
             values = floats(whole)
             return values[..., first::2, :] if part == "weight" else values[..., first::2]
         values_of_rows = whole if part == "weight" else floats(whole)[..., None]
@@ -192,9 +217,12 @@ def is_stored_otherwise(folder: Path) -> bool:
         DamagedModel, UnsupportedModel: as `HubWeights`.
     """
     config = _read_config(folder / "config.json")
+    quantised = method_of(config, str(folder / "config.json")) is not None
     if config.get("model_type") not in FAMILIES:
+        if quantised:
+            raise UnsupportedModel(str(folder), "quantised weights of a family that is not known", ", ".join(FAMILIES))
         return False
-    return ".experts.0." in " ".join(HubFiles(folder).file_of)
+    return quantised or ".experts.0." in " ".join(HubFiles(folder).file_of)
 
 
 def _read_config(path: Path) -> Mapping[str, object]:

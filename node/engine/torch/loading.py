@@ -19,6 +19,7 @@ from node.engine.torch.copying import PieceSize, copied
 from node.engine.torch.slicing import checkpoint_name, empty_stage, fill_buffers, is_of_stage
 from node.engine.torch.tables import longest_with_one_table
 from node.errors import EngineError, LoadFailed, ModelError
+from node.weights.hub_methods import KEYS
 from node.wire.layer_range import layer_range
 from node.wire.models import Dtype
 
@@ -227,7 +228,7 @@ def read_config(folder: Path, asked: str) -> Any:
     """The model's config, of the library's own classes: code that lies in the folder is never run.
 
     Raises:
-        LoadFailed: no config, or one that the library does not know, or quantised weights.
+        LoadFailed: no config, or one that the library does not know.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -238,9 +239,9 @@ def read_config(folder: Path, asked: str) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise LoadFailed(asked, f"{folder / 'config.json'}: {error}") from error
-    if quantised := getattr(config, "quantization_config", None):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else type(quantised).__name__
-        raise LoadFailed(asked, f"{folder}: its weights are quantised ({method}); use a model in bfloat16 or float32")
+    for key in KEYS:  # the tensors are read as what they stand for, see `checkpoint`
+        if getattr(config, key, None) is not None:
+            delattr(config, key)
     return config
 
 

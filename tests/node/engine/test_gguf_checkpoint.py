@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGUFReader
+from safetensors.torch import save_file
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from node.engine.torch.checkpoint import open_checkpoint
@@ -81,3 +82,32 @@ def test_quantised_tensors_are_those_that_transformers_reads(tmp_path: Path, nam
     assert checkpoint.names() == theirs.keys()
     for tensor, values in checkpoint.read(set(checkpoint.names())):
         assert torch.equal(values.float(), theirs[tensor]), tensor
+
+
+def test_a_gptq_checkpoint_computes_as_the_numbers_that_it_stands_for(tmp_path: Path) -> None:
+    whole = make_model("llama")
+    tensors, stands_for = {}, whole.state_dict()
+    for name, values in whole.state_dict().items():
+        if ".mlp." not in name and ".self_attn." not in name:
+            tensors[name] = values.clone()
+            continue
+        rows, columns = values.shape
+        quants = torch.randint(0, 16, (columns, rows), dtype=torch.int64)
+        scales = (torch.rand(columns // 32, rows) / 50 + 0.001).half()
+        base = name.removesuffix(".weight")
+        places = 4 * torch.arange(8)
+        tensors[f"{base}.qweight"] = (quants.view(-1, 8, rows) << places[None, :, None]).sum(1).to(torch.int32)
+        tensors[f"{base}.qzeros"] = torch.full((columns // 32, rows // 8), 0x77777777, dtype=torch.int32)  # 8, less one
+        tensors[f"{base}.scales"] = scales
+        stands_for[name] = ((quants - 8).float() * scales.float().repeat_interleave(32, 0)).T.contiguous()
+    whole.load_state_dict(stands_for)
+    whole.config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    method = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": method}))
+    save_file(tensors, tmp_path / "model.safetensors")
+    with torch.inference_mode():
+        expected = whole(input_ids=torch.tensor([PROMPT])).logits[0, -1]
+    stage = load_here(tmp_path, 0, whole.config.num_hidden_layers)
+    found = stage.whole.forward(torch.tensor(PROMPT), stage.whole.new_cache(), 0, logits=1)[-1]
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

@@ -110,7 +110,7 @@ def test_missing_files_fail(folder: Path, tmp_path: Path) -> None:
     ("changes", "match"),
     [
         ({"model_type": "unheard_of"}, "unheard_of"),
-        ({"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, r"quantised weights \(aqlm\)"),
         ({"num_hidden_layers": 3}, "the model has 3 layers"),
         ({"intermediate_size": 100}, "expected"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),

@@ -192,7 +192,8 @@ def test_a_vocabulary_alone_is_told_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantised weights \(awq\)"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, r"quantised weights \(aqlm\)"),
+        ({"quantization_config": {"quant_method": "fp8"}, "model_type": "bloom"}, "of the family bloom"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantised weights"),
         ({"compression_config": {"format": "int8"}}, "quantised weights"),
         ({"is_encoder_decoder": True}, "encoder and decoder"),
