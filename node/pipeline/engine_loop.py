@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import ceil
 from time import perf_counter
 
 import trio
 
 from node.engine.base import BATCHES_IN_FLIGHT, Batch, BatchResult, Slot
 from node.errors import EngineError, WorkerDied
-from node.pipeline.latency import StepTimes
+from node.pipeline.latency import BatchRates, StepTimes
 from node.pipeline.schedule import Budget, Ready, Running, Turn, next_batch
+from node.pipeline.sessions import Sessions
 from node.pipeline.stage_session import StageSession
 from node.pipeline.work import Done, Work
 from node.wire.frames import Buffer, HopTiming, Want
@@ -27,6 +29,7 @@ class EngineLoop:
 
     def __init__(
         self,
+        sessions: Sessions,
         times: StepTimes,
         done: Callable[[list[Done]], None],
         failed: Callable[[StageSession, str], None],
@@ -38,6 +41,7 @@ class EngineLoop:
             starved: told of steps for which the engine had no KV room, and of the tokens that it has room for; they
                 wait for `room_freed`, where their sequences are not ended.
         """
+        self._sessions, self._rates = sessions, BatchRates()
         self._times, self._done, self._failed, self._worker_failed = times, done, failed, worker_failed
         self._starved_told = starved
         self._starved: set[StageSession] = set()
@@ -102,14 +106,23 @@ class EngineLoop:
             number, work = steps[0]
             lot = (id(session.stage), session.own.start, session.own.end, work.dtype)
             if lot not in budgets:
-                info = session.stage.info
-                budgets[lot] = Budget(info.max_batch_rows, info.max_sequences)
-            ready.append(Ready(session, lot, work.count, work.is_decode, number, session.last_ran))
+                budgets[lot] = self._budget(session)
+            whole = work.want == "each"
+            ready.append(Ready(session, lot, work.left, work.is_decode, number, session.last_ran, work.replay, whole))
         busy = frozenset[object](work.session for works in self._batches for work in works)
         running = Running(busy, len(self._batches))
-        chosen = next_batch(ready, running, budgets, self._turn, BATCHES_IN_FLIGHT)
+        chosen = next_batch(ready, running, budgets, self._turn, BATCHES_IN_FLIGHT, self._rates.rates)
         self._turn = chosen.turn
         return tuple(self._take(step) for step in chosen.steps)
+
+    def _budget(self, session: StageSession) -> Budget:
+        """Of the batches that its steps can be in."""
+        info, share, streams = session.stage.info, 0.0, 0
+        for other in self._sessions.on(session.stage):
+            if other.streams and (other.own.start, other.own.end) == (session.own.start, session.own.end):
+                share += 1 / other.stages
+                streams += 1
+        return Budget(info.max_batch_rows, info.max_sequences, max(1, ceil(share - 1e-9)), streams)
 
     def _take(self, step: Ready) -> Work:
         session = step.sequence
@@ -117,7 +130,7 @@ class EngineLoop:
         number, work = self._waiting[session].popleft()
         if not self._waiting[session]:
             del self._waiting[session]
-        session.last_ran = number
+        session.last_ran, work.taken = number, step.rows
         return work
 
     async def _run(self, works: tuple[Work, ...]) -> None:
@@ -145,19 +158,19 @@ class EngineLoop:
     async def _is_in_place(self, work: Work) -> bool:
         """Have the engine's cache end where the step begins."""
         session = work.session
-        if work.position == session.kv_tokens:
+        if work.at == session.kv_tokens:
             return True
-        if work.position > session.kv_tokens:
-            self._fail(work, f"rows at position {work.position} where {session.kv_tokens} tokens are in the KV cache")
+        if work.at > session.kv_tokens:
+            self._fail(work, f"rows at position {work.at} where {session.kv_tokens} tokens are in the KV cache")
             return False
         try:
-            await session.stage.rewind(session.engine_key, work.position)
+            await session.stage.rewind(session.engine_key, work.at)
         except WorkerDied:
             raise
         except EngineError as error:
             self._fail(work, str(error))
             return False
-        session.kv_tokens = work.position
+        session.kv_tokens = work.at
         return True
 
     def _fail(self, work: Work, reason: str) -> None:
@@ -173,52 +186,64 @@ class EngineLoop:
         for work, slot in zip(works, result.slots, strict=True):
             data: Buffer = result.data
             if len(works) > 1:  # one row that waits for a slow link must not keep a whole batch in memory
-                data = rows[at : at + work.count * row_bytes]
+                data = rows[at : at + work.taken * row_bytes]
                 data = bytes(data) if 2 * len(data) <= len(result.data) else data
-            at += work.count * row_bytes
-            if slot.out_of_kv:
-                if work.is_current:
-                    self._wait_for_room(work)
-                    starved.append(work)
-                continue
-            if work.is_current:
-                work.session.waiting_rows -= work.count
-                work.session.waiting_steps -= 1
+            at += work.taken * row_bytes
             if slot.problem:
                 self._fail(work, slot.problem)
                 continue
-            work.session.kv_tokens = work.position + work.count
-            if work.is_current:
-                done.append(Done(work, data, slot, _timing(work, result, started_s, now_s)))
-        if len(done) == len(works) and all(work.is_decode for work in works):
-            own = works[0].session.own
-            overhead_ms = done[0].timing.serialise_ms
-            self._times.add(own.end - own.start, result, overhead_ms, len(works))
+            if slot.out_of_kv:
+                if work.is_current:
+                    self._put_back(work)
+                    self._starved.add(work.session)
+                    starved.append(work)
+                continue
+            work.session.kv_tokens = work.at + work.taken
+            work.compute_ms += result.compute_ms
+            work.queue_ms += max(0.0, (started_s - work.ready_s) * 1e3)
+            last = work.is_last_piece
+            work.ran, work.ready_s = work.ran + work.taken, now_s
+            if not work.is_current:
+                continue
+            work.session.waiting_rows -= work.taken
+            if last:
+                work.session.waiting_steps -= 1
+                done.append(Done(work, work.whole(data), slot, _timing(work, now_s)))
+            else:
+                work.pieces.append(data)
+                self._put_back(work)
+        self._note_times(works, result, done)
         self._done(done)
         if starved:
             self._starved_told(starved, result.free_kv_tokens)
 
-    def _wait_for_room(self, work: Work) -> None:
+    def _note_times(self, works: list[Work], result: BatchResult, done: list[Done]) -> None:
+        decodes = sum(work.is_decode for work in works)
+        if all(slot.problem == "" and not slot.out_of_kv for slot in result.slots):
+            self._rates.add(result.compute_ms, decodes, sum(work.taken for work in works if not work.is_decode))
+        if decodes == len(works) == len(done):
+            own = works[0].session.own
+            self._times.add(own.end - own.start, result, done[0].timing.serialise_ms, len(works))
+
+    def _put_back(self, work: Work) -> None:
         """Before what came of its sequence meanwhile."""
         self._waiting.setdefault(work.session, deque()).appendleft((work.session.last_ran, work))
-        self._starved.add(work.session)
+        self._wake()
 
 
 def _batch_of(works: Sequence[Work]) -> Batch:
-    slots = tuple(
-        Slot(work.session.engine_key, work.position, work.count, _wanted(work), work.replay) for work in works
-    )
-    data: Buffer = works[0].data if len(works) == 1 else b"".join(work.data for work in works)
+    slots = tuple(Slot(work.session.engine_key, work.at, work.taken, _wanted(work), work.replay) for work in works)
+    data: Buffer = works[0].rows() if len(works) == 1 else b"".join(work.rows() for work in works)
     return Batch(slots, data, works[0].dtype)
 
 
 def _wanted(work: Work) -> Want:
     """Here: only a tail gives tokens, the others pass on what is wanted."""
-    return work.want if work.session.is_tail else "nothing"
+    return work.want if work.session.is_tail and work.is_last_piece else "nothing"
 
 
-def _timing(work: Work, result: BatchResult, started_s: float, now_s: float) -> HopTiming:
+def _timing(work: Work, now_s: float) -> HopTiming:
     """This hop's stamp: what the step took beyond queue and compute is serialising."""
-    queue_ms = max(0.0, (started_s - work.received_s) * 1e3)
     total_ms = (now_s - work.received_s) * 1e3
-    return HopTiming(work.wire_ms, queue_ms, result.compute_ms, max(0.0, total_ms - queue_ms - result.compute_ms))
+    rest_ms = max(0.0, total_ms - work.queue_ms - work.compute_ms)
+    return HopTiming(work.wire_ms, work.queue_ms, work.compute_ms, rest_ms)

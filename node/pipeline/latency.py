@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from statistics import fmean, median, quantiles
 
 from node.engine.base import BatchResult, StageInfo
+from node.pipeline.schedule import Rates
 from node.wire.records import LayerLatency
 
 KEPT_STEPS = 128
 """A few seconds of one busy sequence: follows a machine that slows down, and forgets a single bad step."""
+KEPT_BATCHES = 16
+"""Less than a second of a busy node: how many answers stream changes all the time."""
 LONGEST_MS = 1e6
 """No part of a step takes a quarter of an hour."""
 
@@ -91,6 +94,30 @@ class StepTimes:
     def overhead_ms(self) -> float | None:
         """A step's time here outside compute and queue; None until one was run."""
         return median(self._overhead_ms) if self._overhead_ms else None
+
+
+class BatchRates:
+    """What batches take at present, with all that streams now: what decides how much of a prompt goes beside them."""
+
+    def __init__(self) -> None:
+        self._decode_ms: deque[float] = deque(maxlen=KEPT_BATCHES)
+        self._row_ms: deque[float] = deque(maxlen=KEPT_BATCHES)
+
+    def add(self, compute_ms: float, decodes: int, prompt_rows: int) -> None:
+        """One batch of so many decode steps and rows of prompts."""
+        if not prompt_rows:
+            _take(self._decode_ms, compute_ms)
+        elif not decodes:
+            _take(self._row_ms, compute_ms / prompt_rows)
+        elif self._decode_ms:
+            _take(self._row_ms, max(0.0, compute_ms - median(self._decode_ms)) / prompt_rows)
+
+    @property
+    def rates(self) -> Rates:
+        """Medians."""
+        return Rates(
+            median(self._decode_ms) if self._decode_ms else None, median(self._row_ms) if self._row_ms else None
+        )
 
 
 def _take(window: deque[float], milliseconds: float | None) -> None:

@@ -42,9 +42,7 @@ class Preemption:
             if session in self._sessions:
                 needed_bytes = _needed_bytes(work)
                 if needed_bytes + ceil(stage.info.block_tokens * session.token_bytes) <= free_bytes:
-                    reason = (
-                        f"{work.position + work.count} tokens are more than its layers can have of one sequence here"
-                    )
+                    reason = f"{work.at + work.taken} tokens are more than its layers can have of one sequence here"
                     self._endings.end(session, reason, "unfit")
                 else:
                     needs.append(Needs(taken(session), needed_bytes))
@@ -79,5 +77,5 @@ def _total_bytes(stage: Stage) -> int:
 def _needed_bytes(work: Work) -> int:
     """Beyond what its sequence has."""
     session = work.session
-    wanted = in_blocks(work.position + work.count, session.stage.info.block_tokens)
+    wanted = in_blocks(work.at + work.taken, session.stage.info.block_tokens)
     return max(0, ceil(wanted * session.token_bytes) - session.reserved_bytes)

@@ -52,7 +52,7 @@ class StageRunner:
         self.idle_probe = IdleProbe(self.times, lambda: self.idle)
         self._self_id, self._outbox = self_id, outbox
         self._sessions, self._openings, self._credits = Sessions(), Openings[Incoming](), Credits()
-        self._loop = EngineLoop(self.times, self._ran, self._failed, self._starved, worker_failed)
+        self._loop = EngineLoop(self._sessions, self.times, self._ran, self._failed, self._starved, worker_failed)
         self._endings = Endings(self_id, self._sessions, self._loop, self._credits, outbox)
         self._preemption = Preemption(self._sessions, self._endings)
         self._intake = Intake(self._sessions, self._openings, self._loop, self._endings, self._credits)

@@ -121,6 +121,16 @@ class StageSession:
         )
 
     @property
+    def streams(self) -> bool:
+        """Whether its answer does, as far as is known here."""
+        return self.suspended_s is None and self.is_decode(self.kv_tokens)
+
+    @property
+    def stages(self) -> int:
+        """Nodes that its steps go through, one after another."""
+        return len({hop.node_id for hop in self.route.chain})
+
+    @property
     def needs_bulk(self) -> bool:
         """Whether something of its prompt may be under way: until a step behind it comes, after which nothing is."""
         return self.route.position == 0 and self.position <= self.route.input_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from node.pipeline.endings import MOST_SUSPENDED, SUSPENDED_S
 from node.pipeline.generation import Generation
 from node.pipeline.head import LEAST_PATIENCE_S
 from node.pipeline.intake import _split
+from node.pipeline.schedule import CHUNK_STEPS
 from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import Arrival
 from node.wire.frames import (
@@ -438,3 +440,71 @@ async def test_what_streams_is_not_held_up_by_another_requests_prompt_on_a_thin_
                     await anext(tokens)
                 assert trio.current_time() - started_s < 40 * 0.05
                 nursery.cancel_scope.cancel()
+
+
+async def asked_at_once(here: Lab, count: int, prompt: int, answer: int, chain: tuple[Hop, ...]) -> list[float]:
+    """Times to the first token of so many requests that come together, each with its right text."""
+    first_s: list[float] = []
+    begun_s = trio.current_time()
+
+    async def one(number: int) -> None:
+        ids = [number % 250] * prompt
+        async with here.peers[0].pipeline.head.generate(asked(ids, answer), chain) as tokens:
+            got = [(await anext(tokens)).token]
+            first_s.append(trio.current_time() - begun_s)
+            got += [step.token async for step in tokens]
+        assert got == expected_tokens(ids, LAYERS, answer)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(one, number)
+    return sorted(first_s)
+
+
+@pytest.mark.parametrize("prompt", [20, 60])
+def test_of_64_that_ask_at_once_nobody_waits_twice_as_long_for_the_first_token_as_most_do(prompt: int) -> None:
+    @timed
+    async def run() -> None:
+        async with lab(0, 6, step_s=0.005) as here:
+            here.peers[0].engine.row_s = 0.002
+            here.peers[0].engine.stages[0].info = replace(here.peers[0].engine.stages[0].info, kv_tokens=64 * 200)
+            first_s = await asked_at_once(here, 64, prompt, 40, here.chain(0, 6))
+            assert first_s[-1] <= 2 * first_s[len(first_s) // 2]
+
+    run()
+
+
+@timed
+async def test_an_answer_that_streams_waits_for_a_long_prompt_no_longer_than_for_some_of_its_own_steps() -> None:
+    async with lab(0, 6, step_s=0.01) as here:
+        here.peers[0].engine.row_s = 0.001
+        head, chain = here.peers[0].pipeline.head, here.chain(0, 6)
+        async with head.generate(asked([1, 2], 300), chain) as tokens, trio.open_nursery() as nursery:
+            for _ in range(40):
+                await anext(tokens)
+            nursery.start_soon(collect, here.peers[0], asked([3] * 1500, 2), chain)
+            await anext(tokens)
+            waits_s: list[float] = []
+            before_s = trio.current_time()
+            async for _ in tokens:
+                waits_s.append(trio.current_time() - before_s)
+                before_s = trio.current_time()
+        step_s = 0.011
+        assert sorted(waits_s)[-2] <= (CHUNK_STEPS + 1.5) * step_s, (
+            "but for the first chunk, before the rates are known"
+        )
+        assert sum(wait > 2 * step_s for wait in waits_s) >= 10, "the prompt went on beside it"
+
+
+@timed
+async def test_many_answers_keep_all_stages_of_a_chain_busy() -> None:
+    """Three stages of 10 ms, links of two, twelve answers: nearly as many batches as three stages can run."""
+    async with lab(0, 2, 4, 6, step_s=0.01) as here:
+        chain = here.chain(0, 2, 4, 6)
+        begun_s = trio.current_time()
+        await asked_at_once(here, 12, 4, 60, chain)
+        took_s = trio.current_time() - begun_s
+        (stage,) = here.peers[1].engine.stages
+        decodes = [batch for batch in stage.batches if batch.slots[0].position > 8]
+        assert max(len(batch.slots) for batch in decodes) <= 4
+        assert len(decodes) * 0.01 / took_s > 0.8, "of the time this stage worked"
