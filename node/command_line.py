@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from node.config import LOG_LEVELS, OBJECTIVES, Settings, check, parse_dtype, parse_log_level, read_config
+from node.config import LOG_LEVELS, OBJECTIVES, QUANTISE, Settings, check, parse_dtype, parse_log_level, read_config
 from node.early_end import end_quietly_on_signals
 from node.errors import ParallaxError, exit_code, sentence
 from node.given_invitations import invitations
@@ -69,6 +69,11 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
         help="of the swarm that this node starts: auto, share (layers by memory), latency, throughput or balanced",
     )
     parser.add_argument("--dtype", help="auto, fp32, bf16 or fp16 (default: auto: fp32 on CPUs, bf16 on GPUs)")
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTISE,
+        help="what becomes of weights: auto (as they are stored), none (32-bit numbers), int8 or int4 (default: auto)",
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="keep keys, settings and sockets here (also: PARALLAX_HOME)")
     parser.add_argument("--control", choices=("unix", "tcp"), help="how local clients reach it (default: unix)")
     parser.add_argument("--no-discover", action="store_true", help="do not look for members on the local network")
@@ -97,6 +102,7 @@ def settings_from(options: argparse.Namespace, home: Home) -> Settings:
         "layers": parse_layers(options.layers) if options.layers else None,
         "memory_bytes": parse_bytes(options.memory) if options.memory else None,
         "threads": options.threads,
+        "quantize": options.quantize,
         "region": options.region,
         "objective": options.objective,
         "control": options.control,

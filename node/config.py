@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from node.errors import ConfigError, UsageError
 from node.notation import parse_bytes, parse_host_name, parse_layers, parse_origin
-from node.wire.models import Dtype
+from node.wire.models import Dtype, Quantise
 from node.wire.plans import Aim
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,9 @@ class Settings:
     """At most this much for weights and KV cache; None: 70 % of what the device has."""
     dtype: Dtype | None = None
     """None: the swarm's, or float32 on a CPU and bfloat16 on a GPU."""
+    quantize: Quantise = "auto"
+    """What becomes of weights when layers are loaded; `auto`: they stay as they are stored where that can be computed,
+    16-bit ones become float32 where they fit and int8 where not."""
     threads: int | None = None
     """At most so many processor threads for the engine; None: all cores, divided among the nodes of a machine."""
     region: str = ""
@@ -85,6 +88,17 @@ def parse_dtype(text: str) -> Dtype | None:
     if text.lower() not in names:
         raise UsageError(f"--dtype {text!r}: choose one of auto, fp32, bf16, fp16")
     return names[text.lower()]
+
+
+QUANTISE: tuple[Quantise, ...] = get_args(Quantise)
+
+
+def parse_quantise(text: str) -> Quantise:
+    """One of QUANTISE."""
+    for quantise in QUANTISE:
+        if text.strip().lower() == quantise:
+            return quantise
+    raise UsageError(f"--quantize {text[:40]!r}: choose one of {', '.join(QUANTISE)}")
 
 
 OBJECTIVES: tuple[Aim, ...] = get_args(Aim)
@@ -278,6 +292,8 @@ def _config_value(key: str, value: object) -> tuple[str, object]:
             return key, value
         case "objective", str():
             return key, parse_objective(value)
+        case "quantize", str():
+            return key, parse_quantise(value)
         case (("min_nodes" | "threads"), int()) if not isinstance(value, bool):
             return key, value
         case "join", _:  # it may be a part of an invitation: never shown

@@ -89,6 +89,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("auto", "fp32", "bf16", "fp16"), help="for a node that this command starts (default: auto)"
     )
     parser.add_argument(
+        "--quantize",
+        choices=("auto", "none", "int8", "int4"),
+        help="what becomes of weights on a node that this command starts (default: auto)",
+    )
+    parser.add_argument(
         "--local-nodes", type=_positive, metavar="N", help="split the model over N node processes on this machine"
     )
     parser.add_argument("--theme", metavar="NAME", help="of the terminal app")
@@ -340,6 +345,8 @@ def _node_options(options: argparse.Namespace) -> list[str]:
         given += ["--model", options.model]
     if options.dtype:
         given += ["--dtype", options.dtype]
+    if options.quantize:
+        given += ["--quantize", options.quantize]
     return given
 
 

@@ -14,10 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, Protocol
 
-from node.engine.base import BackendInfo, BackendName, Batch, BatchResult, Quantise, StageInfo, StageSpec
+from node.engine.base import BackendInfo, BackendName, Batch, BatchResult, StageInfo, StageSpec
 from node.errors import ModelError
 from node.wire.frames import Sampling
-from node.wire.models import Dtype
+from node.wire.models import Dtype, Quantise
 
 Device = Literal["cpu", "cuda", "xpu", "mps"]
 

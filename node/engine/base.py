@@ -14,17 +14,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from node.wire.frames import Buffer, Sampling, Want
-from node.wire.models import Dtype
+from node.wire.models import Dtype, Quantise
 from node.wire.records import Hardware
 
 BackendName = Literal["ort", "llamacpp", "torch", "mlx", "sglang"]
 """What can compute. `backend.BACKENDS` has a row for each that this version knows how to run."""
 DeviceChoice = Literal["auto", "cpu", "cuda", "xpu", "mps"]
 """`auto` takes cuda (ROCm too), then xpu, then mps, then cpu."""
-Quantise = Literal["auto", "none", "int8", "int4"]
-"""How weights are held. `auto`: as they are stored, a GGUF file's blocks in place; on processors bfloat16 and float16
-become float32 where that fits into the memory, else int8 with one scale for 32 weights. `none`: the plan's dtype,
-blocks are multiplied out. `int8`, `int4`: blocks of 32 with one scale each, unless the file's are as small already."""
 
 BATCHES_IN_FLIGHT = 2
 """Between node and worker: one that runs, and one that lies ready when it ends."""

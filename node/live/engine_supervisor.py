@@ -23,6 +23,7 @@ from node.pipeline.stage import StageRunner
 from node.plan.live.members import siblings_of
 from node.swarm.base import Swarm
 from node.wire.events import Event, Notice
+from node.wire.models import Quantise
 from node.wire.plans import Plan
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,12 @@ class EngineSupervisor:
         emit: Callable[[Event], object],
         cores: int,
         most_threads: int | None = None,
+        quantise: Quantise = "auto",
     ) -> None:
         self._swarm, self._open_engine, self._emit = swarm, open_engine, emit
         self._ranges, self._runner = ranges, runner
         self._cores, self._most_threads = cores, most_threads
-        self._mover = Mover(swarm, store, emit, ranges, runner.uses, self._close, runner.times.loaded)
+        self._mover = Mover(swarm, store, emit, ranges, runner.uses, self._close, runner.times.loaded, quantise)
         self._engine: MortalEngine | None = None
 
     @property

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from node.api.service import Service
 from node.config import Settings
+from node.engine.backends import installed_on
 from node.engine.machine import core_count
 from node.errors import ParallaxError
 from node.home import Home
@@ -49,7 +50,12 @@ class Member:
     ) -> None:
         self._settings, self._home, self._swarm, self._remembered = settings, home, swarm, remembered
         self.journal = Journal(swarm.node_id)
-        self.model_store = ModelStore(home.models, self.emit)
+        self.model_store = ModelStore(
+            home.models,
+            self.emit,
+            quantise=settings.quantize,
+            backends=[backend.name for backend in installed_on("cpu")],
+        )
         ranges = ServedRanges()
         self.pipeline = Pipeline(swarm, ranges, lambda error: log.error("%s", error))
         self.engine_supervisor = EngineSupervisor(
@@ -61,6 +67,7 @@ class Member:
             self.emit,
             core_count(),
             settings.threads,
+            settings.quantize,
         )
         self.planner = Planner(
             swarm,

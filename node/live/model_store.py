@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from node.errors import ParallaxError
-from node.models import ChatModel, Phase, identify_in_child, prepare_in_child, read_facts
+from node.models import ChatModel, Phase, held_bits, identify_in_child, prepare_in_child, read_facts
 from node.wire.events import Event, ModelProgress, Notice
-from node.wire.models import Dtype, ModelFacts, ModelRef
+from node.wire.models import Dtype, ModelFacts, ModelRef, Quantise
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +26,29 @@ class Metadata:
 
     folder: Path
     chat: ChatModel
+    quantise: Quantise = "auto"
+    backends: tuple[str, ...] = ()
+    """That are installed here, of which one is chosen when layers are loaded."""
 
     def facts(self, dtype: Dtype) -> ModelFacts:
-        """Sizes for weights of `dtype`."""
-        return read_facts(self.folder, dtype)
+        """Sizes for weights of `dtype`, and what a weight takes in memory here."""
+        return read_facts(self.folder, dtype, held_bits(self.folder, dtype, self.quantise, self.backends))
 
 
 class ModelStore:
     """One node's access to model files. Progress becomes events."""
 
-    def __init__(self, models: Path, emit: Callable[[Event], object]) -> None:
+    def __init__(
+        self,
+        models: Path,
+        emit: Callable[[Event], object],
+        *,
+        quantise: Quantise = "auto",
+        backends: Collection[str] = (),
+    ) -> None:
         self._models, self._emit = models, emit
+        self._quantise: Quantise = quantise
+        self._backends = tuple(backends)
         self._metadata: dict[ModelRef, Metadata] = {}
         self._lock = trio.Lock()
         self._reading = trio.CapacityLimiter(1)
@@ -62,7 +74,7 @@ class ModelStore:
             if ref not in self._metadata:
                 folder = await self._prepare(ref, None)
                 chat = await trio.to_thread.run_sync(ChatModel.load, folder, limiter=self._reading)
-                self._metadata[ref] = Metadata(folder, chat)
+                self._metadata[ref] = Metadata(folder, chat, self._quantise, self._backends)
         return self._metadata[ref]
 
     def known(self, ref: ModelRef) -> Metadata | None:

@@ -27,6 +27,7 @@ from node.swarm.record_changes import RecordChanges
 from node.wire.events import Event, ModelProgress, Notice
 from node.wire.ids import NodeId
 from node.wire.layer_range import layer_range
+from node.wire.models import Quantise
 from node.wire.plans import Assignment, Plan
 from node.wire.records import DRIFT_CLASS_LIMIT, QUANTISATION_LIMIT, HeldRange, NodeRecord
 
@@ -60,10 +61,12 @@ class Mover:
         in_use: Callable[[Stage], bool],
         close: Callable[[ServedRange, str], Awaitable[None]],
         loaded: Callable[[StageInfo, str], None],
+        quantise: Quantise = "auto",
     ) -> None:
         self.plan: Plan | None = None
         self._swarm, self._store, self._emit, self._ranges, self._loaded = swarm, store, emit, ranges, loaded
         self._retiring = Retiring(ranges, swarm, lambda: self.plan, in_use, close, self._tell)
+        self._quantise: Quantise = quantise
         self._engine: Engine | None = None
         self._goal: Goal | None = None
         """Layers and weights that are being moved to."""
@@ -305,7 +308,7 @@ class Mover:
         """What to load, with all the KV cache that the node's memory has room for beside these layers."""
         memory_bytes = self._own(View.of(plan, self._records())).memory_bytes
         kv_bytes = max(MIN_KV_BYTES, memory_bytes - weights_of(cost_of_plan(plan), frozenset(range(start, end))))
-        return StageSpec(folder, start, end, plan.dtype, kv_bytes)
+        return StageSpec(folder, start, end, plan.dtype, kv_bytes, quantise=self._quantise)
 
     def _own(self, view: View) -> NodeLayers:
         return next(holding for holding in view.holdings if holding.node_id == self._swarm.node_id)

@@ -7,6 +7,7 @@ from node.models.chat_model import ChatModel
 from node.models.child import identify_in_child, import_in_child, prepare_in_child
 from node.models.default_model import DEFAULT_NAME, DEFAULT_REF
 from node.models.facts import read_facts
+from node.models.held import held_bits
 from node.models.identify import identify
 from node.models.installed import InstalledModel, installed, remove
 from node.models.preparing import import_file, prepare
@@ -21,6 +22,7 @@ __all__ = [
     "Phase",
     "Report",
     "TextStream",
+    "held_bits",
     "identify",
     "identify_in_child",
     "import_file",

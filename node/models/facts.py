@@ -93,8 +93,11 @@ def context_tokens(folder: Path) -> int:
     return ModelConfig(folder).size("max_position_embeddings", "n_positions")
 
 
-def read_facts(folder: Path, dtype: Dtype) -> ModelFacts:
+def read_facts(folder: Path, dtype: Dtype, weight_bits: float = 0.0) -> ModelFacts:
     """Sizes of the model in `folder` when its weights and KV cache are of `dtype`.
+
+    Args:
+        weight_bits: what a weight takes in memory, see `held`; 0: what the dtype says.
 
     Raises:
         DamagedModel: config.json is missing, or a key in it is missing or absurd; names file and key.
@@ -125,6 +128,7 @@ def read_facts(folder: Path, dtype: Dtype) -> ModelFacts:
         "dense_layer_bytes": dense * item if mixture.dense_layers else 0,
         "windowed_layers": (windowed := _windowed_layers(config, layers)),
         "window_tokens": config.size("sliding_window") if windowed else 0,
+        "weight_bits": weight_bits,
     }
     try:
         return msgspec.convert(sizes, ModelFacts)

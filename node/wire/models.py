@@ -12,6 +12,10 @@ from node.wire.text import printable
 Dtype = Literal["float32", "bfloat16", "float16"]
 """Arithmetic of a stage's weights and activations."""
 
+Quantise = Literal["auto", "none", "int8", "int4"]
+"""What becomes of weights when a stage is loaded. `auto`: as they are stored; 16-bit ones in float32 where there is
+memory for that, else in int8. `none`: float32 arithmetic. `int8`, `int4`: so many bits, in blocks of 32."""
+
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Of one number."""
 
@@ -74,8 +78,13 @@ class ModelFacts(Struct, frozen=True):
     """Layers whose attention sees the last `window_tokens` only."""
     window_tokens: Count = 0
     """Length of that window."""
+    weight_bits: Annotated[float, Meta(ge=0, le=64)] = 0.0
+    """Bits that a weight takes in memory, on average, where that is not what the dtype says: quantised weights stay as
+    small as they came. The sizes above are of the dtype; 0: as it says."""
 
     def __post_init__(self) -> None:
+        if 0 < self.weight_bits < 1:
+            raise ValueError(f"facts.weight_bits is {self.weight_bits}, less than any weight takes")
         if self.experts and not 1 <= self.top_k <= self.experts:
             raise ValueError(f"facts.top_k is {self.top_k} of {self.experts} experts")
         if self.experts and not 1 <= self.expert_bytes <= self.layer_bytes // self.experts:

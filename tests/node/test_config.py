@@ -21,6 +21,15 @@ from node.errors import BadInvitation, ConfigError, UsageError
 from node.swarm.invitation import read_invitation
 
 
+def test_what_becomes_of_weights_is_read_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('quantize = "int8"\n')
+    assert read_config(file).quantize == "int8"
+    file.write_text('quantize = "int3"\n')
+    with pytest.raises(ConfigError, match=r"int3.*auto, none, int8, int4"):
+        read_config(file)
+
+
 def test_dtypes_are_read() -> None:
     assert [parse_dtype(text) for text in ("auto", "fp32", "BF16")] == [None, "float32", "bfloat16"]
     with pytest.raises(UsageError, match="--dtype 'int4'"):

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from node.engine.backend import Device, Suits
-from node.engine.base import Quantise
 from node.engine.llamacpp.cutting import WholeModel
 from node.engine.llamacpp.reading import read_whole
 from node.errors import ModelError
 from node.weights.ggml_types import TYPES
+from node.wire.models import Quantise
 
 BEST, ABLE = 90, 30
 """On the processor: where it is the faster and smaller one, and where others that can are faster."""

@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from node.engine.base import Quantise, StageInfo, StageSpec
+from node.engine.base import StageInfo, StageSpec
 from node.engine.memory import WorkerMemory
 from node.engine.mlx.caches import BLOCK_TOKENS
 from node.engine.mlx.config import read_config
@@ -30,6 +30,7 @@ from node.errors import LoadFailed, ModelError
 from node.weights.gguf_split import gguf_in
 from node.weights.gguf_weights import GgufWeights
 from node.wire.layer_range import layer_range
+from node.wire.models import Quantise
 
 NAMES_SHOWN = 3
 MAX_BATCH_ROWS, MAX_SEQUENCES = 8192, 256

@@ -185,6 +185,7 @@ def cost_of_facts(name: str, facts: ModelFacts, item_bytes: float = 2.0) -> Mode
 
     In a mixture, what is neither a routed expert nor part of a dense layer counts as attention: every token reads it.
     """
+    held_bytes = facts.weight_bits / 8 or item_bytes
     layer, expert = facts.layer_bytes / item_bytes, facts.expert_bytes / item_bytes
     always = max(0, round(layer - facts.experts * expert)) if facts.experts else 0
     dense = facts.dense_layer_bytes / item_bytes if facts.experts else layer
@@ -207,10 +208,12 @@ def cost_of_facts(name: str, facts: ModelFacts, item_bytes: float = 2.0) -> Mode
         windowed_layers=facts.windowed_layers,
         window_tokens=facts.window_tokens,
         tied=facts.tied,
-        weight_bytes=item_bytes,
-        expert_bytes=item_bytes,
+        weight_bytes=held_bytes,
+        expert_bytes=held_bytes,
         kv_bytes=item_bytes,
-        end_bytes=max(facts.embedding_bytes, facts.head_bytes) / (facts.hidden_size * facts.vocab_size),
+        end_bytes=max(facts.embedding_bytes, facts.head_bytes)
+        / (facts.hidden_size * facts.vocab_size)
+        * (held_bytes / item_bytes),
         activation_bytes=item_bytes,
     )
 

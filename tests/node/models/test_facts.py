@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import transformers
@@ -14,9 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from node.errors import DamagedModel
-from node.models import read_facts
+from node.models import held_bits, identify, prepare, read_facts
+from node.models.held import stored_weights
+from node.models.progress import ignore_progress
 from node.plan.costs.model import ModelCost, cost_of_config, cost_of_facts
 from node.plan.costs.presets import CONFIGS
+from node.wire.models import ModelFacts
 
 SMALL = {
     "vocab_size": 1000,
@@ -45,7 +51,8 @@ def test_the_default_model(default_model_folder: Path) -> None:
     assert facts.embedding_bytes == 49152 * 576 * 4
     assert facts.head_bytes == (49152 + 1) * 576 * 4  # tied: the last stage needs the embedding too
     assert facts.kv_bytes_per_token_layer == 2 * 3 * 64 * 4
-    weights = (default_model_folder / "model.safetensors").stat().st_size
+    stored = stored_weights(default_model_folder)
+    weights = 4 * sum(stored.values())  # in float32, whatever they are stored as
     assert facts.layers * facts.layer_bytes + facts.head_bytes == pytest.approx(weights, rel=0.01)
     assert read_facts(default_model_folder, "bfloat16").layer_bytes * 2 == facts.layer_bytes
 
@@ -176,3 +183,34 @@ def test_any_config_gives_facts_or_is_damaged(tmp_path: Path, changes: dict[str,
     write(tmp_path, {**SMALL, **changes})
     with suppress(DamagedModel):
         assert read_facts(tmp_path, "float32").layers > 0
+
+
+def test_weights_are_counted_as_what_the_installed_backends_hold(
+    make_gguf: Callable[..., Path], make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = prepare(identify(str(make_gguf(kind="Q4_1")), tmp_path / "m"), tmp_path / "m", None, ignore_progress)
+    held = partial(held_bits, folder, "float32")
+    assert held("auto", ("llamacpp",)) == 5.0  # the file's own 20 bytes for 32
+    assert held("auto", ("llamacpp", "ort")) == 8.0
+    assert held("auto", ("llamacpp", "ort", "torch")) == 0.0  # as many as float32 has, where torch may be chosen
+    assert held("none", ("ort",)) == 0.0
+    assert (held("int8", ("ort",)), held("int4", ("ort", "torch"))) == (11.0, 7.0)
+    assert held_bits(folder, "bfloat16", "auto", ("ort",)) == 0.0
+    assert held_bits(make_folder(), "float32", "auto", ("ort", "llamacpp")) == 0.0
+    assert held_bits(tmp_path, "float32", "auto", ("ort",)) == 0.0  # nothing there that could be read
+    assert held_bits(folder, "float32", "auto", ()) == 0.0
+
+
+def test_small_weights_cost_less_memory_and_as_much_computing(default_model_folder: Path) -> None:
+    full = cost_of_facts("m", read_facts(default_model_folder, "float32"), 4.0)
+    small = cost_of_facts("m", read_facts(default_model_folder, "float32", 8.0), 4.0)
+    assert small.total_bytes == pytest.approx(full.total_bytes / 4, rel=1e-6)
+    assert small.kv_layer_bytes(1000) == full.kv_layer_bytes(1000)
+    assert small.dense_params == full.dense_params
+
+
+@pytest.mark.parametrize("bits", [0.5, -1.0, 65.0])
+def test_a_plan_cannot_tell_absurd_widths(default_model_folder: Path, bits: float) -> None:
+    facts = msgspec.to_builtins(read_facts(default_model_folder, "float32"))
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({**facts, "weight_bits": bits}, ModelFacts)
