@@ -13,6 +13,7 @@ from node.plan.placement.bound import upper_bound
 from node.plan.placement.chains import chain_of_counts
 from node.plan.placement.note import note_on
 from node.plan.placement.pool_table import PoolTable
+from node.plan.placement.tilings import disjoint_tilings
 from node.plan.routing.disjoint import most_disjoint, route_disjoint
 from node.plan.routing.router import Host, Request, route, uncovered
 
@@ -114,9 +115,10 @@ def pipelines_of(plan: Allocation, stages: Sequence[Stage], pool: Pool) -> list[
                     pipelines.append(pipeline_of(table, run, [held[node] for node in found.nodes]))
                     used.update(found.nodes)
             choices.append(within_bar(pipelines, goal))
-        choices.append(
-            within_bar([*known, *_joined(table, goal, [s for s in stages if s.node_id not in in_whole])], goal)
-        )
+        rest = [stage for stage in stages if stage.node_id not in in_whole]
+        choices.append(within_bar([*known, *_joined(table, goal, rest)], goal))
+        tiled = [pipeline_of(table, [(s.node_id, s.layers) for s in t], t) for t in disjoint_tilings(table, goal, rest)]
+        choices.append(within_bar([*known, *tiled], goal))
     return max(choices, key=lambda pipelines: (goal.score(pipelines, users), -len(pipelines)))
 
 
