@@ -22,10 +22,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from node.plan.costs.model import ModelCost
-from node.plan.costs.roofline import decode_cost, fitted_efficiency, fitted_head_efficiency, prompt_chunk_cost
+from node.plan.costs.roofline import (
+    StepCost,
+    decode_cost,
+    fitted_efficiency,
+    fitted_head_efficiency,
+    prompt_chunk_cost,
+)
 from node.plan.machines.pool import Links, Located, PoolNode, Workload
 
 CHUNK_TOKENS = 128
@@ -225,10 +232,8 @@ class NodeTimes(NamedTuple):
 
 def node_times(model: ModelCost, node: PoolNode, work: Workload) -> NodeTimes:
     """What `node` takes for `model`, its measurements counted. A decode step sees the prompt and half of the answer."""
-    context = min(work.prompt_tokens + work.output_tokens // 2, model.context_tokens)
     efficiency, head_efficiency = fitted_efficiency(model, node), fitted_head_efficiency(model, node)
-    one, many = decode_cost(model, 1, context), decode_cost(model, LARGE_BATCH, context)
-    chunk = prompt_chunk_cost(model, CHUNK_TOKENS, work.prompt_tokens)
+    one, many, chunk = _steps(model, work.prompt_tokens, work.output_tokens)
     return NodeTimes(
         one.layer_ms(node, efficiency),
         chunk.layer_ms(node, efficiency),
@@ -238,6 +243,14 @@ def node_times(model: ModelCost, node: PoolNode, work: Workload) -> NodeTimes:
         many.head_ms(node, head_efficiency),
         node.node_id,
     )
+
+
+@lru_cache(maxsize=32)
+def _steps(model: ModelCost, prompt_tokens: int, output_tokens: int) -> tuple[StepCost, StepCost, StepCost]:
+    """A decode step of one sequence, of LARGE_BATCH, and a chunk: the same for all nodes of a pool."""
+    context = min(prompt_tokens + output_tokens // 2, model.context_tokens)
+    one, many = decode_cost(model, 1, context), decode_cost(model, LARGE_BATCH, context)
+    return one, many, prompt_chunk_cost(model, CHUNK_TOKENS, prompt_tokens)
 
 
 def chain_of_nodes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from node.plan.machines.pool import PRIOR_FAR_MBPS, PRIOR_NEAR_MBPS, Links, Located, Pair
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +78,30 @@ class Described:
 
 
 def _known(matrix: Floats, regions: Mapping[str, int], figures: Mapping[Pair, float]) -> Floats:
-    """Region pairs; a direction without a figure of its own takes the other's."""
-    given = {(regions[a], regions[b]): v for (a, b), v in figures.items() if a in regions and b in regions and (a or b)}
-    for (a, b), value in given.items():
-        matrix[a, b] = value
-        if (b, a) not in given:
-            matrix[b, a] = value
+    """Region pairs; a direction without a figure of its own takes the other's. Two nodes of no region
+    are as far as the prior says."""
+    rows, columns, values = _given(regions, figures)
+    told = np.ones(len(rows), dtype=bool) if "" not in regions else (rows != regions[""]) | (columns != regions[""])
+    rows, columns, values = rows[told], columns[told], values[told]
+    matrix[columns, rows] = values
+    matrix[rows, columns] = values
     return matrix
+
+
+def _given(index: Mapping[str, int], figures: Mapping[Pair, float]) -> tuple[Indices, Indices, Floats]:
+    """Rows, columns and values of those pairs that have an index: thousands at once."""
+    ends = np.fromiter(
+        map(index.get, chain.from_iterable(figures), repeat(-1)), dtype=np.int64, count=2 * len(figures)
+    ).reshape(-1, 2)
+    values = np.fromiter(figures.values(), dtype=np.float64, count=len(figures))
+    known = (ends >= 0).all(axis=1)
+    return ends[known, 0], ends[known, 1], values[known]
 
 
 def _named(matrix: Floats, index: Mapping[str, Sequence[int]], figures: Mapping[Pair, float]) -> Floats:
     """Node pairs outdo the pairs of their regions; a direction without a figure of its own takes the other's."""
     if all(len(places) == 1 for places in index.values()):
-        one = {node: places[0] for node, places in index.items()}
-        size = len(figures)
-        left = np.fromiter([one.get(a, -1) for a, _ in figures], dtype=np.int64, count=size)
-        right = np.fromiter([one.get(b, -1) for _, b in figures], dtype=np.int64, count=size)
-        values = np.fromiter(figures.values(), dtype=np.float64, count=size)
-        known = (left >= 0) & (right >= 0)
-        rows, columns, values = left[known], right[known], values[known]
+        rows, columns, values = _given({node: places[0] for node, places in index.items()}, figures)
     else:
         pairs = ((index.get(a, ()), index.get(b, ()), value) for (a, b), value in figures.items())
         given = [(i, j, value) for ends_a, ends_b, value in pairs for i in ends_a for j in ends_b]

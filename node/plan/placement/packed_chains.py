@@ -20,6 +20,8 @@ FEW_NODES = 5
 """With so many that have room every chain is looked at: 325, each with some rules for its layers."""
 MOST_PACKED = 512
 """Nodes: of more it takes too long, and the search has enough other starts."""
+MANY_NODES = 48
+"""Among more of them KV room for all users is asked for, and no less tried."""
 APART = 3.0
 """Neighbourhoods are so many times farther from one another than the farthest neighbours inside one."""
 LEAST_WAY_MS = 0.5
@@ -44,18 +46,17 @@ class PackedChains:
             return []
         if len(useful) <= FEW_NODES:
             return self._best_of_all(useful)
-        found = [self._best_part(self._packed(useful, style.sequences)) for style in self._by_reserve()]
+        reserves = list(dict.fromkeys(style.sequences for style in self._styles))
+        reserves = reserves if len(useful) <= MANY_NODES else reserves[:1]
+        found = [self._best_part(self._packed(useful, sequences)) for sequences in reserves]
         neighbourhoods = self._neighbourhoods(useful)
         if len(neighbourhoods) > 1:
-            for style in self._by_reserve():
-                chains = [chain for near in neighbourhoods for chain in self._packed(near, style.sequences)]
+            for sequences in reserves:
+                chains = [chain for near in neighbourhoods for chain in self._packed(near, sequences)]
                 used = {row for chain in chains for row in chain}
                 rest = [row for row in useful if row not in used]
-                found.append(self._best_part([*chains, *self._packed(rest, style.sequences)]))
+                found.append(self._best_part([*chains, *self._packed(rest, sequences)]))
         return [plan for plan in found if plan]
-
-    def _by_reserve(self) -> list[Style]:
-        return list({style.sequences: style for style in self._styles}.values())
 
     def _best_of_all(self, rows: Sequence[int]) -> list[list[PlannedChain]]:
         """The best choice of disjoint ones among all chains of these nodes, each with the rule that suits it best."""
@@ -114,8 +115,9 @@ class PackedChains:
         chains = sorted(self._styled(orders), key=lambda held: (held.token_ms, held.chain.order))
         best: list[PlannedChain] = []
         score = 0.0
-        for many in range(1, len(chains) + 1):
-            self._worth.left -= SCORE_EFFORT
+        sizes = [many for many in range(1, len(chains) + 1) if many <= 16 or many % 8 == 0 or many == len(chains)]
+        for many in sizes:
+            self._worth.left -= SCORE_EFFORT * (1 + many / 8)
             now = self._worth.score(chains[:many])
             if now > score * (1 + 1e-9):
                 best, score = chains[:many], now

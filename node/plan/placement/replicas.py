@@ -41,8 +41,9 @@ class Replicas:
         self._layer_ms = table.layer_ms + table.chunk_ms / table.workload.output_tokens
         sent = table.model.hop_bytes(1) * (1 + table.workload.prompt_tokens / table.workload.output_tokens)
         self._hop_ms = table.way_ms + table.byte_ms * sent
-        self._held: list[tuple[int, int, int]] = []
-        """(start, end, row) of who holds what."""
+        self._held: NDArray[np.int64] = np.zeros((len(held) + len(table.nodes), 3), dtype=np.int64)
+        """(start, end, row) of who holds what; the first `_many` rows."""
+        self._many = 0
         for stage in held:
             if stage.node_id in table.row_of:
                 self._count(stage.start, stage.end, table.row_of[stage.node_id])
@@ -103,7 +104,10 @@ class Replicas:
         held = self._fastest_ms[start:end]
         np.minimum(held, layer_ms, out=held)
         self._edges.update((start, end))
-        self._held.append((start, end, row))
+        if self._many == len(self._held):
+            self._held = np.concatenate([self._held, np.zeros_like(self._held)])
+        self._held[self._many] = start, end, row
+        self._many += 1
 
     def _window(self, capacity: Capacity) -> tuple[int, int] | None:
         """The worst served layers, as many as fit there; None when not one does."""
@@ -132,9 +136,9 @@ class Replicas:
         """One user's time per token through a node, its neighbours being the nearest hosts of the layers around."""
         fastest = self._fastest_ms[start:end]
         saved = float(fastest[np.isfinite(fastest)].sum())
-        before = [other for s, e, other in self._held if s < start <= e]
-        after = [other for s, e, other in self._held if s <= end < e]
-        hops = float(self._hop_ms[before, row].min()) if before else 0.0
-        hops += float(self._hop_ms[row, after].min()) if after else 0.0
+        starts, ends, rows = self._held[: self._many].T
+        before, after = rows[(starts < start) & (start <= ends)], rows[(starts <= end) & (end < ends)]
+        hops = float(self._hop_ms[before, row].min()) if before.size else 0.0
+        hops += float(self._hop_ms[row, after].min()) if after.size else 0.0
         own_ms = float(self._layer_ms[row]) * (end - start) + float(self.table.overhead_ms[row])
         return self.step_ms - saved + own_ms + hops
