@@ -36,8 +36,8 @@ class LiveRouter:
         self._self_id, self._ledger, self._clock = self_id, ledger, clock
         self._plan: Plan | None = None
         self._records: Mapping[NodeId, NodeRecord] = {}
-        self._offers: dict[NodeId, tuple[object, Untold, Offer]] = {}
-        """By node: what its offer was made of, and the offer."""
+        self._offers: dict[NodeId, tuple[NodeRecord, object, Untold, Offer]] = {}
+        """By node: its record, what its offer was made of, and the offer."""
         self._links, self._links_at_s = RoundTrips(()), float("-inf")
         self._broken: dict[NodeId, tuple[str, ...]] = {}
         """By node: whom it cannot reach."""
@@ -58,13 +58,17 @@ class LiveRouter:
         self._ledger.keep_only(records)
         known, self._offers = self._offers, {}
         for node, record in records.items():
+            former = known.get(node)
+            same = former is not None and former[0] is record
             self._ledger.heard(record)
             untold = self._ledger.untold(node)
-            told = what_offers_tell(record)
-            former = known.get(node)
-            if former is None or former[0] != told or former[1] != untold:
-                duty = self._duty.get(node, "serve")
-                former = told, untold, offer_of(record, duty, self._model, plan.weights, untold)
+            if former is None or not same or former[2] != untold:
+                told = former[1] if former is not None and same else what_offers_tell(record)
+                if former is not None and former[1] == told and former[2] == untold:
+                    former = record, *former[1:]
+                else:
+                    duty = self._duty.get(node, "serve")
+                    former = record, told, untold, offer_of(record, duty, self._model, plan.weights, untold)
             self._offers[node] = former
 
     def covers(self, avoid: Set[str]) -> bool:
@@ -110,7 +114,7 @@ class LiveRouter:
 
     def _hosts(self, avoid: Set[str]) -> list[Host]:
         assert self._plan is not None
-        return in_service(self._plan.facts.layers, (offer for _, _, offer in self._offers.values()), avoid)
+        return in_service(self._plan.facts.layers, (offer for *_, offer in self._offers.values()), avoid)
 
     def _router_for(self, layers: int, hosts: list[Host], apart: frozenset[Pair]) -> Router:
         shape = tuple((host.node_id, host.start, host.end, host.region) for host in hosts)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from node.plan.chain_time import CHUNK_TOKENS
 from node.plan.costs.model import ModelCost
-from node.plan.costs.roofline import decode_cost, fitted_efficiency, prompt_chunk_cost
+from node.plan.costs.roofline import StepCost, decode_cost, fitted_efficiency, prompt_chunk_cost
 from node.plan.live.from_records import node_of_record
 from node.plan.routing.hosts import Host, uncovered
 from node.wire.plans import Duty
@@ -54,8 +55,7 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, weights: str, unt
     if not serving or duty == "exclude":
         return Offer()
     node = node_of_record(record)
-    step, efficiency = decode_cost(model, 1, CONTEXT_TOKENS), fitted_efficiency(model, node)
-    chunk = prompt_chunk_cost(model, CHUNK_TOKENS, CONTEXT_TOKENS)
+    (step, chunk), efficiency = _steps(model), fitted_efficiency(model, node)
     room = record.kv_tokens_total or None
     free = min(room, room - record.kv_tokens_used - untold.kv_tokens) if room else None
     refused = None if untold.refused_tokens is None else untold.refused_tokens - 1
@@ -81,6 +81,12 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, weights: str, unt
         else:
             spare.append(replace(told, start=held.start, end=held.end))
     return Offer(tuple(ready), tuple(spare))
+
+
+@lru_cache(maxsize=8)
+def _steps(model: ModelCost) -> tuple[StepCost, StepCost]:
+    """A decode step of one sequence, and a chunk of a prompt."""
+    return decode_cost(model, 1, CONTEXT_TOKENS), prompt_chunk_cost(model, CHUNK_TOKENS, CONTEXT_TOKENS)
 
 
 def what_offers_tell(record: NodeRecord) -> tuple[object, ...]:

@@ -33,7 +33,7 @@ from node.plan.machines.distances import Described
 from node.plan.machines.pool import Links
 from node.plan.placement.allocation import Stage
 from node.plan.routing.ground import Ground, Places
-from node.plan.routing.hosts import EDGE, PLAIN, has_room, is_sane, serves
+from node.plan.routing.hosts import EDGE, PLAIN, is_sane, serves
 from node.plan.routing.hosts import Host as Host
 from node.plan.routing.hosts import Request as Request
 from node.plan.routing.hosts import uncovered as uncovered
@@ -83,7 +83,7 @@ def route_or_wait(router: Router, request: Request) -> Route | None:
         NoRoute: some layers have no host with room.
     """
     found = router.route(request)
-    if all(has_room(host, request) for host in router.hosts):
+    if router.all_open(request):
         return found
     roomy = router.route(request, idle=True)
     return found if found.token_ms <= PATIENCE * roomy.token_ms else None
@@ -116,6 +116,8 @@ class Router:
             np.array([h.node_id in single for h in shown], dtype=bool),
             np.array(alike) == 1,
         )
+        self._told = np.array([_told(host) for host in self.hosts], dtype=np.float64).reshape(len(self.hosts), 8)
+        """(R, 8): their figures; read anew only where a host is another one."""
         self._network = Network(segments_of(layers, self.hosts, of_host), len(self.hosts))
         self._direct = Ground(self._links, self.hosts, self._places, self._network.segments)
         self._around: Ground | None = None
@@ -125,7 +127,15 @@ class Router:
 
         `hosts` are in the order in which they were given when this router was made.
         """
-        self.hosts = [hosts[i] for i in self._order]
+        for at, i in enumerate(self._order):
+            host = hosts[i]
+            if host is not self.hosts[at]:
+                self.hosts[at] = host
+                self._told[at] = _told(host)
+
+    def all_open(self, request: Request) -> bool:
+        """Whether every host has room for it now."""
+        return bool((self._told[:, 6] >= request.kv_tokens).all())
 
     def route(self, request: Request = PLAIN, *, idle: bool = False) -> Route:
         """The cheapest chain for `request` now; `idle`: with the room that there is when nothing runs.
@@ -138,14 +148,11 @@ class Router:
         """
         if not self.hosts:
             usable(self._layers, self.hosts, request, idle=idle)
-        rooms = [h.kv_tokens if idle else h.kv_free_tokens for h in self.hosts]
-        able = [
-            is_sane(h) and (room is None or room >= request.kv_tokens)
-            for h, room in zip(self.hosts, rooms, strict=True)
-        ]
+        sane, free, total = self._told[:, 5], self._told[:, 6], self._told[:, 7]
+        able = (sane > 0) & ((total if idle else free) >= request.kv_tokens)
         if request.avoid:
-            able = [yes and h.node_id not in request.avoid for yes, h in zip(able, self.hosts, strict=True)]
-        figures = self._figures(request, np.array(able, dtype=bool))
+            able &= np.array([host.node_id not in request.avoid for host in self.hosts], dtype=bool)
+        figures = self._figures(request, able)
         if figures is None:
             usable(self._layers, self.hosts, request, idle=idle)
         assert figures is not None
@@ -162,10 +169,8 @@ class Router:
 
     def _figures(self, request: Request, able: NDArray[np.bool_]) -> Figures | None:
         """What every host costs; None where some layer has none that may be used."""
-        hosts, once = self.hosts, request.once
-        slower = np.array([host.slower for host in hosts])
-        decode = np.array([host.layer_ms for host in hosts])
-        chunk = np.maximum(decode, [host.chunk_layer_ms for host in hosts])
+        once = request.once
+        slower, decode, chunk, overhead, head = self._told[:, :5].T
         first = np.maximum(decode, chunk * (request.first_chunk / CHUNK_TOKENS))
         layer = slower * ((1 - once) * decode + once * first)
         least = self._network.least(np.where(able, layer, np.inf))
@@ -174,8 +179,8 @@ class Router:
         return Figures(
             layer=np.where(able, layer, 0.0),
             chunk_layer=np.where(able, slower * chunk, 0.0),
-            overhead=np.where(able, [host.overhead_ms for host in hosts], np.inf),
-            head=np.where(able, [host.head_ms for host in hosts], 0.0),
+            overhead=np.where(able, overhead, np.inf),
+            head=np.where(able, head, 0.0),
             edge=max(EDGE, request.part_worth) * least,
         )
 
@@ -188,6 +193,18 @@ class Router:
         stages = tuple(Stage(self.hosts[run.host].node_id, run.start, run.end) for run in found.runs)
         chain = search.time(found.runs)
         return Route(stages, chain.token_ms(search.work), chain.step_ms(), chain.prompt_ms(search.work.prompt_tokens))
+
+
+def _told(host: Host) -> tuple[float, ...]:
+    """Its load's factor, a layer's times for a token and for a chunk, overhead, head, whether they can be, and its room
+    now and when nothing runs."""
+    decode = host.layer_ms
+    sane = is_sane(host)
+    free = float("inf") if host.kv_free_tokens is None else host.kv_free_tokens
+    total = float("inf") if host.kv_tokens is None else host.kv_tokens
+    if not sane:
+        return 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, free, total
+    return host.slower, decode, max(decode, host.chunk_layer_ms), host.overhead_ms, host.head_ms, 1.0, free, total
 
 
 def _told_apart(layers: int, hosts: Sequence[Host], named: frozenset[str]) -> frozenset[str]:
