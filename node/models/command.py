@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, TextIO, TypeVar
 
 from node.errors import ParallaxError, UsageError
 from node.models.child import identify_in_child, import_in_child, prepare_in_child
 from node.models.facts import layer_count
+from node.models.held import stored_weights
 from node.models.installed import InstalledModel, choosable_name, installed, remove
 from node.models.progress import Phase
+from node.models.quality import form_of, quality_of
 
 Action = Literal["list", "pull", "import", "rm"]
 T = TypeVar("T")
@@ -100,6 +103,7 @@ def _show(
     among: all that are installed, which names are chosen from; `models` where left out.
     """
     if as_json:
+        forms = [stored_weights(Path(model.path)) for model in models]
         rows = [
             {
                 "name": model.name,
@@ -109,8 +113,10 @@ def _show(
                 "path": model.path,
                 "complete": model.complete,
                 "state": model.state,
+                "form": form_of(stored),
+                "quality": asdict(quality) if (quality := quality_of(stored)) is not None else None,
             }
-            for model in models
+            for model, stored in zip(models, forms, strict=True)
         ]
         print(json.dumps(rows, indent=2))
     elif verb:
@@ -124,13 +130,23 @@ def _show(
 
 def _table(models: list[InstalledModel], among: list[InstalledModel]) -> None:
     """The names are those that `--model` takes: longer ones where several models are called alike."""
-    rows = [("NAME", "SIZE", "STATE", "SOURCE")]
-    rows += [
-        (choosable_name(model, among), size_text(model.bytes_on_disk), model.state, model.source) for model in models
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for name, size, state, source in rows:
-        print(f"{name:<{widths[0]}}  {size:>{widths[1]}}  {state:<{widths[2]}}  {source}")
+    rows = [("NAME", "SIZE", "STATE", "FORM", "TOP-1", "SOURCE")]
+    for model in models:
+        stored = stored_weights(Path(model.path))
+        size, name = size_text(model.bytes_on_disk), choosable_name(model, among)
+        rows.append((name, size, model.state, form_of(stored), _top1(stored), model.source))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for name, size, state, form, top1, source in rows:
+        print(
+            f"{name:<{widths[0]}}  {size:>{widths[1]}}  {state:<{widths[2]}}  {form:<{widths[3]}}"
+            f"  {top1:>{widths[4]}}  {source}"
+        )
+
+
+def _top1(stored: Mapping[str, int]) -> str:
+    """How often the first choice is that of 32-bit arithmetic on the same weights."""
+    quality = quality_of(stored)
+    return f"{100 * quality.top1:.0f} %" if quality is not None else "-"
 
 
 def size_text(count: int) -> str:

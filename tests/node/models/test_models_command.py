@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from node.models.command import _ProgressLine, run, size_text
+from node.models.quality import EXACT, Quality, form_of, quality_of
 
 
 def test_importing_listing_and_removing(tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,14 +24,15 @@ def test_importing_listing_and_removing(tiny_gguf: Path, tmp_path: Path, capsys:
 
     assert run("list", None, models, as_json=False) == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["NAME", "SIZE", "STATE", "SOURCE"]
+    assert header.split() == ["NAME", "SIZE", "STATE", "FORM", "TOP-1", "SOURCE"]
     assert row.split()[0] == "tiny-test"
-    assert row.split()[-2:] == ["whole", "gguf:tiny.gguf"]
+    assert row.split()[-5:] == ["whole", "Q4_0", "97", "%", "gguf:tiny.gguf"]
     assert header.index("SOURCE") == row.index("gguf:")
 
     assert run("list", None, models, as_json=True) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["complete"] is True
+    assert (entry["form"], entry["quality"]) == ("Q4_0", {"kl": 0.0028, "top1": 0.974})
     assert entry["bytes_on_disk"] == sum(
         path.stat().st_size
         for path in Path(entry["path"]).iterdir()
@@ -93,3 +95,11 @@ def test_a_terminal_sees_one_line_written_over() -> None:
 )
 def test_sizes_have_three_digits(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+def test_of_several_forms_the_worst_counts_and_an_unmeasured_one_says_nothing() -> None:
+    assert form_of({"Q4_K": 80, "Q6_K": 19, "F32": 1}) == "Q4_K, Q6_K"
+    assert quality_of({"Q4_K": 80, "Q6_K": 19, "IQ1_S": 1}) == Quality(4.0e-3, 0.977)
+    assert quality_of({"Q4_K": 80, "IQ1_S": 20}) is None
+    assert quality_of({"BF16": 5}) == EXACT
+    assert (quality_of({}), form_of({})) == (None, "-")
