@@ -1,4 +1,4 @@
-"""Whatever a weight file holds, reading it ends in numbers or in one ModelError, without taking the machine's memory."""
+"""Whatever a weight file holds, reading it ends in numbers or in one ModelError, and in no great amount of memory."""
 
 from __future__ import annotations
 
