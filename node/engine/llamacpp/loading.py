@@ -45,7 +45,7 @@ def load_stage(
         raise LoadFailed(asked, str(error)) from error
     yield
     if whole.is_whole(spec.start, spec.end):
-        model = load_whole(library, whole, placement, asked)
+        model = yield from load_whole(library, whole, placement, asked)
     else:
         part = cut(whole, spec.start, spec.end)
         memory.coming_bytes += part.nbytes

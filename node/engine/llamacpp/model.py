@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 from node.engine.llamacpp.cutting import Part, WholeModel
 from node.engine.llamacpp.definitions import ROPE_WITH_SECTIONS
-from node.engine.llamacpp.gguf_writing import unused_ranges, write
+from node.engine.llamacpp.gguf_writing import read_through, unused_ranges, write
 from node.engine.llamacpp.library import Library
 from node.errors import LoadFailed
 
@@ -72,12 +72,18 @@ class Model:
             self._file.close()
 
 
-def load_whole(library: Library, whole: WholeModel, placement: Placement, asked: str) -> Model:
-    """The model as it lies there: mapped, not copied.
+def load_whole(library: Library, whole: WholeModel, placement: Placement, asked: str) -> Generator[None, None, Model]:
+    """The model as it lies there: mapped, not copied. Yields after each piece that is read through: what the library
+    does then, all at once, finds the file in the system's memory and takes little time, however slow the disk is.
 
     Raises:
-        LoadFailed: the library refuses it.
+        LoadFailed: the library refuses it, or a file cannot be read.
     """
+    try:
+        for path in whole.files:
+            yield from read_through(path)
+    except OSError as error:
+        raise LoadFailed(asked, f"{error.filename or whole.files[0]}: cannot be read ({error.strerror})") from error
     params, kept = _params(library, placement)
     paths = [library.ffi.new("char[]", os.fsencode(path)) for path in whole.files]
     if len(paths) == 1:

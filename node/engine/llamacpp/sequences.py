@@ -109,14 +109,14 @@ class Sequences:
     def grow(self, name: str, tokens: int) -> bool:
         """See to it that a sequence has room for so many tokens; whether it has."""
         held = self.get(name)
-        if tokens <= self.context.shape.tokens:
+        if self._context is not None and tokens <= self._context.shape.tokens:
             return True
         return self._suit([max(other.needed, tokens if other is held else 0) for other in self])
 
     def close(self, name: str) -> None:
         """Forget a sequence. Harmless where it is unknown."""
-        if held := self._held.pop(name, None):
-            self.context.forget(held.stream)
+        if (held := self._held.pop(name, None)) and self._context is not None:
+            self._context.forget(held.stream)
 
     def close_all(self) -> None:
         """Forget all and give the context back."""
@@ -138,11 +138,21 @@ class Sequences:
         try:
             self._begin(shape, states)
         except EngineError:
+            self._free()
             # there is less memory than was told; what was there fits surely, unless others have taken it meanwhile
             if before is not None:
-                self._begin(before, states)
+                self._begin_again(before, states)
             return False
         return True
+
+    def _begin_again(self, shape: Shape, states: dict[str, State]) -> None:
+        try:
+            self._begin(shape, states)
+        except EngineError as error:
+            self._free()
+            for held in self:
+                held.broken, held.cached = f"its keys and values are lost: {error}", 0
+            raise
 
     def _begin(self, shape: Shape, states: dict[str, State]) -> None:
         self._context = self._make(shape)

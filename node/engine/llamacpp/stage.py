@@ -151,10 +151,7 @@ class LlamaStage:
             except EngineError as error:
                 results[index] = SlotResult(problem=str(error))
             else:
-                if self._sequences.grow(slot.sequence, slot.position + slot.count):
-                    ran[index] = checked
-                else:
-                    results[index] = SlotResult(out_of_kv=True)
+                results |= self._with_room(index, checked, ran)
             first += slot.count
         out = np.zeros((0 if self._last else batch.rows, self.info.hidden_size), np.float32)
         sampling_s = self._run(data, ran, out)
@@ -173,6 +170,18 @@ class LlamaStage:
             min(1e3 * compute_s, 1e3 * sampling_s + (self.info.head_ms or 0.0)) if wants else 0.0,
             free_kv_tokens=self._sequences.free_tokens,
         )
+
+    def _with_room(self, index: int, checked: _Ran, ran: dict[int, _Ran]) -> dict[int, SlotResult]:
+        """Have the slot run, where there is room for its rows; else its result."""
+        slot = checked.slot
+        try:
+            if self._sequences.grow(slot.sequence, slot.position + slot.count):
+                ran[index] = checked
+                return {}
+        except EngineError as error:  # what the sequences held is lost
+            ran.clear()
+            return {index: SlotResult(problem=str(error))}
+        return {index: SlotResult(out_of_kv=True)}
 
     def _data(self, batch: Batch) -> NDArray[np.int32] | NDArray[np.float32]:
         """Token ids (T,) or hidden rows (T, hidden_size)."""

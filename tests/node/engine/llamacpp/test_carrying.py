@@ -14,7 +14,7 @@ from node.engine.llamacpp.model import Model, Placement, load_whole
 from node.engine.llamacpp.reading import read_whole
 from node.engine.llamacpp.streams import Shape
 from node.errors import EngineError
-from tests.node.engine.llamacpp.test_llamacpp_families import LINEAR, SECTIONS, WINDOW
+from tests.node.engine.llamacpp.test_llamacpp_families import LINEAR, SECTIONS, WINDOW, finished
 from tests.node.engine.llamacpp.tiny_models import EXPERTS, LATENT, Value, save_tiny
 
 KINDS: dict[str, tuple[str, dict[str, Value]]] = {
@@ -38,7 +38,7 @@ def model(request: pytest.FixtureRequest, library: None, tmp_path_factory: pytes
     save_tiny(folder, architecture, **{key.replace(".", "__"): value for key, value in changes.items()})
     whole = read_whole(folder)
     assert whole is not None
-    loaded = load_whole(open_library(), whole, Placement(), "all")
+    loaded = finished(load_whole(open_library(), whole, Placement(), "all"))
     yield loaded
     loaded.free()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from itertools import pairwise
 
 import numpy as np
@@ -88,7 +89,7 @@ def whole(request: pytest.FixtureRequest, library: None, tmp_path_factory: pytes
 @pytest.fixture(scope="module")
 def expected(whole: WholeModel) -> list[np.ndarray]:
     """Logits of the whole model after a prompt longer than the windows, and after each of some decode steps."""
-    part = Part(load_whole(open_library(), whole, Placement(), "all"), hidden=False)
+    part = Part(finished(load_whole(open_library(), whole, Placement(), "all")), hidden=False)
     logits = [part.context.run(ids, [piece]).copy() for ids, piece in steps()]
     part.free()
     assert logits[0].std() > 0.1
@@ -132,12 +133,16 @@ def refusal(architecture: str, start: int, end: int) -> str:
 
 
 def load_now(whole: WholeModel, start: int, end: int) -> Model:
-    progress = load_part(open_library(), cut(whole, start, end), Placement(), f"{start} to {end}")
+    return finished(load_part(open_library(), cut(whole, start, end), Placement(), f"{start} to {end}"))
+
+
+def finished(progress: Generator[None, None, Model]) -> Model:
+    """What a load comes to."""
     while True:
         try:
             next(progress)
-        except StopIteration as finished:
-            model: Model = finished.value
+        except StopIteration as end:
+            model: Model = end.value
             return model
 
 
