@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from node.engine.base import BackendInfo, BackendName, Batch, BatchResult, StageInfo, StageSpec
 from node.errors import ModelError
@@ -40,6 +40,17 @@ class LoadedStage(Protocol):
     def close(self, sequence: str) -> None: ...
 
     def drop(self) -> None: ...
+
+
+@runtime_checkable
+class KeepsPrefixes(Protocol):
+    """A loaded stage with `info.keeps_prefixes`. The names are as in `base.Stage.open`."""
+
+    def take_up(self, sequence: str, prefix: tuple[bytes, ...]) -> int:
+        """Have a sequence that was just opened begin with what is kept of these blocks; how many tokens that is."""
+
+    def keep(self, sequence: str, prefix: tuple[bytes, ...]) -> None:
+        """Keep what a sequence, which is about to be closed, holds of these blocks. Never raises."""
 
 
 class Backend(Protocol):

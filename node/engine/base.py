@@ -25,6 +25,9 @@ DeviceChoice = Literal["auto", "cpu", "cuda", "xpu", "mps"]
 BATCHES_IN_FLIGHT = 2
 """Between node and worker: one that runs, and one that lies ready when it ends."""
 
+BLOCK_TOKENS = 64
+"""Of which keys and values are kept for other sequences that begin with them."""
+
 PROBE_BUDGET_S = 0.3
 """For the steps by which a stage is timed, when it is loaded and while it is idle; one is always run."""
 PROBE_MOST_STEPS = 8
@@ -87,6 +90,8 @@ class StageInfo:
     """KV room is given out in multiples of this."""
     can_rewind: bool = True
     """Whether `rewind` is served. Not where a layer keeps a state or a window instead of all its keys and values."""
+    keeps_prefixes: bool = False
+    """Whether it keeps keys and values of sequences that are closed, for others that begin with the same tokens."""
     can_narrow: bool = True
     """Whether a sequence may be opened on some of the layers only."""
     backend: BackendName = "torch"
@@ -166,10 +171,22 @@ class Stage(Protocol):
 
     info: StageInfo
 
-    async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
+    async def open(
+        self,
+        sequence: str,
+        start: int,
+        end: int,
+        sampling: Sampling | None,
+        kv_tokens: int,
+        prefix: tuple[bytes, ...] = (),
+    ) -> int:
         """Begin a sequence on layers [start, end) of the stage, where there is KV room for `kv_tokens` tokens.
 
         More is taken as it grows; a slot for which there is none says so (`SlotResult.out_of_kv`).
+
+        `prefix` names the blocks of BLOCK_TOKENS tokens that it begins with, each with all before it: equal names mean
+        equal keys and values. Returned is how many tokens of them the sequence holds by now, where its first slot
+        begins; 0 where nothing was kept.
 
         Cancelled while it waits, it leaves no sequence behind.
 
@@ -201,8 +218,12 @@ class Stage(Protocol):
             WorkerDied: the worker is gone.
         """
 
-    async def close(self, sequence: str) -> None:
-        """Forget a sequence. Harmless when it is unknown or the worker is gone; never raises."""
+    async def close(self, sequence: str, keep: tuple[bytes, ...] = ()) -> None:
+        """Forget a sequence. Harmless when it is unknown or the worker is gone; never raises.
+
+        Its keys and values may be kept under the names of the blocks that they begin with, while nobody needs the room:
+        `free_kv_tokens` counts what is kept as free.
+        """
 
     async def drop(self) -> None:
         """Drop the weights and every sequence. Harmless when repeated or the worker is gone; never raises."""

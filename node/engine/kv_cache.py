@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from node.engine.base import BLOCK_TOKENS
+from node.engine.kept_prefixes import Kept, KeptPrefixes
 from node.engine.memory import WorkerMemory
 from node.errors import EngineError, OutOfKV
 from node.wire.frames import Sampling
@@ -46,15 +48,17 @@ class Sequences(Generic[CacheT]):
         """Of a sequence over all layers."""
         self._capacity_bytes = capacity_tokens * self.bytes_per_token
         self._memory: WorkerMemory | None = None
+        self._kept: KeptPrefixes[CacheT] = KeptPrefixes()
         self._sequences: dict[str, Sequence[CacheT]] = {}
 
     def share(self, memory: WorkerMemory) -> None:
         """Take room from what all stages of the worker have together."""
         self._memory = memory
+        memory.keepers.add(self)
 
     @property
     def free_bytes(self) -> int:
-        """That nobody has taken, here or on other stages of the worker."""
+        """That nobody has taken, here or on other stages of the worker. What is kept of former sequences is free."""
         own = self._capacity_bytes - sum(sequence.room_bytes for sequence in self._sequences.values())
         return own if self._memory is None else min(own, self._memory.free_bytes)
 
@@ -140,11 +144,58 @@ class Sequences(Generic[CacheT]):
         if sequence := self._sequences.pop(name, None):
             self._count(-sequence.room_bytes)
 
+    def take_up(self, name: str, prefix: tuple[bytes, ...], copy: Callable[[CacheT, int], CacheT]) -> int:
+        """Have a sequence that is empty begin with what is kept of these blocks; how many tokens of it there are.
+
+        `copy` gives a cache of its own with the first tokens of another one.
+        """
+        sequence = self.get(name)
+        found = self._kept.find(sequence.start, sequence.end, prefix)
+        if found is None:
+            return 0
+        tokens = min(found[1] * BLOCK_TOKENS, sequence.room // BLOCK_TOKENS * BLOCK_TOKENS)
+        sequence.cache, sequence.cached = copy(found[0], tokens), tokens
+        return tokens
+
+    def keep(self, name: str, prefix: tuple[bytes, ...], copy: Callable[[CacheT, int], CacheT]) -> None:
+        """Keep what a sequence holds of these blocks, which is about to be closed, as long as nobody needs the room."""
+        sequence = self._sequences.get(name)
+        if sequence is None or sequence.broken:
+            return
+        names = prefix[: sequence.cached // BLOCK_TOKENS]
+        tokens = len(names) * BLOCK_TOKENS
+        room_bytes = self.free_bytes + sequence.room_bytes
+        if not names or tokens * sequence.token_bytes > room_bytes:
+            return
+        cache = copy(sequence.cache, tokens)
+        self.close(name)
+        self._kept.add(Kept(cache, sequence.start, sequence.end, names, tokens * sequence.token_bytes))
+        self._give_up()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of former sequences."""
+        return self._kept.size_bytes
+
+    def drop_oldest_kept(self) -> None:
+        """Give up the former sequence that was used longest ago."""
+        self._kept.drop_oldest()
+
+    def _give_up(self) -> None:
+        """Former sequences, until those that are open have what they took."""
+        while self._kept.size_bytes > max(0, self.free_bytes):
+            self._kept.drop_oldest()
+        if self._memory is not None:
+            self._memory.give_up_kept()
+
     def clear(self) -> None:
         """Forget all."""
         for name in list(self._sequences):
             self.close(name)
+        self._kept.clear()
 
     def _count(self, taken_bytes: int) -> None:
         if self._memory is not None:
             self._memory.reserved_bytes += taken_bytes
+        if taken_bytes > 0:
+            self._give_up()

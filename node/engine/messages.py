@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from node.engine.base import BackendInfo, DeviceChoice, Slot, SlotResult, StageInfo, StageSpec
 from node.engine.shared_rows import PLACES
 from node.errors import BadWireData, EngineError
-from node.wire.frames import BODY_LIMIT_BYTES, Buffer, Sampling
+from node.wire.frames import BODY_LIMIT_BYTES, MOST_BLOCKS, BlockName, Buffer, Sampling
 from node.wire.layer_range import layer_range
 from node.wire.models import Count, Dtype
 from node.wire.records import Hardware
@@ -32,6 +32,9 @@ PREFIX = struct.Struct("<II")
 
 Number = Annotated[int, Meta(ge=0)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+Prefix = Annotated[tuple[BlockName, ...], Meta(max_length=MOST_BLOCKS)]
 
 
 class Start(Struct, frozen=True, tag="hello"):
@@ -71,6 +74,7 @@ class Open(Struct, frozen=True, tag="open"):
     end: Count
     sampling: Sampling | None
     kv_tokens: Count
+    prefix: Prefix = ()
 
 
 class Shared(Struct, frozen=True, array_like=True):
@@ -106,6 +110,7 @@ class Close(Struct, frozen=True, tag="close"):
     number: Number
     stage: Number
     sequence: Name
+    keep: Prefix = ()
 
 
 class SetThreads(Struct, frozen=True, tag="threads"):
@@ -157,6 +162,14 @@ class Ran(Struct, frozen=True, tag="ran"):
     shared_bytes: Annotated[int, Meta(ge=0, le=BODY_LIMIT_BYTES)] = 0
 
 
+class Opened(Struct, frozen=True, tag="opened"):
+    """Reply to `Open`."""
+
+    number: Number
+    held_tokens: Count
+    """That the sequence begins with."""
+
+
 class Done(Struct, frozen=True, tag="done"):
     """Reply to requests that ask for nothing back."""
 
@@ -188,7 +201,7 @@ class Refused(Struct, frozen=True, tag="refused"):
 
 
 Request = Start | Load | DropStage | Open | Run | Rewind | Close | SetThreads | Ping
-Reply = Ready | LoadGoesOn | Loaded | Ran | Done | Pong | Refused
+Reply = Ready | LoadGoesOn | Loaded | Opened | Ran | Done | Pong | Refused
 
 
 def text_of(request: Request) -> str:

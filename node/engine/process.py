@@ -40,6 +40,7 @@ from node.engine.messages import (
     Loaded,
     LoadGoesOn,
     Open,
+    Opened,
     Ping,
     Pong,
     Ran,
@@ -99,14 +100,25 @@ class ProcessStage:
         self._number = number
         self._times = StepTimes(info, layers)
 
-    async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
+    async def open(
+        self,
+        sequence: str,
+        start: int,
+        end: int,
+        sampling: Sampling | None,
+        kv_tokens: int,
+        prefix: tuple[bytes, ...] = (),
+    ) -> int:
         """See `base.Stage.open`."""
         stage = self._number
         try:
-            await self._engine._call(lambda number: Open(number, stage, sequence, start, end, sampling, kv_tokens))
+            reply = await self._engine._call(
+                lambda number: Open(number, stage, sequence, start, end, sampling, kv_tokens, prefix)
+            )
         except trio.Cancelled:
             self._engine._post(Close(self._engine._next_number(), stage, sequence))
             raise
+        return reply.held_tokens if isinstance(reply, Opened) else 0
 
     async def run(self, batch: Batch) -> BatchResult:
         """See `base.Stage.run`."""
@@ -126,9 +138,9 @@ class ProcessStage:
         """See `base.Stage.rewind`."""
         await self._engine._call(lambda number: Rewind(number, self._number, sequence, position))
 
-    async def close(self, sequence: str) -> None:
+    async def close(self, sequence: str, keep: tuple[bytes, ...] = ()) -> None:
         """See `base.Stage.close`. Takes effect even where the caller is being cancelled."""
-        await self._engine._farewell(lambda number: Close(number, self._number, sequence))
+        await self._engine._farewell(lambda number: Close(number, self._number, sequence, keep))
 
     async def drop(self) -> None:
         """See `base.Stage.drop`. Takes effect even where the caller is being cancelled."""

@@ -20,13 +20,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from typing import Protocol, assert_never
 
 from msgspec.structs import replace
 
-from node.engine.backend import BackendLost, LoadedStage
+from node.engine.backend import BackendLost, KeepsPrefixes, LoadedStage
 from node.engine.backends import Backends
 from node.engine.base import BackendInfo, Batch, StageSpec
 from node.engine.messages import (
@@ -39,6 +40,7 @@ from node.engine.messages import (
     Loaded,
     LoadGoesOn,
     Open,
+    Opened,
     Ping,
     Pong,
     Ran,
@@ -197,12 +199,20 @@ class Worker:
                 return None, b""
             case Run():
                 return self._run(request, body)
-            case Open(number, stage, sequence, start, end, sampling, kv_tokens):
-                self._stage(stage).open(sequence, start, end, sampling, kv_tokens)
+            case Open(number, stage, sequence, start, end, sampling, kv_tokens, prefix):
+                opened = self._stage(stage)
+                opened.open(sequence, start, end, sampling, kv_tokens)
+                held_tokens = 0
+                if prefix and isinstance(opened, KeepsPrefixes):
+                    held_tokens = opened.take_up(sequence, prefix)
+                return Opened(number, held_tokens), b""
             case Rewind(number, stage, sequence, position):
                 self._stage(stage).rewind(sequence, position)
-            case Close(number, stage, sequence):
+            case Close(number, stage, sequence, keep):
                 if held := self._stages.get(stage):
+                    if keep and isinstance(held, KeepsPrefixes):
+                        with suppress(EngineError):  # memory or the library: then nothing is kept
+                            held.keep(sequence, keep)
                     held.close(sequence)
             case DropStage(number, stage):
                 self._drop(stage)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import trio
 from msgspec.structs import replace
 
-from node.engine.base import Stage
+from node.engine.base import BLOCK_TOKENS, Stage
 from node.errors import OutOfKV, Overloaded, ParallaxError, TooLong, WorkerDied
 from node.pipeline.credit import DECODE_ROWS, FIRST_ROWS, Credits
 from node.pipeline.endings import Endings, Kind
@@ -21,6 +21,7 @@ from node.pipeline.intake import Intake
 from node.pipeline.kv_room import tokens_to_begin
 from node.pipeline.openings import Opening, Openings
 from node.pipeline.outbox import Outbox
+from node.pipeline.prefix import bound_to
 from node.pipeline.seats import Taken, to_end
 from node.pipeline.sessions import Sessions
 from node.pipeline.stage_session import StageSession, upstream_of
@@ -166,7 +167,7 @@ class Admission:
 
     def _pass_on(self, session: StageSession) -> None:
         route = session.route
-        accepted = Accepted(session.session, route.attempt, route.hop, session.credit_rows)
+        accepted = Accepted(session.session, route.attempt, route.hop, session.credit_rows, session.kv_tokens)
         if session.downstream is not None:
             self._outbox.post(session.downstream, replace(route, hop=route.hop + 1), lane=lane_of(route))
         self._outbox.post(session.head, accepted)
@@ -281,9 +282,11 @@ _NO_MEMORY = "the memory for rows that wait here is taken by other sequences' pr
 
 
 async def _open_in(session: StageSession) -> None:
-    own, sequence = session.own, session.route.sequence
-    sampling = sequence.sampling if session.is_tail else None
-    await session.stage.open(session.engine_key, own.start, own.end, sampling, session.first_tokens)
+    own, route, stage = session.own, session.route, session.stage
+    sampling = route.sequence.sampling if session.is_tail else None
+    prefix = bound_to(session.head, route.prefix) if stage.info.keeps_prefixes else ()
+    held_tokens = await stage.open(session.engine_key, own.start, own.end, sampling, session.first_tokens, prefix)
+    session.kv_tokens = session.position = min(held_tokens, BLOCK_TOKENS * len(prefix))
 
 
 def _taken(session: StageSession, amount: int) -> Taken[StageSession]:

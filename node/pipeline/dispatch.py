@@ -285,8 +285,15 @@ class Dispatcher:
         size = chunk_tokens(chain, self._records(), row_bytes)
         chunks = ceil(wanted.prompt_tokens / size)
         step_s, chunk_s = route.step_ms / 1e3, route.prompt_ms / 1e3 / chunks
-        chosen = ChosenChain(chain, size, step_s, max(step_s, chunk_s), partial(self._free, entry))
+        chosen = ChosenChain(
+            chain, size, step_s, max(step_s, chunk_s), partial(self._free, entry), self._arithmetics(chain)
+        )
         return _Look(chosen, "", wanted.avoid)
+
+    def _arithmetics(self, chain: tuple[Hop, ...]) -> frozenset[str] | None:
+        records = self._records()
+        told = [record.drift_class if (record := records.get(NodeId(hop.node_id))) else "" for hop in chain]
+        return frozenset(told) if all(told) else None
 
     def _to_avoid(self, failed: FailedNodes) -> Iterator[tuple[frozenset[str], frozenset[Pair]]]:
         """Whom to keep away from, in turn, where the others cover the model, and which two as neighbours: all who have

@@ -11,6 +11,7 @@ from node.engine.base import Stage
 from node.pipeline.credit import Credits
 from node.pipeline.engine_loop import EngineLoop
 from node.pipeline.outbox import Outbox
+from node.pipeline.prefix import bound_to
 from node.pipeline.sessions import Sessions
 from node.pipeline.stage_session import StageSession
 from node.wire.frames import Failed, Route
@@ -58,7 +59,7 @@ class Endings:
         async with self._closing:
             while self._to_close:
                 session = self._to_close[0]
-                await session.stage.close(session.engine_key)
+                await session.stage.close(session.engine_key, session.keep)
                 self._to_close.pop(0)
             self._loop.room_freed()
 
@@ -70,9 +71,10 @@ class Endings:
         """KV that the engine is about to have free again there."""
         return sum(session.reserved_bytes for session in self._to_close if session.stage is stage)
 
-    def drop(self, session: StageSession) -> None:
-        """It is gone: nobody is told."""
+    def drop(self, session: StageSession, keep: tuple[bytes, ...] = ()) -> None:
+        """It is gone: nobody is told. The engine may keep the blocks that are named so, while there is room."""
         if self._sessions.remove(session):
+            session.keep = bound_to(session.head, keep) if session.stage.info.keeps_prefixes else ()
             self.discard(session)
 
     def discard(self, session: StageSession) -> None:

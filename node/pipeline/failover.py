@@ -48,6 +48,8 @@ class ChosenChain:
     """The same for a chunk of a prompt."""
     left: Callable[[FailureKind | None], None]
     """To be called once, when it is left, with how it failed; None where it did not."""
+    arithmetics: frozenset[str] | None = None
+    """Drift classes of its nodes; None where one has not told its own."""
     claimed: bool = False
     """Whether it was asked for although its nodes say that they are full."""
 
@@ -264,7 +266,14 @@ class FailoverStream:
             raise failure.error if failure is not None and not for_room else _given_up(chosen, state.kv_tokens)
         self._unproven, self._claimed = True, chosen.claimed
         self._started(chosen.chain)
-        self._live.take(chosen.chain, chosen.chunk_tokens, chosen.expected_s, chosen.longest_s, ended=chosen.left)
+        self._live.take(
+            chosen.chain,
+            chosen.chunk_tokens,
+            chosen.expected_s,
+            chosen.longest_s,
+            arithmetics=chosen.arithmetics,
+            ended=chosen.left,
+        )
 
 
 def _given_up(waited_for: str, kv_tokens: int) -> NoRoute | Overloaded:

@@ -16,9 +16,11 @@ from node.errors import BadRequest, HopLost, NoRoute, Overloaded, RequestError
 from node.pipeline.generation import FailureKind, Generation, NodeFailure, TokenStep
 from node.pipeline.head_sequence import HeadSequence
 from node.pipeline.outbox import Outbox
+from node.pipeline.prefix import KnownPrefixes, names_of
 from node.plan.chain_time import CHUNK_TOKENS
 from node.swarm.base import LANES, Arrival, Lane
 from node.wire.frames import (
+    MOST_BLOCKS,
     Accepted,
     Close,
     Failed,
@@ -72,6 +74,8 @@ class LiveSequence:
         """When the chain last gave a sign of life; the same, answers to questions left out."""
         self.broken = True
         """Whether it has no route, or one that has failed."""
+        self.arithmetics: Collection[str] | None = None
+        """Of the chain's nodes: their drift classes, where all are known."""
         self.kept = False
         """Whether the hops of the failed one still have its keys and values."""
         self._patience_s, self._work_limit_s = LEAST_PATIENCE_S, ANSWER_LIMIT_S
@@ -85,6 +89,7 @@ class LiveSequence:
         longest_s: float = ANSWER_LIMIT_S,
         *,
         keep: bool = False,
+        arithmetics: Collection[str] | None = None,
         ended: Callable[[FailureKind | None], None] = lambda why: None,
     ) -> None:
         """Go along `chain` from now on. A sound chain keeps silent for `expected_s` while it streams, and for
@@ -97,7 +102,11 @@ class LiveSequence:
         self._patience_s = max(LEAST_PATIENCE_S, EXPECTED_TIMES * expected_s)
         self._work_limit_s = min(ANSWER_LIMIT_S, max(REST_LIMIT_S, WORK_TIMES * longest_s))
         self.heard_s = self._answered_s = self._clock()
-        self._head.route(self, self.state.take(chain, chunk_tokens, keep=keep))
+        prefix: tuple[bytes, ...] = ()
+        if not keep:
+            self.arithmetics = arithmetics
+            prefix = () if arithmetics is None else self._head.prefix_of(self.state, arithmetics)
+        self._head.route(self, self.state.take(chain, chunk_tokens, keep=keep, prefix=prefix))
 
     async def next(self) -> TokenStep | NodeFailure:
         """What comes next; a failure ends the route, not the sequence."""
@@ -192,6 +201,7 @@ class Head:
         self.name_of = name_of
         self._self_id, self._outbox, self._clock = self_id, outbox, clock
         self._live: dict[str, LiveSequence] = {}
+        self._prefixes = KnownPrefixes()
 
     @property
     def requests(self) -> int:
@@ -230,9 +240,24 @@ class Head:
         live.broken, live.kept = True, keep
         state = live.state
         if not keep:
+            names = self._left_with_stages(live) if why is None else ()
             for node_id in dict.fromkeys(hop.node_id for hop in state.chain):
-                self._outbox.post(NodeId(node_id), Close(state.session, state.attempt, reason[:200]))
+                self._outbox.post(NodeId(node_id), Close(state.session, state.attempt, reason[:200], names))
         live.left(why)
+
+    def prefix_of(self, state: HeadSequence, arithmetics: Collection[str]) -> tuple[bytes, ...]:
+        """What of a sequence stages may hold, from former ones."""
+        prompt = state.generation.prompt
+        names = names_of(prompt, state.generation.weights, arithmetics)
+        return self._prefixes.worth_asking_for(names, len(prompt))
+
+    def _left_with_stages(self, live: LiveSequence) -> tuple[bytes, ...]:
+        """Names of what stages have of it, for them to keep."""
+        if live.arithmetics is None:
+            return ()
+        names = live.state.cached(live.arithmetics)[:MOST_BLOCKS]
+        self._prefixes.note(names)
+        return names
 
     def ask(self, live: LiveSequence) -> None:
         """Ask the chain how far it is."""
@@ -303,7 +328,7 @@ class Head:
         if live.state.is_starved_by(frame.rows):
             self.fail(live, frame.hop, "wrong", f"it took the sequence, with room for {frame.rows} rows only")
             return
-        if live.state.accepted(frame.hop, frame.rows):
+        if live.state.accepted(frame.hop, frame.rows, frame.held_tokens):
             live.alive()
             self._feed(live)
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from node.engine.base import BLOCK_TOKENS
 from node.pipeline.credit import FIRST_ROWS
 from node.pipeline.generation import Generation
 from node.pipeline.kv_room import tokens_to_begin
+from node.pipeline.prefix import names_of
 from node.plan.chain_time import CHUNK_TOKENS
 from node.wire.frames import Hop, ProbeReply, Route, SampledPart, Sequence, StepPart
 from node.wire.ids import NodeId
@@ -65,6 +67,12 @@ class HeadSequence:
         """Sent on this route; the tail's answers to those of the input's chunks before the last one are no tokens."""
         self._due = 0
         """Step whose token comes next."""
+        self._prefix_tokens = 0
+        """Of what it is fed: stages may hold them, and are asked."""
+        self._held: dict[int, int] = {}
+        """Of those: how many each hop holds."""
+        self.reused_tokens = 0
+        """That no stage had to compute on this route."""
 
     @property
     def session(self) -> str:
@@ -85,21 +93,36 @@ class HeadSequence:
         stopped = self.generated > 0 and self.tokens[-1] in self.generation.stop_tokens
         return stopped or self.generated >= self.generation.max_new_tokens
 
-    def take(self, chain: tuple[Hop, ...], chunk_tokens: int = CHUNK_TOKENS, *, keep: bool = False) -> Route:
-        """Go along `chain` from now on; with `keep`, from where all of its stages are."""
+    def take(
+        self,
+        chain: tuple[Hop, ...],
+        chunk_tokens: int = CHUNK_TOKENS,
+        *,
+        keep: bool = False,
+        prefix: tuple[bytes, ...] = (),
+    ) -> Route:
+        """Go along `chain` from now on; with `keep`, from where all of its stages are; with `prefix`, from behind as
+        many of these blocks as all of them say that they hold."""
         self.attempt += 1
         self.chain, self._chunk_tokens = chain, max(2, min(chunk_tokens, FIRST_ROWS))
         self._accepted, self._probe_replies = {}, {}
         self._input = len(self.tokens)
         position = self._input - 1 if keep else 0
-        self._fed = self._through = position
+        self._prefix_tokens = BLOCK_TOKENS * len(prefix)
+        self._held, self.reused_tokens = {}, 0
         self._steps = 0
-        self._due = sum(1 for _ in self._counts(position)) - 1
+        self._begin_at(position)
         self._streams_from = position if keep else self._input
-        return Route(self.sequence, self.attempt, chain, 0, self._input, position)
+        return Route(self.sequence, self.attempt, chain, 0, self._input, position, prefix)
+
+    def _begin_at(self, position: int) -> None:
+        self._fed = self._through = position
+        self._due = sum(1 for _ in self._counts(position)) - 1
 
     def feed(self) -> Iterator[Chunk]:
         """What may be sent now, within the credit: no stage queues a whole prompt."""
+        if self._prefix_tokens and len(self._held) < len(self.chain):
+            return
         room = min(self._accepted.values()) if len(self._accepted) == len(self.chain) else FIRST_ROWS
         room = min(room, self.sequence.max_tokens)
         for count in self._counts(self._fed):
@@ -143,12 +166,22 @@ class HeadSequence:
         """Whether a hop has taken it with less room than any must have: the rest of the prompt could never be sent."""
         return rows < min(self.sequence.max_tokens, FIRST_ROWS) and self._fed < self._input
 
-    def accepted(self, hop: int, rows: int) -> bool:
+    def accepted(self, hop: int, rows: int, held_tokens: int = 0) -> bool:
         """A hop has taken it; False where it has said so before: its first word counts."""
         if hop >= len(self.chain) or hop in self._accepted:
             return False
         self._accepted[hop] = rows
+        if self._prefix_tokens:
+            self._held[hop] = held_tokens
+            if len(self._held) == len(self.chain) and not self._steps:
+                least = min(self._prefix_tokens, *self._held.values())
+                self.reused_tokens = least - least % BLOCK_TOKENS
+                self._begin_at(self.reused_tokens)
         return True
+
+    def cached(self, arithmetics: Collection[str]) -> tuple[bytes, ...]:
+        """Names of the blocks that every stage holds keys and values of by now."""
+        return names_of(self.tokens[: max(0, self._through)], self.generation.weights, arithmetics)
 
     def progress(self, position: int) -> bool:
         """Tokens below `position` are through; False where that is known, or cannot be."""

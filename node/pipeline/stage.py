@@ -141,7 +141,7 @@ class StageRunner:
                 self._openings.close(frame.session, arrival.peer, frame.attempt)
                 for session in self._sessions.of(frame.session):
                     if arrival.peer == session.head and session.route.attempt <= frame.attempt:
-                        self._endings.drop(session)
+                        self._endings.drop(session, frame.keep)
             case _:
                 log.debug("a %s frame is nothing for a stage", type(frame).__name__)
 

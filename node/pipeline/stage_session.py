@@ -49,6 +49,8 @@ class StageSession:
     """`schedule.Ready.number` of its last step."""
     done: int = 0
     """Steps run and sent on."""
+    keep: tuple[bytes, ...] = ()
+    """Names of blocks that the engine may keep when it is closed."""
     suspended_s: float | None = None
     """Its chain is broken since then: its KV is kept for a while, for a new route."""
 

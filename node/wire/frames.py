@@ -25,6 +25,12 @@ BODY_LIMIT_BYTES = 64 * 1024 * 1024
 MOST_PARTS = 256
 """Sequences in one frame."""
 
+MOST_BLOCKS = 4096
+"""Of a prefix: 262,144 tokens."""
+
+BlockName = Annotated[bytes, Meta(min_length=16, max_length=16)]
+"""Of a block of 64 tokens and all before it, on the layers and in the arithmetic that they were computed with."""
+
 Session = Annotated[str, Meta(min_length=32, max_length=32, pattern="^[0-9a-f]{32}$")]
 REASON_LIMIT = 1024
 Reason = Annotated[str, Meta(max_length=REASON_LIMIT)]
@@ -97,6 +103,9 @@ class Route(Struct, frozen=True, tag="route"):
     position: Count = 0
     """Of the first row that will come: keys and values from there on are to be forgotten. Above 0 only where every
     stage has kept those before it."""
+    prefix: Annotated[tuple[BlockName, ...], Meta(max_length=MOST_BLOCKS)] = ()
+    """Names of the blocks that it begins with, where stages may hold them: the first row comes when all have said how
+    much they do."""
 
 
 class HopTiming(Struct, frozen=True, array_like=True):
@@ -184,6 +193,8 @@ class Accepted(Struct, frozen=True, tag="accepted"):
     hop: HopIndex
     rows: Annotated[int, Meta(ge=1, le=100_000_000)]
     """The head's credit: of rows whose way through the chain it has not heard the end of."""
+    held_tokens: Count = 0
+    """Of the prefix that the route named: it holds their keys and values."""
 
 
 class Progress(Struct, frozen=True, tag="progress"):
@@ -220,6 +231,8 @@ class Close(Struct, frozen=True, tag="close"):
     session: Session
     attempt: Attempt
     reason: Reason
+    keep: Annotated[tuple[BlockName, ...], Meta(max_length=MOST_BLOCKS)] = ()
+    """Names of the blocks that its keys and values begin with: they may be kept for what comes later."""
 
     def __post_init__(self) -> None:
         make_printable(self, reason=REASON_LIMIT)

@@ -25,6 +25,7 @@ import trio
 
 from node.engine.base import (
     BATCHES_IN_FLIGHT,
+    BLOCK_TOKENS,
     BackendInfo,
     Batch,
     BatchResult,
@@ -107,6 +108,8 @@ class FakeStage:
     spec: StageSpec
     info: StageInfo
     sequences: dict[str, ToySequence] = field(default_factory=dict)
+    kept: dict[tuple[int, int, bytes], list[list[int]]] = field(default_factory=dict)
+    """By layers and name of a block: what has entered each layer of a sequence that begins so. Oldest first."""
     batches: list[Batch] = field(default_factory=list)
     """Every batch that was asked for, for assertions."""
     closed: bool = False
@@ -116,7 +119,15 @@ class FakeStage:
         """Every slot of them."""
         return [slot for batch in self.batches for slot in batch.slots]
 
-    async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
+    async def open(
+        self,
+        sequence: str,
+        start: int,
+        end: int,
+        sampling: Sampling | None,
+        kv_tokens: int,
+        prefix: tuple[bytes, ...] = (),
+    ) -> int:
         await self.engine._enter(self)
         await trio.sleep(self.engine.open_s)
         if not self.spec.start <= start < end <= self.spec.end:
@@ -126,7 +137,25 @@ class FakeStage:
         room = self._in_blocks(kv_tokens)
         if room * (end - start) > (free := self._free_layer_tokens):
             raise OutOfKV(kv_tokens, free // (end - start))
-        self.sequences[sequence] = ToySequence(room, start, end, sampling, [[] for _ in range(start, end)])
+        opened = ToySequence(room, start, end, sampling, [[] for _ in range(start, end)])
+        self.sequences[sequence] = opened
+        for count in range(len(prefix), 0, -1):
+            if (past := self.kept.get((start, end, prefix[count - 1]))) is not None:
+                opened.past = [list(layer[: count * BLOCK_TOKENS]) for layer in past]
+                break
+        self._give_up_kept()
+        return opened.position
+
+    def _give_up_kept(self) -> None:
+        """What is kept of former sequences, where those that are open need the room."""
+        while self.kept_layer_tokens > self._free_layer_tokens:
+            gone = next(iter(self.kept.values()))
+            self.kept = {key: past for key, past in self.kept.items() if past is not gone}
+
+    @property
+    def kept_layer_tokens(self) -> int:
+        """That former sequences take, of one token and one layer each."""
+        return sum(len(layer) for past in {id(past): past for past in self.kept.values()}.values() for layer in past)
 
     @property
     def _free_layer_tokens(self) -> int:
@@ -142,6 +171,7 @@ class FakeStage:
         if more > 0 and more * (sequence.end - sequence.start) > self._free_layer_tokens:
             return False
         sequence.room += max(0, more)
+        self._give_up_kept()
         return True
 
     async def run(self, batch: Batch) -> BatchResult:
@@ -169,8 +199,13 @@ class FakeStage:
             del past[position:]
         known.broken = False
 
-    async def close(self, sequence: str) -> None:
-        self.sequences.pop(sequence, None)  # first: it counts even where the caller is being cancelled
+    async def close(self, sequence: str, keep: tuple[bytes, ...] = ()) -> None:
+        known = self.sequences.pop(sequence, None)  # first: it counts even where the caller is being cancelled
+        if known is not None and not known.broken:
+            names = keep[: known.position // BLOCK_TOKENS]
+            past = [layer[: len(names) * BLOCK_TOKENS] for layer in known.past]
+            self.kept |= {(known.start, known.end, name): past for name in names}
+            self._give_up_kept()
         await trio.lowlevel.checkpoint()
 
     async def drop(self) -> None:
@@ -304,6 +339,7 @@ class FakeEngine:
             quantisation="whole numbers",
             drift_class="toy",
             block_tokens=self.block_tokens,
+            keeps_prefixes=True,
         )
         goes_on(1.0)
         stage = FakeStage(self, spec, info)

@@ -170,6 +170,7 @@ def _load(
             max_batch_rows=MAX_BATCH_ROWS,
             max_sequences=MAX_SEQUENCES,
             block_tokens=PAGE_TOKENS if together else 1,
+            keeps_prefixes=probed.can_rewind and not together,
             can_rewind=together or probed.can_rewind,  # pages keep all keys and values, whatever a window shows
             backend="torch",
             quantisation=spec.dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,13 @@ def can_forget(cache: DynamicCache) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def copied(cache: DynamicCache, tokens: int) -> DynamicCache:
+    """A cache of its own with the first tokens of another one. Only where `can_forget`."""
+    again = copy.deepcopy(cache)
+    forget(again, tokens)
+    return again
 
 
 def forget(cache: DynamicCache, position: int) -> None:

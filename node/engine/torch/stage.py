@@ -22,7 +22,7 @@ from node.engine.batches import check_batch
 from node.engine.kv_cache import Sequence, Sequences
 from node.engine.memory import WorkerMemory
 from node.engine.torch.packing import PackedSequence, Packing, rounded
-from node.engine.torch.slice import TorchSlice, forget
+from node.engine.torch.slice import TorchSlice, copied, forget
 from node.engine.torch.slot_rows import Cache, SlotRows
 from node.engine.torch.slot_rows import computed as _computed
 from node.errors import EngineError, TooLong
@@ -110,6 +110,15 @@ class TorchStage:
         else:
             forget(held.cache, position)
         held.cached, held.broken = position, ""
+
+    def take_up(self, sequence: str, prefix: tuple[bytes, ...]) -> int:
+        """See `backend.KeepsPrefixes`."""
+        return self._sequences.take_up(sequence, prefix, _copied) if self.info.keeps_prefixes else 0
+
+    def keep(self, sequence: str, prefix: tuple[bytes, ...]) -> None:
+        """See `backend.KeepsPrefixes`."""
+        if self.info.keeps_prefixes:
+            self._sequences.keep(sequence, prefix, _copied)
 
     def close(self, sequence: str) -> None:
         """See `base.Stage.close`."""
@@ -275,6 +284,12 @@ def _refuse_slot(part: TorchSlice, sequence: Sequence[Cache], slot: Slot, rows: 
         raise EngineError(f"a token for each of {slot.count} rows; at most {EACH_MOST_ROWS} at a time")
     if part.first and (wrong := _foreign_ids(rows, part.vocabulary)):
         raise EngineError(f"token ids {wrong}; the vocabulary has {part.vocabulary}")
+
+
+def _copied(cache: Cache, tokens: int) -> Cache:
+    """Of a sequence by itself; pages are not kept."""
+    assert not isinstance(cache, PackedSequence)
+    return copied(cache, tokens)
 
 
 def _foreign_ids(ids: torch.Tensor, vocabulary: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from node.engine.base import BLOCK_TOKENS
 from node.engine.kv_cache import Sequences
 from node.engine.memory import WorkerMemory
 from node.errors import EngineError, OutOfKV
@@ -151,3 +152,77 @@ def test_stages_of_one_worker_share_its_memory() -> None:
     weights = 50
     memory.leave(whole)
     assert part.free_tokens == 90
+
+
+def kept(book: Sequences[list[int]], name: str, tokens: int, names: tuple[bytes, ...]) -> None:
+    """A sequence of so many tokens, which is closed then."""
+    begin(book, name, tokens)
+    held = book.get(name)
+    held.cache, held.cached = list(range(tokens)), tokens
+    book.keep(name, names, lambda cache, count: cache[:count])
+    book.close(name)
+
+
+def taken_up(book: Sequences[list[int]], prefix: tuple[bytes, ...], room: int = 300) -> int:
+    begin(book, "next", room)
+    tokens = book.take_up("next", prefix, lambda cache, count: cache[:count])
+    assert book.get("next").cache == list(range(tokens))
+    assert book.get("next").cached == tokens
+    book.close("next")
+    return tokens
+
+
+def test_a_sequence_begins_with_what_was_kept_of_its_first_blocks() -> None:
+    book = sequences(1000)
+    kept(book, "a", 200, (b"1", b"2", b"3", b"too many"))
+    assert book.kept_bytes == 3 * BLOCK_TOKENS * LAYERS
+    assert book.free_tokens == 1000, "what is kept is free"
+    assert taken_up(book, (b"1", b"2", b"3", b"4")) == 192
+    assert taken_up(book, (b"1", b"2")) == 128
+    assert taken_up(book, (b"1", b"other")) == 64
+    assert taken_up(book, (b"other", b"2")) == 0, "a name stands for all before it"
+    assert taken_up(book, ()) == 0
+    kept(book, "b", 256, (b"1", b"2", b"3", b"4"))
+    assert book.kept_bytes == 4 * BLOCK_TOKENS * LAYERS, "one stands for both"
+    kept(book, "c", 128, (b"1", b"2"))
+    assert book.kept_bytes == 4 * BLOCK_TOKENS * LAYERS
+    assert taken_up(book, (b"1", b"2", b"3", b"4")) == 256
+
+
+def test_what_is_kept_goes_where_room_is_needed_who_was_used_longest_ago_first() -> None:
+    book = sequences(600)
+    for name in "abc":
+        kept(book, name, 128, (name.encode() + b"1", name.encode() + b"2"))
+    assert taken_up(book, (b"a1", b"a2"), 128) == 128
+    begin(book, "large", 300)
+    assert book.kept_bytes == 2 * 128 * LAYERS
+    assert taken_up(book, (b"b1", b"b2"), 40) == 0
+    assert book.grow(book.get("large"), 600)
+    assert book.kept_bytes == 0
+    book.clear()
+    assert book.free_tokens == 600
+
+
+def test_what_one_stage_keeps_makes_room_for_another_one_and_for_weights() -> None:
+    memory = WorkerMemory(lambda: 0)
+    one, other = sequences(200), sequences(200)
+    for book in (one, other):
+        book.share(memory)
+        memory.enter(book, 200 * LAYERS)
+    kept(one, "a", 128, (b"1", b"2"))
+    begin(other, "b", 150)
+    assert one.kept_bytes == 0
+    other.close("b")
+    kept(one, "a", 128, (b"1", b"2"))
+    memory.coming_bytes = 100 * LAYERS
+    assert one.kept_bytes == 0
+
+
+def test_a_sequence_that_failed_half_way_is_not_kept() -> None:
+    book = sequences(500)
+    begin(book, "a", 128)
+    held = book.get("a")
+    held.cached, held.broken = 128, "its step failed"
+    book.keep("a", (b"1", b"2"), lambda cache, count: cache[:count])
+    assert book.kept_bytes == 0
+    book.keep("unknown", (b"1",), lambda cache, count: cache[:count])

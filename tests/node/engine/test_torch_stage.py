@@ -310,6 +310,24 @@ def test_the_last_row_of_a_replay_gives_the_token_that_its_step_gave(tiny_folder
     assert slot.tokens == (answer[5],)
 
 
+def test_a_sequence_that_begins_like_one_that_was_kept_goes_on_from_there_with_equal_bits(tiny_folder: Path) -> None:
+    stage = load_here(tiny_folder, 0, 6)
+    assert stage.info.keeps_prefixes
+    ids = [(7 * at) % 100 for at in range(140)]
+    names = (b"1" * 16, b"2" * 16)
+    open_here([stage], "first", 150)
+    assert stage.run(batch_of(("first", 0, ids[:128], "nothing"))).slots[0].problem == ""
+    whole = stage.run(batch_of(("first", 128, ids[128:], "token"))).slots
+    stage.keep("first", names)
+    stage.close("first")
+    open_here([stage], "next", 150)
+    assert stage.take_up("next", names) == 128
+    assert stage.run(batch_of(("next", 128, ids[128:], "token"))).slots == whole
+    open_here([stage], "other", 150)
+    assert stage.take_up("other", (b"3" * 16,)) == 0
+    assert stage.run(batch_of(("other", 0, ids[:2], "nothing"))).slots[0].problem == ""
+
+
 # --- sequences --------------------------------------------------------------------------------------------------------
 
 
