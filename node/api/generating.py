@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 import msgspec
@@ -30,11 +31,20 @@ class GeneratingEndpoint:
         self._service, self._bodies, self._dialect = service, bodies, dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.unless(lambda body: None, scope, receive, send)
+
+    async def unless(
+        self, at_once: Callable[[bytes], Response | None], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """The same, unless there is a reply to this body for which nothing is to be generated."""
         arrived_s = perf_counter()
         with self._bodies.room() as room:  # until the answer has ended: so long the messages are in memory
             try:
                 expect_json(scope)
                 body = await room.read(scope, receive, BODY_LIMIT_BYTES)
+                if (response := at_once(body)) is not None:
+                    await response(scope, receive, send)
+                    return
                 asked = await self._bodies.decoded(self._dialect.parse, body)
             except RequestError as error:
                 await reply(self._dialect.error(error, unserved_id()))(scope, receive, send)

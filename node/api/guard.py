@@ -14,8 +14,12 @@ from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from node.api.dialects.by_path import error_for
+from node.api.error_replies import error_response, reply
+from node.errors import RequestError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -105,7 +109,7 @@ class Guard:
             await self._cors(scope, receive, send)
             return
         status, message = refusal
-        await forbidden(status, message)(scope, receive, send)
+        await reply(error_for(scope["path"], Forbidden(message, status)))(scope, receive, send)
 
 
 class _Options:
@@ -121,10 +125,19 @@ class _Options:
             await self._app(scope, receive, send)
 
 
+class Forbidden(RequestError):
+    """Who asks may not."""
+
+    kind = "permission_error"
+
+    def __init__(self, message: str, status: int = 403) -> None:
+        self.status = status
+        super().__init__(message)
+
+
 def forbidden(status: int, message: str) -> Response:
     """A refusal as OpenAI clients read it."""
-    body = {"error": {"message": message, "type": "permission_error", "param": None, "code": None}}
-    return JSONResponse(body, status)
+    return error_response(Forbidden(message, status))
 
 
 def shows(headers: Headers, token: str) -> bool:

@@ -36,6 +36,10 @@ class Owner:
         """Whether the owner asks."""
         return self.token is None or shows(headers, self.token)
 
+    def may_fetch(self, headers: Headers) -> bool:
+        """Whether this request may have models fetched: the owner's, and a program's on this machine; no web page's."""
+        return self.asks(headers) or not (self.exposed or "origin" in headers)
+
     def only(self, handler: Handler) -> Handler:
         """The same route, for the owner alone."""
 

@@ -22,6 +22,7 @@ from node.api.events import EventsEndpoint
 from node.api.generating import GeneratingEndpoint
 from node.api.guard import Door, Guard
 from node.api.model_list import ModelList
+from node.api.more_routes import anthropic_routes, ollama_routes, responses_routes
 from node.api.owner import Owner
 from node.api.plan import PlanEndpoint
 from node.api.service import Service
@@ -110,6 +111,9 @@ def _client_routes(service: Service, owner: Owner, *, waiting_status: int) -> li
     ]
     return [
         *openai,
+        *responses_routes(service, bodies),
+        *anthropic_routes(service, bodies),
+        *ollama_routes(service, bodies, owner),
         Route("/tokenize", WordsEndpoint(bodies, words.tokenise), methods=["POST"]),
         Route("/detokenize", WordsEndpoint(bodies, words.detokenise), methods=["POST"]),
         Route("/apply-template", WordsEndpoint(bodies, words.apply_template), methods=["POST"]),

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
@@ -42,6 +43,9 @@ class NodeControl(Protocol):
     def chat_model(self) -> ChatModel | None: ...
     def records(self) -> Iterable[NodeRecord]: ...
     def invitation(self) -> str: ...
+    def models_folder(self) -> Path:
+        """Where this node keeps models."""
+
     def names(self) -> Mapping[str, str]:
         """Of all nodes seen in this run, by id: those that are away can be named too."""
 

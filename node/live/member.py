@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 
 import trio
 from msgspec.structs import replace
@@ -107,6 +108,9 @@ class Member:
 
     def invitation(self) -> str:
         return self._swarm.invitation()
+
+    def models_folder(self) -> Path:
+        return self._home.models
 
     @property
     def leaving(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -33,6 +34,9 @@ class FakeNodeControl:
 
     def invitation(self) -> str:
         return "a token"
+
+    def models_folder(self) -> Path:
+        return Path("/nowhere")
 
     def names(self) -> dict[str, str]:
         return {"12D3KooWseen0000before01": "garage"}
