@@ -25,6 +25,7 @@ from node.api.serving import serve
 from node.arrival import tell_arrival
 from node.config import DEFAULT_API, Settings, announce_multiaddrs, is_loopback, listen_multiaddrs, parse_host_port
 from node.engine.workers import open_workers
+from node.environments import ready_pythons
 from node.errors import AlreadyRunning, ParallaxError, sentence
 from node.home import HAS_UNIX_SOCKETS, Control, Home, write_private
 from node.live.member import Member
@@ -129,7 +130,7 @@ async def _serve(settings: Settings, home: Home, stopping: Stopping, fork_server
             software=f"parallax {node.__version__}",
         )
         async with (
-            open_workers(started=fork_server, memory=machine) as workers,
+            open_workers(started=fork_server, memory=machine, environments=ready_pythons(home.data)) as workers,
             open_swarm(
                 swarm_settings,
                 pinned_layers=settings.layers,

@@ -146,6 +146,12 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--apply", action="store_true", help="change the running swarm; without it nothing is changed")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.add_argument("--data-dir", metavar="DIR", help="of the node to ask (also: PARALLAX_HOME)")
+    engine = _command(commands, "engine", "add what runs models in an environment of its own", _run_engine)
+    engine.add_argument("--data-dir", metavar="DIR", help="of the node that shall use it (also: PARALLAX_HOME)")
+    engine_actions = engine.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    text = "make its environment: its size is told first, and it can be interrupted and gone on with"
+    engine_add = engine_actions.add_parser("add", help=text, description=text, allow_abbrev=False)
+    engine_add.add_argument("engine", metavar="NAME", help="sglang: for NVIDIA's chips, under Linux")
     models = _command(commands, "models", "list, fetch, import or remove models", _run_models)
     models.add_argument("--json", action="store_true", help="for programs")
     actions = models.add_subparsers(title="actions", metavar="ACTION", dest="action")
@@ -244,6 +250,13 @@ def _run_plan(options: argparse.Namespace) -> int:
         if options.json:  # a program reads stdout, people stderr
             print(failure_as_json(error))
         raise
+    return 0
+
+
+def _run_engine(options: argparse.Namespace) -> int:
+    from node.environments import add
+
+    add(_home(options.data_dir).data, options.engine, print)
     return 0
 
 

@@ -101,6 +101,9 @@ class BackendChoice:
     """How well it suits the model in a folder; looks at what describes it, not at its weights, and imports nothing that
     takes long."""
 
+    own_environment: bool = False
+    """Whether it has an interpreter of its own, since it pins its own tensor library."""
+
     @property
     def is_installed(self) -> bool:
         """Whether its modules are there. Does not import them."""
@@ -114,6 +117,8 @@ class BackendChoice:
     @property
     def how_to_install(self) -> str:
         """For people."""
+        if self.own_environment:
+            return f"parallax engine add {self.name}"
         return f"pip install 'parallax-tui[{self.extra}]'" if self.extra else "install Parallax again"
 
 
@@ -210,6 +215,25 @@ def _mlx_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
     return Suits(0, reason) if reason else Suits(200 if device == "mps" else 1)
 
 
+def _prepare_sglang() -> None:
+    import_module("node.engine.sglang.backend")
+
+
+def _open_sglang(device: Device) -> Backend:
+    from node.engine.sglang.backend import SglangBackend  # torch takes seconds to import
+
+    return SglangBackend(device)
+
+
+def _sglang_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
+    """Safetensors, as they are."""
+    if any(folder.glob("*.gguf")):
+        return Suits(0, "it reads safetensors, and the model is a GGUF file")
+    if quantise in ("int8", "int4"):
+        return Suits(0, f"it does not quantise to {quantise}")
+    return Suits(150 if device == "cuda" else 1)
+
+
 BACKENDS: dict[BackendName, BackendChoice] = {
     "torch": BackendChoice(
         "torch",
@@ -254,5 +278,17 @@ BACKENDS: dict[BackendName, BackendChoice] = {
         _prepare_mlx,
         _open_mlx,
         _mlx_suits,
+    ),
+    "sglang": BackendChoice(
+        "sglang",
+        ("cuda", "cpu"),
+        ("sglang", "torch"),
+        ("sglang",),
+        "",
+        ("float32", "bfloat16", "float16"),
+        _prepare_sglang,
+        _open_sglang,
+        _sglang_suits,
+        own_environment=True,
     ),
 }

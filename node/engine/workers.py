@@ -8,13 +8,14 @@ the machine is measured once.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 import trio
 
 from node.engine.base import DeviceChoice, StageInfo
+from node.engine.environments import EngineWithEnvironments, with_environments
 from node.engine.forking import ForkServer
 from node.engine.process import EngineProcess, open_engine
 from node.engine.spawning import WorkerProcess, spawn_worker
@@ -42,8 +43,10 @@ class Workers:
         python: str,
         imports: tuple[str, ...],
         memory: MachineMemory | None,
+        environments: Mapping[str, str],
     ) -> None:
         self._nursery, self._device, self._python = nursery, device, python
+        self._environments = environments
         self._backends = imports
         """What the next workers are going to need."""
         self._used: tuple[str, ...] = ()
@@ -53,8 +56,9 @@ class Workers:
         self._hardware = memory.hardware() if memory is not None else None
 
     @asynccontextmanager
-    async def engine(self, threads: int) -> AsyncIterator[EngineProcess]:
-        """A new worker, which ends with the context. See `process.open_engine`."""
+    async def engine(self, threads: int) -> AsyncIterator[EngineProcess | EngineWithEnvironments]:
+        """A new worker, which ends with the context. See `process.open_engine`, and `environments` for those that it
+        has beside it where backends have interpreters of their own."""
         async with open_engine(
             threads=threads, device=self._device, spawn=self._spawn, known=self._hardware, loaded=self._note
         ) as engine:
@@ -62,7 +66,11 @@ class Workers:
                 self._hardware = engine.hardware
                 if self._memory is not None:
                     await trio.to_thread.run_sync(self._memory.measured, engine.hardware)
-            yield engine
+            if not self._environments:
+                yield engine
+                return
+            async with with_environments(engine, self._environments, self._device, threads) as wider:
+                yield wider
 
     def take_over(self, started: StartedForkServer) -> None:
         """Have workers forked by a process that was started before."""
@@ -102,14 +110,18 @@ async def open_workers(
     imports: tuple[str, ...] = USUAL_BACKENDS,
     started: StartedForkServer | None = None,
     memory: MachineMemory | None = None,
+    environments: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Workers]:
     """Workers that compute on one device, under the interpreter `python`.
 
     What the backends `imports` need is imported at once, what others need once a model has needed it. `started` is a
     fork server that imports already. With a `memory`, what was measured at an earlier start is not measured again.
+    `environments` are the interpreters of backends that have one of their own.
     """
     async with trio.open_nursery() as nursery:
-        workers = Workers(nursery, device, python, imports if started is None else started.backends, memory)
+        workers = Workers(
+            nursery, device, python, imports if started is None else started.backends, memory, environments or {}
+        )
         if started is not None:
             workers.take_over(started)
         await workers.prepare()

@@ -70,8 +70,8 @@ class Part:
 
 @torch.no_grad()
 def forward(range_runner: RangeRunner, parts: Sequence[Part], rows: torch.Tensor, *, decode: bool) -> torch.Tensor:
-    """Ids (T,) or hidden states (T, hidden_size) of these parts to hidden states (T, hidden_size), or at the model's end
-    to the logits of each part's last row (parts, vocab_size). `decode`: each part has one row."""
+    """Ids (T,) or hidden states (T, hidden_size) of these parts to hidden states (T, hidden_size), or at the model's
+    end to the logits of each part's last row (parts, vocab_size). `decode`: each part has one row."""
     from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 
     batch = batch_of(range_runner, parts, rows, decode=decode)

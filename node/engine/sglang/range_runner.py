@@ -94,7 +94,10 @@ def build(spec: StageSpec, device: str, kv_tokens: int | None) -> RangeRunner:
         parallel.override_permanently(pp_rank=rank, pp_size=len(parts), pp_group=place)
     try:
         runner = ModelRunner(
-            model_config=config, mem_fraction_static=MEMORY_PART, gpu_id=0, nccl_port=ports.nccl_port,
+            model_config=config,
+            mem_fraction_static=MEMORY_PART,
+            gpu_id=0,
+            nccl_port=ports.nccl_port,
             server_args=arguments,
         )
     except AssertionError as error:

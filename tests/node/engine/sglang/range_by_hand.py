@@ -66,7 +66,9 @@ def main(folder: str, start: int, end: int) -> None:
         assert not any(slot.problem for slot in result.slots), result.slots
         if last:
             for (name, at, count, want), slot in zip(slots, result.slots, strict=True):
-                expected = tokens[name][at : at + count] if want == "each" else tokens[name][at + count - 1 : at + count]
+                expected = (
+                    tokens[name][at : at + count] if want == "each" else tokens[name][at + count - 1 : at + count]
+                )
                 assert list(slot.tokens) == expected, (name, at, slot.tokens, expected)
             return
         given = torch.frombuffer(bytearray(result.data), dtype=torch.float32).view(-1, stage.info.hidden_size)
