@@ -10,16 +10,19 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
 from node.engine.base import BackendInfo, Batch, BatchResult, DeviceChoice, GoesOn, Stage, StageInfo, StageSpec
 from node.engine.process import EngineProcess, open_engine
 from node.errors import EngineError, LoadFailed, WorkerDied
-from node.task_status import TaskStatus
 from node.wire.frames import Sampling
 from node.wire.layer_range import layer_range
 from node.wire.records import Hardware
+
+if TYPE_CHECKING:
+    from node.task_status import TaskStatus
 
 log = logging.getLogger(__name__)
 

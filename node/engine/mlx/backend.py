@@ -13,6 +13,9 @@ from node.engine.mlx.loading import SharedModules, load_stage
 from node.engine.mlx.stage import MlxStage
 from node.errors import EngineError
 
+FREED_KEPT_BYTES = 1 << 30
+"""Of what was freed, for the next arrays: chunks of all lengths would else leave memory behind that nobody counts."""
+
 
 class MlxBackend:
     """A `backend.Backend`."""
@@ -24,8 +27,11 @@ class MlxBackend:
             mx.disable_compile()  # on a processor it would ask for a C++ compiler
         elif device == "mps" and mx.metal.is_available():
             mx.set_default_device(mx.gpu)
+            if most := mx.device_info().get("max_recommended_working_set_size"):
+                mx.set_wired_limit(most)  # so that the system does not page weights out between two answers
         else:
             raise EngineError(f"MLX does not compute on {device} here")
+        mx.set_cache_limit(FREED_KEPT_BYTES)
         make_library_known()
         self.batched = device != "cpu"
         """Whether decode steps share products: that pays on a chip that reads weights faster than rows come."""

@@ -49,7 +49,7 @@ def as_mlx_reads(config: dict[str, Any], asked: str = "") -> dict[str, Any]:
                 config.setdefault("rope_local_base_freq", base)
         else:
             _tell_rotary(config, rotary)
-    scaling = config.get("rope_scaling")
+    scaling = config.setdefault("rope_scaling", None)
     kind = str((scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, dict) else "")
     if kind in LENGTH_DEPENDENT:
         raise LoadFailed(
@@ -60,10 +60,15 @@ def as_mlx_reads(config: dict[str, Any], asked: str = "") -> dict[str, Any]:
             config[name] = config[other]
     family = str(config.get("model_type", ""))
     windowed = config.get("use_sliding_window") if family.startswith("qwen") else family == "mistral"
-    if windowed and config.get("sliding_window"):
+    window = config.get("sliding_window")
+    if windowed and window and window < config.get("max_position_embeddings", window + 1):
         raise LoadFailed(
             asked, f"mlx-lm's {family} has no sliding windows, which this model has; the torch backend does"
         )
+    if family == "minimax_m2":
+        config.setdefault("shared_intermediate_size", 0)
+        width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        config.setdefault("rotary_dim", int(width * config.get("partial_rotary_factor", 1.0)))
     if family.startswith("gemma3"):
         config["sliding_window_pattern"] = _pattern(config, asked)
     return config

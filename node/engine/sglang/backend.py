@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from node.wire.layer_range import layer_range
 
 MAX_BATCH_ROWS = 8192
 TIMED_STEPS = 5
+PIECE_S = 0.1
 
 
 class SglangBackend:
@@ -32,7 +34,7 @@ class SglangBackend:
         self._memory = WorkerMemory(lambda: self._weight_bytes)
 
     def load(self, spec: StageSpec) -> Generator[None, None, SglangStage]:
-        """See `backend.Backend.load`. In one piece: such a worker serves nothing else meanwhile."""
+        """See `backend.Backend.load`. The library builds and reads all at once, in a thread of its own meanwhile."""
         started_s = time.perf_counter()
         asked = layer_range(spec.start, spec.end)
         yield
@@ -41,7 +43,7 @@ class SglangBackend:
                 raise LoadFailed(asked, "SGLang reads safetensors, and the model is a GGUF file")
             layer_bytes = bytes_per_token(spec)
             tokens = max(1, spec.kv_bytes // max(1, sum(layer_bytes)))
-            range_runner = build(spec, self._device, tokens)
+            range_runner = yield from meanwhile(lambda: build(spec, self._device, tokens))
         except ModelError as error:
             raise LoadFailed(asked, str(error)) from error
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -69,6 +71,15 @@ class SglangBackend:
     def set_threads(self, threads: int) -> None:
         """See `backend.Backend.set_threads`."""
         torch.set_num_threads(threads)
+
+
+def meanwhile(build: Callable[[], RangeRunner]) -> Generator[None, None, RangeRunner]:
+    """What `build` gives; yields while it goes on, so that its worker is seen to live."""
+    with ThreadPoolExecutor(1, "load") as pool:
+        future = pool.submit(build)
+        while not wait([future], PIECE_S).done:
+            yield
+        return future.result()
 
 
 def bytes_per_token(spec: StageSpec) -> tuple[int, ...]:

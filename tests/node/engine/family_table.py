@@ -1,8 +1,9 @@
 """Which family runs on which stage from which kind of file: tried with tiny random models, and told in the engine's
 README. `python -m tests.node.engine.family_table` writes the table anew, where all of the stages are installed.
 
-A cell is `yes` where the stage gives transformers' next tokens, else the number of the sentence that refuses it. llama.cpp
-is tried by tests of its own, since it wants more of a GGUF file than weights; SGLang by hand, where it is installed.
+A cell is `yes` where the stage gives transformers' next tokens, else the number of the sentence that refuses it.
+llama.cpp is tried by tests of its own, since it wants more of a GGUF file than weights; SGLang by hand, where it is
+installed.
 """
 
 from __future__ import annotations
