@@ -38,9 +38,17 @@ class SeparateStage:
         self._stage, self._ended = stage, ended
         self.dropped = trio.Event()
 
-    async def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
+    async def open(
+        self,
+        sequence: str,
+        start: int,
+        end: int,
+        sampling: Sampling | None,
+        kv_tokens: int,
+        prefix: tuple[bytes, ...] = (),
+    ) -> int:
         """See `base.Stage.open`."""
-        await self._stage.open(sequence, start, end, sampling, kv_tokens)
+        return await self._stage.open(sequence, start, end, sampling, kv_tokens, prefix)
 
     async def run(self, batch: Batch) -> BatchResult:
         """See `base.Stage.run`."""
@@ -50,9 +58,9 @@ class SeparateStage:
         """See `base.Stage.rewind`."""
         await self._stage.rewind(sequence, position)
 
-    async def close(self, sequence: str) -> None:
+    async def close(self, sequence: str, keep: tuple[bytes, ...] = ()) -> None:
         """See `base.Stage.close`."""
-        await self._stage.close(sequence)
+        await self._stage.close(sequence, keep)
 
     async def drop(self) -> None:
         """See `base.Stage.drop`. Ends the worker, and with it all that it holds."""
