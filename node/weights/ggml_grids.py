@@ -33,22 +33,32 @@ class Grid:
     read: Callable[[Bytes], Parts]
 
 
+CHUNK_ITEMS = 1 << 22
+"""Numbers that are taken apart at a time: what that needs in between is some tens of MB, however large the matrix."""
+
+
 def from_ggml(raw: Bytes, kind: str) -> Blocks | None:
     """The blocks of rows (rows, bytes of a row) of a type; None for a type that is no grid of this form."""
     grid = GRIDS.get(kind)
     if grid is None:
         return None
-    rows = raw.shape[0]
-    with np.errstate(all="ignore"):  # damaged scales may be infinite
-        quants, scales, minimums = grid.read(raw.reshape(-1, BY_NAME[kind].block_bytes))
-    return Blocks(
-        grid.bits,
-        grid.block,
-        (quants + np.int16(grid.zero)).astype(np.uint8).reshape(rows, -1, grid.block),
-        np.ascontiguousarray(scales).reshape(rows, -1),
-        grid.zero,
-        None if minimums is None else np.ascontiguousarray(minimums).reshape(rows, -1),
-    )
+    rows, form = raw.shape[0], BY_NAME[kind]
+    columns = raw.shape[1] // form.block_bytes * form.block_items
+    quants = np.empty((rows, columns // grid.block, grid.block), np.uint8)
+    scales = np.empty((rows, columns // grid.block), np.float32)
+    minimums: Floats | None = None
+    step = max(1, CHUNK_ITEMS // max(1, columns))
+    for start in range(0, rows, step):
+        piece = slice(start, start + step)
+        with np.errstate(all="ignore"):  # damaged scales may be infinite
+            found, found_scales, found_minimums = grid.read(raw[piece].reshape(-1, form.block_bytes))
+        quants[piece] = (found + np.int16(grid.zero)).reshape(quants[piece].shape)
+        scales[piece] = found_scales.reshape(scales[piece].shape)
+        if found_minimums is not None:
+            if minimums is None:
+                minimums = np.empty_like(scales)
+            minimums[piece] = found_minimums.reshape(scales[piece].shape)
+    return Blocks(grid.bits, grid.block, quants, scales, grid.zero, minimums)
 
 
 def dequantised(raw: Bytes, kind: str) -> Floats:

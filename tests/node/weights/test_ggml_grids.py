@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -45,6 +47,28 @@ def _assert_same(raw: np.ndarray, kind: str) -> None:
     assert found.shape == blocks.shape == expected.shape
     np.testing.assert_array_equal(found, expected)  # infinities and what is no number included
     assert blocks.bits == 8 or int(blocks.quants.max()) < 16
+
+
+def test_a_large_matrix_is_taken_apart_in_pieces_that_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = np.random.default_rng(5).integers(0, 256, (7, 3 * 144), dtype=np.uint8)
+    whole = from_ggml(raw, "Q4_K")
+    monkeypatch.setattr("node.weights.ggml_grids.CHUNK_ITEMS", 2 * 768)
+    pieces = from_ggml(raw, "Q4_K")
+    assert whole is not None
+    assert pieces is not None
+    np.testing.assert_array_equal(whole.values(), pieces.values())
+
+
+def test_taking_a_matrix_apart_needs_little_beside_it() -> None:
+    raw = np.zeros((4096, 16 * 144), np.uint8)  # 16 million numbers
+    tracemalloc.start()
+    try:
+        blocks = from_ggml(raw, "Q4_K")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert blocks is not None
+    assert peak < blocks.quants.nbytes + 2 * blocks.scales.nbytes + 64 * 1024**2
 
 
 @pytest.mark.parametrize("kind", ["IQ2_XXS", "IQ1_S", "IQ3_S", "TQ1_0"])
