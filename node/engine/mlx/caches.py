@@ -36,6 +36,18 @@ def taken_out(together: list[Any], index: int) -> list[Any]:
     return [layer.extract(index) for layer in together]
 
 
+def copied(held: Held, tokens: int) -> Held:
+    """The first tokens of a sequence, as one of its own. Only where all keys and values are kept."""
+    copies = []
+    for layer in held.alone():
+        copy = type(layer)()
+        copy.keys, copy.values = (mx.contiguous(kept[..., :tokens, :]) for kept in (layer.keys, layer.values))
+        copy.offset = tokens
+        copies.append(copy)
+    mx.eval([value for copy in copies for value in (copy.keys, copy.values)])
+    return Held(copies)
+
+
 def settle(states: mx.array, caches: Sequence[Any]) -> None:
     """Compute states and what they left in the caches, so that no step holds the one before it."""
     kept = [value for cache in caches for value in (cache.keys, cache.values) if value is not None]

@@ -127,6 +127,7 @@ def _load(spec: StageSpec, shared: SharedModules, batched: bool, asked: str) -> 
             max_sequences=MAX_SEQUENCES,
             block_tokens=BLOCK_TOKENS,
             can_rewind=layout.can_rewind,
+            keeps_prefixes=layout.can_rewind,
             backend="mlx",
             quantisation=", ".join(sorted(filler.kinds)) or spec.dtype,
             drift_class=f"mlx {mx.__version__} {mx.default_device().type.name} {spec.dtype} {spec.quantise} {how}",

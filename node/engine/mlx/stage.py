@@ -22,7 +22,7 @@ from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
 from node.engine.batches import check_batch
 from node.engine.kv_cache import Sequence, Sequences
 from node.engine.memory import WorkerMemory
-from node.engine.mlx.caches import Held, group_of, rung, settle
+from node.engine.mlx.caches import Held, copied, group_of, rung, settle
 from node.engine.mlx.slicing import MlxSlice
 from node.engine.sampler import sample
 from node.errors import EngineError
@@ -90,6 +90,15 @@ class MlxStage:
             for cache in held.cache.alone():
                 cache.trim(max(0, cache.offset - position))
         held.cached, held.broken = position, ""
+
+    def take_up(self, sequence: str, prefix: tuple[bytes, ...]) -> int:
+        """See `backend.KeepsPrefixes`."""
+        return self._sequences.take_up(sequence, prefix, copied) if self.info.keeps_prefixes else 0
+
+    def keep(self, sequence: str, prefix: tuple[bytes, ...]) -> None:
+        """See `backend.KeepsPrefixes`."""
+        if self.info.keeps_prefixes:
+            self._sequences.keep(sequence, prefix, copied)
 
     def close(self, sequence: str) -> None:
         """See `base.Stage.close`."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.engine.base import BLOCK_TOKENS as PREFIX_TOKENS
 from node.engine.base import Batch, Slot
 from node.errors import EngineError, LoadFailed, OutOfKV
 from node.wire.frames import Sampling
@@ -248,3 +249,24 @@ def test_a_chip_is_measured_by_reading_and_by_multiplying() -> None:
     few, many = times_s(1 << 12, 32), times_s(1 << 22, 256)
     assert 0 < few[0] < many[0]
     assert 0 < few[1] < many[1]
+
+
+def test_a_text_that_begins_as_a_former_one_goes_on_from_what_was_kept_of_it(folder: Path) -> None:
+    stage = load_mlx(folder, 0, 6, batched=True)
+    ids = [5 + place % 90 for place in range(2 * PREFIX_TOKENS + 3)]
+    expected = generate_mlx([stage], "whole", ids, 3)
+    names = (b"first", b"second")
+    for name in "ab":  # side by side, so that what is kept comes out of a group
+        open_mlx([stage], name, len(ids) + 2)
+        run_mlx([stage], (name, 0, ids, "token"))
+    run_mlx([stage], *((name, len(ids), [expected[0]], "token") for name in "ab"))
+    stage.keep("a", names)
+    open_mlx([stage], "c", len(ids) + 2)
+    assert stage.take_up("c", names) == 2 * PREFIX_TOKENS
+    assert run_mlx([stage], ("c", 2 * PREFIX_TOKENS, ids[2 * PREFIX_TOKENS :], "token")) == [(expected[0],)]
+    assert run_mlx([stage], ("c", len(ids), [expected[0]], "token"), ("b", len(ids) + 1, [expected[1]], "token")) == [
+        (expected[1],),
+        (expected[2],),
+    ]
+    open_mlx([stage], "d", len(ids))
+    assert stage.take_up("d", (b"other", b"second")) == 0
