@@ -38,12 +38,19 @@ from tests.bench.control_client import open_client
 
 BASELINE = """
 import json, sys, time
+from pathlib import Path
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from node.engine.torch.checkpoint import open_checkpoint  # the folder may hold a GGUF file
 from transformers.generation.streamers import BaseStreamer
 
 torch.set_num_threads(int(sys.argv[2]))
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+folder = Path(sys.argv[1])
+config = AutoConfig.from_pretrained(folder)
+model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+checkpoint = open_checkpoint(folder, config)
+model.load_state_dict(dict(checkpoint.read(set(checkpoint.names()))), strict=False)
+model.tie_weights()
 
 class Stamps(BaseStreamer):
     def __init__(self): self.times = []
