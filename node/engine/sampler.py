@@ -10,6 +10,8 @@ them where those turn out to be too few.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,23 +27,88 @@ WIDEN = 8
 def sample(logits: NDArray[np.floating], sampling: Sampling, position: int) -> int:
     """The token for index `position` of its sequence, from logits (vocab_size,).
 
-    Temperature comes first, then top-k, then top-p. Equal logits: the lower id is kept, and wins where greedy.
+    Biases are added first; then come temperature, top-k, top-p, min-p and typical-p, each among what the one before has
+    left. Equal logits: the lower id is kept, and wins where greedy.
 
     Raises:
         EngineError: the logits hold NaN or +inf, or nothing but -inf.
     """
-    highest = float(logits.max())
+    if sampling.logit_bias:
+        logits = _biased(logits, sampling)
+    return _chosen(logits, float(logits.max()), sampling, position)
+
+
+def sample_rows(
+    logits: NDArray[np.floating], samplings: Sequence[Sampling], positions: Sequence[int]
+) -> list[int | EngineError]:
+    """`sample` for each row of (rows, vocab_size); an error in place of a token where a row names none."""
+    if any(sampling.logit_bias for sampling in samplings):
+        pairs = zip(logits, samplings, strict=True)
+        logits = np.stack([_biased(row, one) if one.logit_bias else row for row, one in pairs])
+    highest = logits.max(1)
+    greedy = logits.argmax(1) if any(sampling.temperature == 0 for sampling in samplings) else None
+    chosen: list[int | EngineError] = []
+    for row, (sampling, position) in enumerate(zip(samplings, positions, strict=True)):
+        try:
+            if greedy is not None and sampling.temperature == 0 and np.isfinite(highest[row]):
+                chosen.append(int(greedy[row]))
+            else:
+                chosen.append(_chosen(logits[row], float(highest[row]), sampling, position))
+        except EngineError as error:
+            chosen.append(error)
+    return chosen
+
+
+def _biased(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.floating]:
+    """A copy with biases added; those of ids that the vocabulary lacks change nothing."""
+    logits = logits.copy()
+    for token, bias in sampling.logit_bias:
+        if token < len(logits):
+            logits[token] += logits.dtype.type(bias)
+    return logits
+
+
+def _chosen(logits: NDArray[np.floating], highest: float, sampling: Sampling, position: int) -> int:
     if not np.isfinite(highest):  # max gives NaN as soon as there is one
         raise EngineError(f"the model's logits at position {position} have the maximum {highest}; no token to choose")
     if sampling.temperature == 0:
         return int(logits.argmax())
     kept = _kept(logits, highest, sampling)
     weights = _weights(logits if kept is None else logits[kept], highest, sampling)
+    if (fewer := _likely(weights, sampling)) is not None:
+        kept = fewer if kept is None else kept[fewer]
+        weights = weights[fewer]
     # in token-id order, and with all of the vocabulary's zeros left out, which change no sum
     cumulative = np.cumsum(weights)
     drawn = uniform(sampling.seed, position) * cumulative[-1]
     index = int(np.searchsorted(cumulative, drawn, side="right"))
     return index if kept is None else int(kept[index])
+
+
+def _likely(weights: NDArray[np.float64], sampling: Sampling) -> NDArray[np.intp] | None:
+    """The indices, rising, of the weights that min-p and typical-p leave; None for all. The highest weight is 1."""
+    left: NDArray[np.intp] | None = None
+    if sampling.min_p > 0:
+        left = np.flatnonzero(weights >= sampling.min_p)
+        weights = weights[left]
+    if sampling.typical_p == 1:
+        return left
+    typical = _typical(weights, sampling.typical_p)
+    return typical if left is None else left[typical]
+
+
+def _typical(weights: NDArray[np.float64], share: float) -> NDArray[np.intp]:
+    """The fewest, rising, whose surprise is nearest to the mean one and that have `share` of all together.
+
+    Locally typical sampling (Meister et al., arXiv:2202.00666). Equally near ones: the lower index first.
+    """
+    probabilities = weights / weights.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = -np.log(probabilities)
+        mean = float(np.where(probabilities > 0, probabilities * surprise, 0.0).sum())
+    order = np.argsort(np.abs(surprise - mean), kind="stable")
+    reached = np.cumsum(probabilities[order])
+    return np.sort(order[: 1 + int(np.searchsorted(reached, share * reached[-1]))])
 
 
 def uniform(seed: int, position: int) -> float:

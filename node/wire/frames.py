@@ -49,6 +49,9 @@ Buffer = bytes | bytearray | memoryview
 """A body: raw tensor bytes, or a view of some."""
 
 
+Bias = Annotated[float, Meta(ge=-1000, le=1000)]
+
+
 class Hop(Struct, frozen=True):
     """One stage of a route's chain: layers [start, end) on one node."""
 
@@ -66,6 +69,12 @@ class Sampling(Struct, frozen=True):
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     """0 keeps all."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Tokens less probable than so much of the most probable one are left out; 0 keeps all."""
+    typical_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Of the rest only those nearest to the expected surprise stay, until they have that much together; 1 keeps all."""
+    logit_bias: Annotated[tuple[tuple[TokenId, Bias], ...], Meta(max_length=1024)] = ()
+    """Added to tokens' logits before anything else; each token once."""
 
 
 class Sequence(Struct, frozen=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from node.engine.memory import WorkerMemory
 from node.engine.ort.chain import Chain
 from node.engine.ort.rows import bytes_of, hidden_of, ids_of
 from node.engine.ort.slots import Sequence, Slots
-from node.engine.sampler import sample
+from node.engine.sampler import sample_rows
 from node.errors import EngineError
 from node.weights.blocks import Floats
 from node.wire.frames import Sampling
@@ -226,19 +227,22 @@ class OrtStage:
         except Exception as error:  # whatever the library raises
             self._failed(wanted, error)
             return time.perf_counter() - started_s
-        taken = 0
+        samplings: list[Sampling] = []
+        positions: list[int] = []
         for work in wanted:
             count = work.slot.count if work.slot.want == "each" else 1
-            first = work.slot.position + work.slot.count - count + 1
-            sampling = work.sequence.sampling
-            assert sampling is not None
-            try:
-                own = logits[taken : taken + count]
-                work.result = SlotResult(tuple(sample(row, sampling, first + n) for n, row in enumerate(own)))
-            except EngineError as error:
-                work.sequence.broken = f"its step at position {work.slot.position} failed: {error}"
-                work.result = SlotResult(problem=str(error))
-            taken += count
+            assert work.sequence.sampling is not None
+            samplings += [work.sequence.sampling] * count
+            after = work.slot.position + work.slot.count
+            positions += range(after - count + 1, after + 1)
+        tokens = iter(sample_rows(logits, samplings, positions))
+        for work in wanted:
+            own = list(islice(tokens, work.slot.count if work.slot.want == "each" else 1))
+            if errors := [token for token in own if isinstance(token, EngineError)]:
+                work.sequence.broken = f"its step at position {work.slot.position} failed: {errors[0]}"
+                work.result = SlotResult(problem=str(errors[0]))
+            else:
+                work.result = SlotResult(tuple(token for token in own if isinstance(token, int)))
         return time.perf_counter() - started_s
 
     def _try_device(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine.sampler import sample, uniform
+from node.engine.sampler import sample, sample_rows, uniform
 from node.errors import EngineError
 from node.wire.frames import Sampling
 from tests.node.engine.sorting_sampler import sample_by_sorting
@@ -159,3 +159,71 @@ def test_a_sum_that_reaches_top_p_exactly_is_no_matter_of_rounding(copies: int, 
         sampling = Sampling(temperature=temperature, top_p=top_p, seed=3)
         for position in range(20):
             assert sample(logits, sampling, position) == sample_by_sorting(logits, sampling, position)
+
+
+def test_min_p_leaves_out_what_is_less_probable_than_its_part_of_the_highest() -> None:
+    # of 0.4 half is 0.2: 0.1 goes
+    assert drawn(Sampling(temperature=1, min_p=0.49, seed=3)) == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9], abs=0.035)
+    assert drawn(Sampling(temperature=1, min_p=1, seed=3), count=50)[1] == 1
+
+
+def test_typical_p_leaves_out_the_most_surprising_and_the_least() -> None:
+    logits = np.log(np.array([0.85, 0.05, 0.05, 0.05], np.float32))
+    # the mean surprise is 0.59 nats: that of 0.85 is 0.16, of 0.05 three
+    assert drawn(Sampling(temperature=1, typical_p=0.8, seed=3), logits, 100)[0] == 1
+    flat = np.log(np.array([0.3, 0.2, 0.2, 0.2, 0.1], np.float32))
+    shares = drawn(Sampling(temperature=1, typical_p=0.55, seed=3), flat, 600)
+    assert shares[[0, 4]].sum() == 0, "the highest is not typical where most of the weight lies below it"
+
+
+def test_a_bias_is_added_before_anything_else() -> None:
+    assert sample(LOGITS, Sampling(logit_bias=((0, 5.0), (99, 100.0))), 7) == 0
+    shares = drawn(Sampling(temperature=1, seed=1, logit_bias=((1, -1000.0),)))
+    assert shares == pytest.approx([1 / 6, 0, 2 / 6, 3 / 6], abs=0.035)
+
+
+@given(
+    st.one_of(some_values, any_values),
+    temperatures,
+    st.one_of(st.just(0.0), st.floats(0, 1)),
+    st.one_of(st.just(1.0), st.floats(1e-6, 1)),
+    st.lists(st.tuples(st.integers(0, 70), st.floats(-20, 20)), max_size=3, unique_by=lambda pair: pair[0]),
+    seeds,
+    positions,
+)
+@settings(deadline=None)
+def test_min_p_typical_p_and_biases_are_those_of_sorting_the_vocabulary(
+    values: list[float],
+    temperature: float,
+    min_p: float,
+    typical_p: float,
+    biases: list[tuple[int, float]],
+    seed: int,
+    position: int,
+) -> None:
+    logits = np.array(values, np.float32)
+    if not np.isfinite(logits.max()):
+        return
+    sampling = Sampling(
+        temperature=temperature, min_p=min_p, typical_p=typical_p, logit_bias=tuple(biases), seed=seed, top_k=40
+    )
+    assert sample(logits, sampling, position) == sample_by_sorting(logits, sampling, position)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9))
+@settings(deadline=None, max_examples=40)
+def test_rows_of_a_batch_get_what_each_gets_alone(noise: int, rows: int) -> None:
+    random = np.random.default_rng(noise)
+    logits = (3 * random.standard_normal((rows, 400))).astype(np.float32)
+    kinds = [Sampling(), Sampling(temperature=1, top_p=0.9, seed=3), Sampling(temperature=2, min_p=0.1, seed=9)]
+    kinds.append(Sampling(logit_bias=((7, 50.0),)))
+    samplings = [kinds[int(number)] for number in random.integers(0, len(kinds), rows)]
+    places = [int(place) for place in random.integers(0, 1000, rows)]
+    if rows > 2:
+        logits[1, 5] = np.nan
+    together = sample_rows(logits, samplings, places)
+    for row, (sampling, place) in enumerate(zip(samplings, places, strict=True)):
+        if rows > 2 and row == 1:
+            assert "maximum nan" in str(together[row])
+        else:
+            assert together[row] == sample(logits[row], sampling, place)
