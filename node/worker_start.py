@@ -20,7 +20,7 @@ BOOTSTRAP = Path(__file__).resolve().with_name("engine") / "bootstrap.py"
 CAN_FORK = sys.platform == "linux" and hasattr(os, "pidfd_open")
 """Elsewhere a process that has loaded the system's own libraries for computing cannot be forked."""
 
-USUAL_BACKENDS = ("torch",)
+USUAL_BACKENDS = ("ort",)
 """What a home imports at once that has computed with nothing yet."""
 
 SPIN = {

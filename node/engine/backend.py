@@ -194,7 +194,7 @@ def _ort_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
         shape_of(read_config(folder))
     except ModelError as error:
         return Suits(0, str(error))
-    return Suits(5)
+    return Suits(50)
 
 
 def _prepare_mlx() -> None:
@@ -235,6 +235,17 @@ def _sglang_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
 
 
 BACKENDS: dict[BackendName, BackendChoice] = {
+    "ort": BackendChoice(
+        "ort",
+        ("cpu",),
+        ("onnxruntime", "onnx"),
+        ("onnxruntime", "onnx"),
+        "",
+        ("float32", "bfloat16", "float16"),
+        _prepare_ort,
+        _open_ort,
+        _ort_suits,
+    ),
     "torch": BackendChoice(
         "torch",
         ("cpu", "cuda", "xpu", "mps"),
@@ -256,17 +267,6 @@ BACKENDS: dict[BackendName, BackendChoice] = {
         _prepare_llamacpp,
         _open_llamacpp,
         _llamacpp_suits,
-    ),
-    "ort": BackendChoice(
-        "ort",
-        ("cpu",),
-        ("onnxruntime", "onnx"),
-        ("onnxruntime", "onnx"),
-        "",
-        ("float32", "bfloat16", "float16"),
-        _prepare_ort,
-        _open_ort,
-        _ort_suits,
     ),
     "mlx": BackendChoice(
         "mlx",
