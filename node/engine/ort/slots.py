@@ -87,13 +87,13 @@ class Slots:
             raise EngineError(f"sequence {name} on layers {layer_range(start, end)}, but the stage holds {held}")
         if name in self._sequences:
             raise EngineError(f"sequence {name} has its room in the KV cache already")
-        self._refuse_too_long(tokens)
         if not self._free:
             raise EngineError(f"{self._kv.slots} sequences are open already, which is the most; close some first")
         token_bytes = sum(self._layer_bytes[start - self._start : end - self._start])
         room = _blocks(max(tokens, 1))
         if room * token_bytes > (free := self.free_bytes):
             raise OutOfKV(tokens, free // token_bytes // BLOCK_TOKENS * BLOCK_TOKENS)
+        self._refuse_too_long(tokens)
         self._sequences[name] = Sequence(name, start, end, sampling, self._free.pop(), token_bytes, room)
         self._memory.reserved_bytes += room * token_bytes
 
