@@ -87,6 +87,7 @@ _LATENT = _table(
 _OLD_MIXTURE = "block_sparse_moe"
 
 _LLAMA = {**_ATTENTION, **_DENSE}
+_LATENT_MIXTURE = {**_LATENT, **_DENSE, **_MIXTURE, **_SHARED}
 _GEMMA = {**_LLAMA, **_POST_NORMS, **_table(ffn_norm="pre_feedforward_layernorm")}
 
 FAMILIES: dict[str, Table] = {
@@ -108,7 +109,7 @@ FAMILIES: dict[str, Table] = {
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _GEMMA),
     "qwen3_moe": {**_LLAMA, **_MIXTURE},
     "glm4_moe": {**_LLAMA, **_MIXTURE, **_SHARED},
-    "deepseek_v3": {**_LATENT, **_DENSE, **_MIXTURE, **_SHARED},
+    **dict.fromkeys(("deepseek_v3", "kimi_k2"), _LATENT_MIXTURE),
     "minimax_m2": {
         **_ATTENTION,
         **{
@@ -142,7 +143,7 @@ FAMILIES: dict[str, Table] = {
 NORM_FROM_ONE = frozenset({"gemma2", "gemma3", "gemma3_text"})
 """Families whose checkpoints store how far a norm's factors are from 1. GGUF files of them store the factors."""
 
-ROTARY_INTERLEAVED = frozenset({"deepseek_v3"})
+ROTARY_INTERLEAVED = frozenset({"deepseek_v3", "kimi_k2"})
 """Families whose checkpoints rotate neighbouring rows, in both forms of file."""
 
 ARCHITECTURES = {

@@ -13,6 +13,7 @@ import numpy as np
 
 from node.engine.ort.experts import mixture
 from node.engine.ort.graph import Graph
+from node.engine.ort.latent import latent_attention
 from node.engine.ort.linear import Arithmetic, Linear, joined, linear_of
 from node.engine.ort.shape import Attention, LayerShape, ModelShape
 from node.weights.base import Weights
@@ -59,7 +60,7 @@ class LayerBuilder:
         """Attention's output (R, S, hidden) from normed rows."""
         attention = shape.attention
         if not isinstance(attention, Attention):
-            raise TypeError(f"{type(attention).__name__} has no nodes yet")
+            return latent_attention(self, attention, rows)
         query, key, value = self._query_key_value(attention, rows)
         seen = self.grouped_attention(attention, query, key, value)
         return self.graph.linear(seen, self.matrix("attn_output"), "attn_output")

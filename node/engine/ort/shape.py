@@ -129,6 +129,8 @@ FAMILIES = (
     "glm4_moe",
     "minimax_m2",
     "gpt_oss",
+    "deepseek_v3",
+    "kimi_k2",
 )
 """By transformers' `model_type`."""
 
@@ -273,6 +275,8 @@ def _is_sliding(config: Config, family: str, index: int) -> bool:
 
 
 def _latent(config: Config) -> Latent:
+    if not config.flag("rope_interleave", True):
+        raise config.unsupported("rope_interleave: false", "rope_interleave: true")
     plain, turned = _size(config, "qk_nope_head_dim"), _size(config, "qk_rope_head_dim")
     scale = float(plain + turned) ** -0.5
     scaling = Config(config.part("rope_parameters") or config.part("rope_scaling") or {}, config.where)

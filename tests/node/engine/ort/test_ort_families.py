@@ -27,6 +27,20 @@ LLAMA3_ROPE = {
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 TIED = {**TINY, "tie_word_embeddings": True}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 20,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 2,
+    "routed_scaling_factor": 2.5,
+}
 FAMILIES: dict[str, Any] = {
     "llama": lambda: transformers.LlamaConfig(**TINY, rope_parameters=LLAMA3_ROPE),
     "llama tied, biases": lambda: transformers.LlamaConfig(**TIED, attention_bias=True, mlp_bias=True),
@@ -83,6 +97,10 @@ FAMILIES: dict[str, Any] = {
     ),
     "minimax m2": lambda: transformers.MiniMaxM2Config(
         **TINY, head_dim=32, rotary_dim=16, num_local_experts=8, num_experts_per_tok=2
+    ),
+    "deepseek v3": lambda: transformers.DeepseekV3Config(**{**TINY, **LATENT}, q_lora_rank=32),
+    "deepseek v3, yarn, no query rank": lambda: transformers.DeepseekV3Config(
+        **{**TINY, **LATENT}, q_lora_rank=None, rope_parameters={**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 0.8}
     ),
     "gpt-oss": lambda: transformers.GptOssConfig(
         **TINY, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
