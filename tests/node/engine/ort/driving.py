@@ -79,3 +79,23 @@ def rows(result: BatchResult, width: int) -> np.ndarray:
 def ids_at(*slots: Slot, ids: Sequence[int]) -> Batch:
     """A batch of token ids with slots as they are given."""
     return Batch(slots, np.asarray(ids, np.int32).tobytes(), None)
+
+
+def logits_of(stages: Sequence[OrtStage], ids: Sequence[int], position: int = 0, sequence: str = "s") -> np.ndarray:
+    """Logits (vocabulary,) after the last of these ids, from the last stage's own head. Opens the sequence at 0."""
+    if position == 0:
+        for stage in stages:
+            stage.close(sequence)
+        open_all(stages, sequence)
+    seen: list[np.ndarray] = []
+    chain = stages[-1]._chain
+    original = chain.logits
+
+    def spy(states: np.ndarray) -> np.ndarray:
+        seen.append(original(states))
+        return seen[-1]
+
+    chain.logits = spy  # type: ignore[method-assign]
+    run_all(stages, batch_of((sequence, position, ids, "token")))
+    chain.logits = original  # type: ignore[method-assign]
+    return seen[-1][-1]

@@ -11,9 +11,8 @@ import pytest
 import torch
 import transformers
 
-from node.engine.ort.stage import OrtStage
-from tests.node.engine.driving import TINY, batch_of, save_tiny
-from tests.node.engine.ort.driving import cut, load_ort, open_all, run_all
+from tests.node.engine.driving import TINY, save_tiny
+from tests.node.engine.ort.driving import cut, load_ort, logits_of, open_all
 
 PROMPT = [int(i) for i in torch.randint(3, 128, (20,), generator=torch.Generator().manual_seed(5))]
 LLAMA3_ROPE = {
@@ -114,22 +113,6 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder, save_tiny(FAMILIES[request.param](), folder)
 
 
-def logits_of(stages: list[OrtStage], batch_position: int, ids: list[int]) -> np.ndarray:
-    """Logits of the last row, by the stage's own head."""
-    seen: list[np.ndarray] = []
-    chain = stages[-1]._chain
-    original = chain.logits
-
-    def spy(rows: np.ndarray) -> np.ndarray:
-        seen.append(original(rows))
-        return seen[-1]
-
-    chain.logits = spy  # type: ignore[method-assign]
-    run_all(stages, batch_of(("s", batch_position, ids, "token")))
-    chain.logits = original  # type: ignore[method-assign]
-    return seen[-1][-1]
-
-
 @pytest.mark.parametrize("cuts", [[0, 6], [0, 1, 4, 6]])
 def test_a_family_gives_the_librarys_logits(checkpoint: tuple[Path, Any], cuts: list[int]) -> None:
     """Prefill of 20 tokens, past the sliding windows of 8, a chunk of 5, then 6 decode steps."""
@@ -144,7 +127,7 @@ def test_a_family_gives_the_librarys_logits(checkpoint: tuple[Path, Any], cuts: 
             expected = whole(
                 input_ids=torch.tensor([ids]), position_ids=places, past_key_values=reference, use_cache=True
             ).logits[0, -1]
-        found = logits_of(stages, position, ids)
+        found = logits_of(stages, ids, position)
         assert np.abs(found - expected.numpy()).max() < 2e-5 * max(1.0, float(expected.abs().max()))
         position += len(ids)
         ids = [7, 8, 9, 10, 11] if number == 0 else [int(expected.argmax())]
