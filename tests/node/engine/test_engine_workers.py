@@ -118,7 +118,7 @@ def test_a_fork_server_that_is_gone_or_stuck_leaves_its_workers_be_and_is_starte
     ending: int, tiny_folder: Path
 ) -> None:
     async def main() -> None:
-        async with open_workers(device="cpu") as workers, workers.engine(1) as one:
+        async with open_workers(device="cpu", imports=("torch",)) as workers, workers.engine(1) as one:
             server = server_of(one.pid)
             os.kill(server, ending)
             chain = await load_chain(one, tiny_folder, [0, 6])
