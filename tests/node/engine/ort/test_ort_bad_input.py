@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from node.engine.ort.part_store import PartStore
 from node.engine.ort.shape import shape_of
 from node.errors import EngineError, LoadFailed, ModelError
 from node.wire.frames import Sampling
-from tests.node.engine.driving import batch_of
+from tests.node.engine.driving import batch_of, save_tiny, tiny_llama
 from tests.node.engine.ort.driving import ids_at, load_ort
 
 
@@ -63,6 +65,19 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(broken: Path, shape: tuple
     change(broken, DOWN, np.zeros(shape, np.float32))
     with pytest.raises(LoadFailed, match=r"ffn_down.*shape|shape.*ffn_down|down_proj.*shape"):
         load_ort(broken, 0, 6)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be cut short")
+def test_a_file_that_is_cut_short_after_the_load_hurts_nobody(tmp_path: Path) -> None:
+    """Norms and scales of more than a page, which the library reads where they lie."""
+    save_tiny(tiny_llama(hidden_size=1280, intermediate_size=320, num_attention_heads=20), tmp_path)
+    stage = load_ort(tmp_path, 3, 6)
+    stage.open("s", 3, 6, Sampling(), 10)
+    rows = np.random.default_rng(0).standard_normal((2, 1280)).astype(np.float32).tobytes()
+    before = stage.run(Batch((Slot("s", 0, 2, "token"),), rows, "float32")).slots[0].tokens
+    os.truncate(tmp_path / "model.safetensors", 100)
+    stage.rewind("s", 0)
+    assert stage.run(Batch((Slot("s", 0, 2, "token"),), rows, "float32")).slots[0].tokens == before
 
 
 def test_a_norm_of_another_length_is_refused(broken: Path) -> None:
