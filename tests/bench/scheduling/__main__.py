@@ -2,8 +2,9 @@
 
 python -m tests.bench.scheduling            # both tables
 python -m tests.bench.scheduling speed      # seconds
-python -m tests.bench.scheduling quality    # a quarter of an hour of two cores
+python -m tests.bench.scheduling quality    # an hour of one core; later ones keep what rivals did
 python -m tests.bench.scheduling quality 1 unequal    # one seed instead of five, pools whose names have the word
+python -m tests.bench.scheduling quality 5 "" paper    # against the published Parallax alone: a quarter of an hour
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def main() -> None:
         speed()
     if not asked or asked[0] == "quality":
         seeds = int(asked[1]) if len(asked) > 1 else 5
-        quality(seeds, asked[2] if len(asked) > 2 else "")
+        quality(seeds, asked[2] if len(asked) > 2 else "", asked[3].split(",") if len(asked) > 3 else ())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Ours against the others: a row for each pool and load, its objective named beforehand, the median of several seeds.
 
-Rates are compared where all ask at once; else mean times to answer, and only of schedulers that keep up.
+Rates are compared where all ask at once; else mean times to answer, and only of schedulers that keep up. One process;
+rivals' results are kept between runs (`played`). Large pools take long: fewer of their seeds are run, see FEWER_SEEDS,
+and a median of n seeds is off by about 1.25 times the spread of one, over the root of n.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -17,13 +18,16 @@ from tests.bench.rivals.helix import Helix
 from tests.bench.rivals.parallax_paper import ParallaxPaper
 from tests.bench.rivals.parallax_release import ParallaxRelease
 from tests.bench.rivals.petals import Petals
-from tests.bench.scheduling.loads import LOADS, MEAN_OUTPUT, Load, arrivals_of, changes, kept_up, told
+from tests.bench.scheduling.loads import LOADS, MEAN_OUTPUT, Load, arrivals_of, changes, told
+from tests.bench.scheduling.played import Kept, Played, played
 from tests.bench.scheduling.pools import NamedPool, pools
-from tests.bench.simulate import Outcome, Scheduler, Simulation, TwoPhase
+from tests.bench.simulate import Scheduler, Simulation, TwoPhase
 
 HORIZON_MS = 36_000_000.0
 """Ten hours; who has not answered by then does not serve the pool."""
 HELIX_NODES = 10
+FEWER_SEEDS = ((10, 5), (32, 3), (10**9, 2))
+"""Nodes at most, and seeds at most."""
 AIM_NEVER_BEHIND, AIM_UNEQUAL = 0.98, 1.3
 RIVALS: dict[str, Callable[[ModelCost], Scheduler]] = {
     "paper": ParallaxPaper,
@@ -47,58 +51,66 @@ class Compared:
     """How many times better ours is; None where the other could not sustain the load."""
 
 
-def quality(seeds: int, only: str) -> None:
-    """Prints the table for pools whose name has `only` in it."""
-    chosen = [index for index, pool in enumerate(pools()) if only in pool.name]
-    names = [*RIVALS, "helix"]
-    print("ours over each rival: tokens/s where full, mean time to answer elsewhere; median of", seeds, "seeds [range]")
-    print(f"{'pool':27}{'load':10}{'objective':11}{'ours':>9}  " + "".join(f"{name:>20}" for name in names))
+def quality(seeds: int, only: str, rivals: Sequence[str] = ()) -> None:
+    """Prints the table for pools whose name has `only` in it, against these rivals; all where none is named."""
+    names = [name for name in (*RIVALS, "helix") if not rivals or name in rivals]
+    print(
+        "ours over each rival: tokens/s where full, mean time to answer elsewhere; "
+        f"median of up to {seeds} seeds [range]"
+    )
+    print(
+        f"{'pool':27}{'seeds':>5} {'load':10}{'objective':11}{'ours':>9}  " + "".join(f"{name:>20}" for name in names)
+    )
     rows: dict[tuple[str, Load], list[Compared]] = {}
-    with multiprocessing.Pool(2, maxtasksperchild=1) as processes:
-        jobs = [(index, seed) for index in chosen for seed in range(seeds)]
-        for done, part in enumerate(processes.imap(_compared, jobs), 1):
-            for each in part:
+    kept = Kept()
+    for named in (pool for pool in pools() if only in pool.name):
+        nodes = len(named.make(0).nodes)
+        for seed in range(min(seeds, next(most for size, most in FEWER_SEEDS if nodes <= size))):
+            for each in _compared(named, seed, names, kept):
                 rows.setdefault((each.pool, each.load), []).append(each)
-            if done % seeds == 0:
-                for load in LOADS:
-                    _print_row(rows.get((part[0].pool, load), []), names)
+        for load in LOADS:
+            _print_row(rows.get((named.name, load), []), names)
     _print_aims(rows)
 
 
-def _compared(job: tuple[int, int]) -> list[Compared]:
+def _compared(named: NamedPool, seed: int, names: Sequence[str], kept: Kept) -> list[Compared]:
     """All loads of one pool and seed."""
-    index, seed = job
-    named = pools()[index]
     pool = named.make(seed)
+
+    def rival(load: Load, name: str, make: Callable[[ModelCost], Scheduler], half_rate: float) -> Played:
+        key = f"{named.name} {seed} {load.kind} {half_rate:.6g} {name}"
+        return kept.get(key, lambda: _run(named, pool, load, seed, make(named.model), half_rate))
+
     full = next(load for load in LOADS if load.kind == "full")
-    sustained = _run(named, pool, full, seed, ParallaxPaper(named.model), 1.0).tokens_per_s
-    half_rate = max(1e-6, sustained / 2 / MEAN_OUTPUT)
+    half_rate = max(1e-6, rival(full, "paper", ParallaxPaper, 1.0).tokens_per_s / 2 / MEAN_OUTPUT)
     found = []
     for load in LOADS:
         parallax = TwoPhase(named.model, load.objective, told(load, len(pool.nodes)))
         ours = _run(named, pool, load, seed, parallax, half_rate)
         ratios: dict[str, float | None] = {}
+        at_rate = half_rate if load.kind == "half load" else 1.0
         for name, make in RIVALS.items():
-            ratios[name] = _ratio(load, ours, _run(named, pool, load, seed, make(named.model), half_rate))
-        if len(pool.nodes) <= HELIX_NODES and seed == 0:
-            ratios["helix"] = _ratio(load, ours, _run(named, pool, load, seed, Helix(named.model), half_rate))
+            if name in names:
+                ratios[name] = _ratio(load, ours, rival(load, name, make, at_rate))
+        if "helix" in names and len(pool.nodes) <= HELIX_NODES and seed == 0:
+            ratios["helix"] = _ratio(load, ours, rival(load, "helix", Helix, at_rate))
         own = ours.tokens_per_s if load.by_rate else ours.mean_ms / 1000
-        found.append(Compared(named.name, load, seed, own, load.by_rate or kept_up(ours), ratios))
+        found.append(Compared(named.name, load, seed, own, load.by_rate or ours.kept_up, ratios))
     return found
 
 
-def _run(named: NamedPool, pool: Pool, load: Load, seed: int, scheduler: Scheduler, half_rate: float) -> Outcome:
+def _run(named: NamedPool, pool: Pool, load: Load, seed: int, scheduler: Scheduler, half_rate: float) -> Played:
     arrivals = arrivals_of(load, len(pool.nodes), seed, half_rate)
     happenings = changes(pool, arrivals[-1].at_ms) if named.churn and load.kind == "half load" else []
-    return Simulation(named.model, pool, scheduler, arrivals, happenings).run(HORIZON_MS)
+    return played(Simulation(named.model, pool, scheduler, arrivals, happenings).run(HORIZON_MS))
 
 
-def _ratio(load: Load, ours: Outcome, other: Outcome) -> float | None:
+def _ratio(load: Load, ours: Played, other: Played) -> float | None:
     if not other.served or (load.by_rate and other.unserved):
         return None
     if load.by_rate:
         return ours.tokens_per_s / other.tokens_per_s
-    return other.mean_ms / ours.mean_ms if kept_up(other) else None
+    return other.mean_ms / ours.mean_ms if other.kept_up else None
 
 
 def _print_row(rows: list[Compared], names: list[str]) -> None:
@@ -108,7 +120,7 @@ def _print_row(rows: list[Compared], names: list[str]) -> None:
     unit = "tok/s" if load.by_rate else "s"
     own = f"{median(row.ours for row in rows):.3g} {unit}" + ("" if all(row.kept_up for row in rows) else "!")
     cells = "".join(f"{_cell([row.ratios[name] for row in rows if name in row.ratios]):>20}" for name in names)
-    print(f"{rows[0].pool:27}{load.kind:10}{load.objective:11}{own:>9}  {cells}", flush=True)
+    print(f"{rows[0].pool:27}{len(rows):5} {load.kind:10}{load.objective:11}{own:>9}  {cells}", flush=True)
 
 
 def _cell(ratios: list[float | None]) -> str:
@@ -130,7 +142,7 @@ def _print_aims(rows: dict[tuple[str, Load], list[Compared]]) -> None:
     )
     missed = False
     for (pool, load), compared in rows.items():
-        known = [ratio for row in compared if (ratio := row.ratios["paper"]) is not None]
+        known = [ratio for row in compared if (ratio := row.ratios.get("paper")) is not None]
         if not known:
             continue
         aim = AIM_UNEQUAL if "unequal" in pool else AIM_NEVER_BEHIND
