@@ -485,19 +485,30 @@ class Simulation:
             held: since for held, since in self._ready.items() if self._until.get(held, self.now_ms + 1) > self.now_ms
         }
         self._ready, self._until = {}, {}
-        for stage in layout:
-            held = [(s, e, since) for (n, s, e), since in before.items() if n == stage.node_id]
-            ready_ms = min((since for s, e, since in held if s <= stage.start and stage.end <= e), default=None)
-            if ready_ms is None:
-                kept = max((max(0, min(e, stage.end) - max(s, stage.start)) for s, e, _ in held), default=0)
-                size = (stage.layers - kept) * self.model.layer_bytes
-                ready_ms = self.now_ms + 1000 * (LOAD_S + size / LOAD_RATE)
+        held = {
+            node.node_id: [(s, e, since) for (n, s, e), since in before.items() if n == node.node_id] for node in nodes
+        }
+        loaded = [(stage, self._loaded_ms(stage, held[stage.node_id])) for stage in layout]
+        done_ms = max((ready_ms for _, ready_ms in loaded), default=0.0)
+        for stage, ready_ms in loaded:
+            own = held[stage.node_id]
+            serves = (stage.start, stage.end) in [(s, e) for s, e, since in own if since <= self.now_ms]
+            if ready_ms <= self.now_ms and not serves:  # it gives layers up when others have theirs, as members do
+                ready_ms = done_ms
+            if ready_ms > self.now_ms:
                 self._changes_due += 1
                 self._at(ready_ms, "loaded")
-            if ready_ms > self.now_ms:
-                for s, e, since in held:  # its old range serves until the new one does
+                for s, e, since in own:  # its old range serves until the new one does
                     if since <= self.now_ms:
                         self._ready[stage.node_id, s, e] = since
                         self._until[stage.node_id, s, e] = ready_ms
             self._ready[stage.node_id, stage.start, stage.end] = ready_ms
         self._hosts_stale = True
+
+    def _loaded_ms(self, stage: Stage, held: Sequence[tuple[int, int, float]]) -> float:
+        """When its node has the range, with what it holds: start, end, since when."""
+        within = [since for start, end, since in held if start <= stage.start and stage.end <= end]
+        if within:
+            return min(within)
+        kept = max((max(0, min(end, stage.end) - max(start, stage.start)) for start, end, _ in held), default=0)
+        return self.now_ms + 1000 * (LOAD_S + (stage.layers - kept) * self.model.layer_bytes / LOAD_RATE)

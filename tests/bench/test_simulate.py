@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.errors import BadPool
+from node.errors import BadPool, NoRoute
 from node.plan import allocate, predict
 from node.plan.chain_time import chain_of_nodes, node_times
 from node.plan.machines.pool import Links, Pool, PoolNode, Workload
@@ -272,3 +272,26 @@ def test_the_rate_of_many_users_is_told_within_a_quarter(
     outcome = Simulation(model, Pool(tuple(nodes), links), Fixed(stages), arrivals, (), work, users).run()
     told = chain_of_nodes(model, links, nodes, counts, work).tokens_per_s(users, work)
     assert told == pytest.approx(outcome.steady_tokens_per_s, rel=0.25)
+
+
+class Swapping:
+    """Whoever is slower shall hold less; the other one has to load what it gives up."""
+
+    def place(self, pool: Pool) -> Sequence[Stage]:
+        slow = any(node.bandwidth < 1e12 for node in pool.nodes)
+        return (Stage("a", 0, 2), Stage("b", 2, 4)) if not slow else (Stage("a", 0, 1), Stage("b", 1, 4))
+
+    def route(self, hosts: Sequence[Host], changed: bool, request: Request) -> Sequence[Stage] | None:
+        try:
+            return route(4, hosts, LINKS, request).stages
+        except NoRoute:
+            return None
+
+
+def test_a_node_gives_layers_up_when_the_other_has_loaded_them_and_not_before() -> None:
+    a, b = (replace(machine(i, "A"), node_id=name, memory_bytes=10**12) for i, name in enumerate("ab"))
+    slow = Happening(1000.0, "slow", replace(a, bandwidth_bytes_per_s=a.bandwidth / 4))
+    arrivals = [Arrival(900.0 + 100 * i, 16, 16) for i in range(20)]
+    outcome = Simulation(mixture(4), Pool((a, b), LINKS), Swapping(), arrivals, [slow], WORK).run(3_600_000)
+    assert outcome.unserved == 0
+    assert outcome.percentile_ms(100) < 1000, "nobody waits until the layer is loaded"
