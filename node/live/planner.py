@@ -69,6 +69,9 @@ after the other, by their ids, may outrank it."""
 LOOK_S = 120.0
 """For what describes the model that a plan changes to: some megabytes from the hub."""
 
+LOOK_AGAIN_S = 60.0
+"""What could not be had is looked for again after so long, if a plan still asks for it: the hub may be back."""
+
 UNSERVED_S = 20.0
 """A plan that nobody can serve, and that has never been served, is given up after so long."""
 
@@ -122,6 +125,8 @@ class Planner:
         self._aside_until_s: dict[NodeId, float] = {}
         self._looks: dict[tuple[ModelRef, Dtype], Look] = {}
         self._looking: set[tuple[ModelRef, Dtype]] = set()
+        self._look_again_at_s: dict[tuple[ModelRef, Dtype], float] = {}
+        """Of those that found nothing."""
         self._to_outrank: Plan | None = None
         self._served, self._hopeless_since_s = False, float("inf")
         self._aside_note = ""
@@ -294,6 +299,7 @@ class Planner:
             self._weighed = ()  # it took a while, and is of yesterday
             self.wake()
         elif isinstance(outcome, Problem):
+            self._agreed = 0  # reviews that agree are reviews in a row
             self._say(f"{outcome.reason}{self._set_aside_soon()}")
         elif outcome is None:
             self._agreed = 0
@@ -304,6 +310,7 @@ class Planner:
                 log.warning("the plan of epoch %d must wait until the clock has come so far", outcome.epoch)
                 self._weighed = ()
                 return
+            self._aside_note = ""
             self._weighed = (outcome, *self._weighed[1:])  # our own plan is no change to weigh
             self._tell_what_is_set_aside(outcome.settings, current)
             await self._swarm.publish_plan(outcome)
@@ -459,8 +466,8 @@ class Planner:
         self._emit(Notice.of("warning", text))
 
     def _with_note(self, plan: Plan) -> Plan:
-        """Our next plan tells everybody's status what the one before it was set aside for."""
-        note, self._aside_note = self._aside_note, ""
+        """Our next plan that is followed tells everybody's status what the one before it was set aside for."""
+        note = self._aside_note
         return replace(plan, note=f"{note}; {plan.note}".removesuffix("; ")[:SENTENCE_LIMIT]) if note else plan
 
     def _name_of(self, node_id: str) -> str:
@@ -475,7 +482,8 @@ class Planner:
                 continue
             key = plan.model, plan.dtype
             asked = plan is self.plan or asked_for(plan.model, self._swarm.members(), self._aside())
-            if asked and key not in self._looks and key not in self._looking:
+            known = key in self._looks and trio.current_time() < self._look_again_at_s.get(key, float("inf"))
+            if asked and not known and key not in self._looking:
                 self._looking.add(key)
                 nursery.start_soon(self._look_at, *key)
 
@@ -489,10 +497,17 @@ class Planner:
         except Exception as error:  # whatever a file or a plan says, planning goes on
             log.exception("looking at %s failed", model.name)
             look = Look(problem=f"{type(error).__name__}: {error}")
-        self._looking.discard((model, dtype))
+        key = model, dtype
+        self._looking.discard(key)
+        self._looks.pop(key, None)
+        self._look_again_at_s.pop(key, None)
         while len(self._looks) >= LOOKS_KEPT:
-            del self._looks[next(iter(self._looks))]
-        self._looks[model, dtype] = look
+            oldest = next(iter(self._looks))
+            del self._looks[oldest]
+            self._look_again_at_s.pop(oldest, None)
+        self._looks[key] = look
+        if look.facts is None:
+            self._look_again_at_s[key] = trio.current_time() + LOOK_AGAIN_S
         self.wake()
 
     async def _judge_plan_in_force(self) -> None:
@@ -566,6 +581,7 @@ class Planner:
             return  # its number is ahead of the clock: the next look is a second later
         self._to_outrank = None
         if self.heard(following := self._with_note(following)):
+            self._aside_note = ""
             await self._swarm.publish_plan(following)
 
     def _expected(self) -> set[NodeId]:

@@ -182,6 +182,22 @@ async def test_a_model_that_is_asked_for_and_cannot_be_had_is_not_changed_to(lab
 
 
 @in_a_lab
+async def test_a_model_that_could_not_be_had_once_is_looked_for_again(lab: Lab) -> None:
+    peers = await three(lab)
+    for peer in peers:
+        peer.desk.lacks = {EVIL}
+    author = stranger(lab, wanted_model=EVIL)
+    await author.publish_plan(plan_of(author, peers[0].planner.plan, model=EVIL))
+    await trio.sleep(JUDGED_S)
+    for peer in peers:
+        peer.desk.lacks = set()  # the hub is back
+    await trio.sleep(ASIDE_S + 5)
+    await author.publish_plan(plan_of(author, peers[0].planner.plan, model=EVIL))
+    await trio.sleep(JUDGED_S)
+    assert {peer.planner.plan.model for peer in peers if peer.planner.plan} == {EVIL}
+
+
+@in_a_lab
 async def test_a_plan_that_comes_before_the_records_it_was_made_of_is_followed_when_they_are_here(lab: Lab) -> None:
     peers = await three(lab)
     author, late = stranger(lab), fake_node_id("late")
