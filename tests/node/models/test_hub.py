@@ -229,11 +229,13 @@ def test_a_shard_whose_bytes_have_flipped_is_fetched_again(hub: Any, tmp_path: P
         prepare(ref, models, (3, 4))
 
 
-def test_quantised_checkpoints_are_refused_before_their_weights_are_fetched(hub: Any, tmp_path: Path) -> None:
+def test_checkpoints_quantised_in_a_way_that_cannot_be_read_are_refused_before_their_weights_are_fetched(
+    hub: Any, tmp_path: Path
+) -> None:
     config = json.loads(hub.files["config.json"])
-    hub.files["config.json"] = json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}).encode()
+    hub.files["config.json"] = json.dumps({**config, "quantization_config": {"quant_method": "aqlm"}}).encode()
     ref = identify("org/tiny", tmp_path / "models")
-    with pytest.raises(UnsupportedModel, match=r"quantised weights \(gptq\)"):
+    with pytest.raises(UnsupportedModel, match=r"quantised weights \(aqlm\)"):
         prepare(ref, tmp_path / "models", (0, 4))
     assert not any(name.endswith(".safetensors") for name in hub.asked)
 
