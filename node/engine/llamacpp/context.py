@@ -55,6 +55,23 @@ class Piece:
     """How many of the last rows are asked for the model's answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Which of the model's layers a call's rows go through."""
+
+    enter: str = ""
+    """The node of its graph that rows are put into; empty: they are given as embeddings."""
+    leave: str = ""
+    """The node that they are taken out of; empty: they go through the head to logits."""
+    skips: bool = False
+    """Whether layers lie before `enter`. They compute something that nobody looks at, for the graph has them."""
+
+
+def after_layer(number: int) -> str:
+    """The node with the result of a layer, counted in the model as it is loaded."""
+    return f"l_out-{number}"
+
+
 def rows_per_call(shape: Shape, heads: int) -> int:
     """As many as the scores' memory allows."""
     fitting = SCORES_BYTES // (4 * max(1, heads) * shape.tokens)
@@ -74,15 +91,18 @@ class Context:
         *,
         hidden: bool,
         enter: str = "",
+        watched: bool = False,
+        takes_ids: bool = False,
     ) -> None:
         """`hidden`: whether rows of the last layer are wanted, not logits. `enter`: the node that rows are put into,
-        where they are not given as embeddings.
+        where they are not given as embeddings. `watched`: whether calls may go other ways, which costs some
+        microseconds for each node of the graph. `takes_ids`: whether the model's own embedding is to be used.
 
         Raises:
             EngineError: there is not enough memory for it.
         """
         self._library, self._model, self._ffi = library, model, library.ffi
-        self.shape, self._hidden = shape, hidden
+        self.shape, self._takes_ids = shape, takes_ids
         self.most_rows = rows_per_call(shape, heads)
         params = library.llama.llama_context_default_params()
         params.n_ctx, params.n_seq_max = shape.cells, shape.streams
@@ -92,14 +112,17 @@ class Context:
         params.type_k = params.type_v = F16
         params.flash_attn_type = FLASH_ATTENTION_OFF  # it splits a row's sum by threads and length
         params.kv_unified = False
-        self._out: Rows = np.zeros((self.most_rows if hidden else 0, model.width), np.float32)
+        self._own = Way(enter, after_layer(model.layers - 1) if hidden else "")
+        self.watched = bool(hidden or enter or watched)
+        """Whether calls may go other ways than its own."""
+        self._out: Rows = np.zeros((self.most_rows if self.watched else 0, model.width), np.float32)
         self._filled = 0
-        self._last_layer = f"l_out-{model.layers - 1}".encode() + b"\0" if hidden else b""
-        self._enter = enter.encode() + b"\0" if enter else b""
+        self._enter = self._leave = b""
+        """Of the call under way, as C has names."""
         self._given: Rows = np.zeros((0, model.width), np.float32)
         self._entered = 0
         self._callback = self._ffi.callback("eval_callback", self._on_node, error=False)
-        if hidden or enter:
+        if self.watched:
             params.cb_eval = self._callback
         self._handle = library.llama.llama_init_from_model(model.handle, params)
         if self._handle == self._ffi.NULL:
@@ -122,44 +145,50 @@ class Context:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    def run(self, data: NDArray[np.int32] | Rows, pieces: Sequence[Piece]) -> Rows:
+    def run(self, data: NDArray[np.int32] | Rows, pieces: Sequence[Piece], way: Way | None = None) -> Rows:
         """Token ids (T,) or hidden rows (T, hidden_size) of equally long pieces, in the order of their streams, to
         hidden rows (T, hidden_size) or the logits asked for (logits, vocab_size). They are overwritten by the next
-        call.
+        call. `way`: another than through all layers, where the context is watched.
 
         Raises:
             CallFailed: nothing has changed.
         """
-        count = len(data)
+        count, way = len(data), way or self._own
+        assert way == self._own or self.watched
         assert count == sum(piece.count for piece in pieces) <= self.most_rows
         positions = np.concatenate([np.arange(p.position, p.position + p.count, dtype=np.int32) for p in pieces])
         wanted = np.concatenate([np.arange(p.count) >= p.count - p.logits for p in pieces]).astype(np.int8)
-        if self._hidden:
-            wanted[:] = 1  # the last layer leaves out whatever gives no output
+        if way.leave:  # the last layer leaves out whatever gives no output
+            wanted[:] = way.leave == self._own.leave
         ones = np.ones(count, np.int32)
         sequences = self._ffi.new("llama_seq_id *[]", [self._streams[p.stream] for p in pieces for _ in range(p.count)])
-        if data.ndim == 2 and self._model.positions_per_row == 4:  # time, height, width alike, as for text
+        given = self._nothing(count) if way.skips else np.ascontiguousarray(data)
+        if given.ndim == 2 and self._model.positions_per_row == 4:  # time, height, width alike, as for text
             positions = np.concatenate([positions, positions, positions, np.zeros_like(positions)])
         batch = self._ffi.new("llama_batch *")
         batch.n_tokens = count
-        given = np.ascontiguousarray(data)
-        batch.token = self._at("llama_token *", given) if data.ndim == 1 else self._ffi.NULL
-        batch.embd = self._at("float *", given) if data.ndim == 2 else self._ffi.NULL
+        batch.token = self._at("llama_token *", given) if given.ndim == 1 else self._ffi.NULL
+        batch.embd = self._at("float *", given) if given.ndim == 2 else self._ffi.NULL
         batch.pos, batch.n_seq_id = self._at("llama_pos *", positions), self._at("int32_t *", ones)
         batch.seq_id, batch.logits = sequences, self._at("int8_t *", wanted)
         self._filled = self._entered = 0
-        if self._enter:
-            self._given = np.asarray(given, np.float32)
+        self._enter, self._leave = _name(way.enter), _name(way.leave)
+        if way.enter:
+            self._given = np.ascontiguousarray(data, np.float32)
         if (code := self._library.llama.llama_decode(self._handle, batch[0])) != 0:
             self._undo(pieces)
             raise CallFailed(code, self._library.log.last_error())
-        if (self._hidden and self._filled != count) or (self._enter and self._entered != count):
+        if (way.leave and self._filled != count) or (way.enter and self._entered != count):
             self._undo(pieces)
             raise CallFailed(0, f"it took {self._entered} and gave {self._filled} rows of {count}")
-        if self._hidden:
+        if way.leave:
             return self._out[:count]
         self._library.llama.llama_synchronize(self._handle)
         return self._logits(np.flatnonzero(wanted))
+
+    def _nothing(self, count: int) -> NDArray[np.int32] | Rows:
+        """What layers whose results nobody looks at are given."""
+        return np.zeros(count, np.int32) if self._takes_ids else np.zeros((count, self._model.width), np.float32)
 
     def _undo(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
@@ -192,7 +221,7 @@ class Context:
     def _on_node(self, tensor: Any, ask: bool, _: Any) -> bool:
         """Asked before a node is computed whether it is wanted; told afterwards, where the answer says to go on."""
         if ask:
-            return self._is(tensor, self._last_layer) or self._is(tensor, self._enter)
+            return self._is(tensor, self._leave) or self._is(tensor, self._enter)
         count, row_bytes = int(tensor.ne[1]), 4 * self._model.width
         fits = tensor.type == 0 and tensor.ne[0] == self._model.width
         if self._is(tensor, self._enter):
@@ -240,3 +269,8 @@ class Context:
         if self._library.llama.llama_state_seq_set_data(self._handle, source, len(data), stream) != len(data):
             why = self._library.log.last_error()
             raise EngineError(f"llama.cpp took a sequence's keys and values back only in part: {why}")
+
+
+def _name(node: str) -> bytes:
+    """As C compares it; empty stays empty and is nobody's."""
+    return node.encode() + b"\0" if node else b""

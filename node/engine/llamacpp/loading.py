@@ -83,11 +83,23 @@ def _probed(
     family = FAMILIES.get(whole.architecture, PLAIN)
     enter = family.rows_enter_at if spec.start else ""
 
-    def make(shape: Shape, hidden: bool) -> Context:
-        return Context(library, model, shape, heads, threads(), hidden=hidden, enter=enter)
+    own_ids = whole.is_whole(spec.start, spec.end)
+
+    def make(shape: Shape, hidden: bool, watched: bool = False) -> Context:
+        return Context(
+            library,
+            model,
+            shape,
+            heads,
+            threads(),
+            hidden=hidden,
+            enter=enter,
+            watched=watched,
+            takes_ids=own_ids,
+        )
 
     embedding: Embedding | None = None
-    if spec.start == 0 and not whole.is_whole(spec.start, spec.end):
+    if spec.start == 0 and not own_ids:
         embedding = Embedding(whole, embedding_scale(whole, family.scaled_embedding))
     longest = whole.number("context_length", LONGEST_UNTOLD) or LONGEST_UNTOLD
     stage = LlamaStage(
@@ -95,8 +107,10 @@ def _probed(
         spec.end,
         model,
         embedding,
-        lambda shape: make(shape, not last),
-        last=last,
+        lambda shape, watched: make(shape, not last, watched),
+        layers=whole.layers,
+        enter=enter,
+        can_narrow=whole.architecture in FAMILIES,
         vocabulary=whole.vocabulary,
         longest_tokens=longest,
     )
@@ -121,7 +135,7 @@ def _probed(
             max_batch_rows=MAX_BATCH_ROWS,
             max_sequences=MOST_STREAMS,
             can_rewind=model.keeps == "all",
-            can_narrow=False,
+            can_narrow=whole.architecture in FAMILIES,
             backend="llamacpp",
             quantisation=types,
             drift_class=f"llamacpp {library.version} {kernels} {spec.dtype} {types}",

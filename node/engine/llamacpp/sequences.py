@@ -19,6 +19,9 @@ class Held:
     """One sequence."""
 
     stream: int
+    start: int
+    end: int
+    """It runs through layers [start, end)."""
     sampling: Sampling | None
     promised: int
     """Tokens that there is room for at any rate: its prompt's."""
@@ -26,6 +29,10 @@ class Held:
     """Tokens whose keys and values are there."""
     broken: str = ""
     """Why it cannot go on."""
+    junk: bool = False
+    """Whether layers that nobody looks at hold whatever came of computing on nothing."""
+    poisoned: bool = False
+    """Whether what its stream holds, or held, may be no numbers."""
     carried: int = 0
     """Its tokens when it was carried over last, where what is outside of windows is left behind: it cannot go back to
     before them, but to its beginning."""
@@ -84,7 +91,7 @@ class Sequences:
         taken = 0 if self._context is None else self._context.shape.cells
         return min(self._own_tokens, taken + self._memory.free_bytes // self._bytes_per_token)
 
-    def open(self, name: str, sampling: Sampling | None, tokens: int) -> None:
+    def open(self, name: str, layers: tuple[int, int], sampling: Sampling | None, tokens: int) -> None:
         """Begin a sequence with room for so many tokens.
 
         Raises:
@@ -98,7 +105,16 @@ class Sequences:
         taken = {held.stream for held in self}
         stream = next(number for number in range(self.context.shape.streams) if number not in taken)
         self.context.forget(stream)
-        self._held[name] = Held(stream, sampling, tokens)
+        self._held[name] = Held(stream, *layers, sampling, tokens)
+
+    def renew(self) -> None:
+        """Have another context of the same shape, and what is there in it."""
+        if self._context is not None:
+            self._change(self._context.shape)
+
+    def find(self, name: str) -> Held | None:
+        """The sequence of this name, if there is one."""
+        return self._held.get(name)
 
     def get(self, name: str) -> Held:
         """The sequence of this name. Raises EngineError where there is none."""
@@ -115,8 +131,30 @@ class Sequences:
 
     def close(self, name: str) -> None:
         """Forget a sequence. Harmless where it is unknown."""
-        if (held := self._held.pop(name, None)) and self._context is not None:
-            self._context.forget(held.stream)
+        if (held := self._held.pop(name, None)) is None or self._context is None:
+            return
+        self._context.forget(held.stream)
+        if held.poisoned or held.junk:
+            self._cleanse()
+
+    def rewind(self, held: Held, position: int) -> bool:
+        """Forget what a sequence holds at a position and after it; whether that could be done."""
+        if not self.context.forget(held.stream, position):
+            return False
+        held.cached, held.broken = position, ""
+        held.carried = min(held.carried, position)
+        if held.poisoned:
+            held.poisoned = False
+            self._cleanse()
+        return True
+
+    def _cleanse(self) -> None:
+        """Leave nothing in memory of what was forgotten: what is no number would reach whoever comes after it, for a
+        masked token counts 0 times what it holds, and that is no number either."""
+        if not self._held:
+            self._free()
+        else:
+            self.renew()
 
     def close_all(self) -> None:
         """Forget all and give the context back."""
@@ -130,8 +168,10 @@ class Sequences:
         shape = shape_for(self._room, self._longest, needed, self.shape)
         if shape is None:
             return False
-        if shape == self.shape:
-            return True
+        return shape == self.shape or self._change(shape)
+
+    def _change(self, shape: Shape) -> bool:
+        """Have a context of this shape; whether there is one. Where not, that of before is there again."""
         before = self.shape
         states = {name: self.context.take_state(held.stream) for name, held in self._held.items() if held.cached}
         self._free()

@@ -17,7 +17,7 @@ from node.engine.backend import BackendLost
 from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
 from node.engine.batches import check_batch
 from node.engine.llamacpp.calls import Rows, SlotRows, calls_for
-from node.engine.llamacpp.context import CallFailed, Context, Piece
+from node.engine.llamacpp.context import CallFailed, Context, Piece, Way, after_layer
 from node.engine.llamacpp.model import Model
 from node.engine.llamacpp.reading import Embedding
 from node.engine.llamacpp.sequences import Held, Sequences
@@ -62,13 +62,16 @@ class LlamaStage:
         end: int,
         model: Model,
         embedding: Embedding | None,
-        make: Callable[[Shape], Context],
+        make: Callable[[Shape, bool], Context],
         *,
-        last: bool,
+        layers: int,
+        enter: str,
+        can_narrow: bool,
         vocabulary: int,
         longest_tokens: int,
     ) -> None:
-        self._start, self._end, self._last = start, end, last
+        self._start, self._end, self._layers = start, end, layers
+        self._enter, self._can_narrow, self._watched = enter, can_narrow, False
         self._model: Model | None = model
         self._embedding = embedding
         """Looked up by us; None where the library does so itself, or rows come in."""
@@ -79,7 +82,13 @@ class LlamaStage:
     def serve(self, info: StageInfo, memory: WorkerMemory) -> None:
         """Begin to serve."""
         self.info, self._memory = info, memory
-        self._sequences = Sequences(self._make, info.kv_tokens, self._longest, info.kv_bytes_per_token, memory)
+        self._sequences = Sequences(
+            lambda shape: self._make(shape, self._watched),
+            info.kv_tokens,
+            self._longest,
+            info.kv_bytes_per_token,
+            memory,
+        )
         memory.enter(self, info.weight_bytes + info.kv_tokens * info.kv_bytes_per_token)
 
     @property
@@ -96,14 +105,21 @@ class LlamaStage:
 
     def open(self, sequence: str, start: int, end: int, sampling: Sampling | None, kv_tokens: int) -> None:
         """See `base.Stage.open`."""
-        if (start, end) != (self._start, self._end):
+        narrow = (start, end) != (self._start, self._end)
+        if not self._start <= start < end <= self._end or (narrow and not self._can_narrow):
             ours = layer_range(self._start, self._end)
-            raise EngineError(f"sequence {sequence} on layers {layer_range(start, end)}; llama.cpp runs all of {ours}")
+            what = "all of" if self._can_narrow is False else "layers of"
+            raise EngineError(f"sequence {sequence} on layers {layer_range(start, end)}; the stage runs {what} {ours}")
+        if narrow and self._sequences.shape is not None and not self._sequences.context.watched:
+            self._watched = True
+            self._sequences.renew()
+        self._watched |= narrow
         if kv_tokens > self._longest:
             raise EngineError(f"sequence {sequence} of {kv_tokens} tokens; the model knows {self._longest}")
         if len(self._sequences) >= self.info.max_sequences:
             raise OutOfKV(kv_tokens, 0)
-        self._sequences.open(sequence, sampling, kv_tokens)
+        self._sequences.open(sequence, (start, end), sampling, kv_tokens)
+        self._sequences.get(sequence).junk = start > self._start
 
     def rewind(self, sequence: str, position: int) -> None:
         """See `base.Stage.rewind`."""
@@ -117,10 +133,8 @@ class LlamaStage:
                 f"sequence {sequence} back to {position}: this model has layers that keep a state, not all their keys "
                 "and values; such a sequence begins anew"
             )
-        if 0 < position < held.carried or not self._sequences.context.forget(held.stream, position):
+        if 0 < position < held.carried or not self._sequences.rewind(held, position):
             raise EngineError(f"sequence {sequence} back to {position}: llama.cpp cannot; begin it anew")
-        held.cached, held.broken = position, ""
-        held.carried = min(held.carried, position)
 
     def close(self, sequence: str) -> None:
         """See `base.Stage.close`."""
@@ -141,20 +155,25 @@ class LlamaStage:
         """See `base.Stage.run`."""
         started_s = time.perf_counter()
         check_batch(batch, self.info)
-        data = self._data(batch)
+        ranges = {(held.start, held.end) for slot in batch.slots if (held := self._sequences.find(slot.sequence))}
+        if len(ranges) > 1:
+            raise EngineError(f"one batch over several ranges of layers {sorted(ranges)}; make a batch of each")
+        start, end = ranges.pop() if ranges else (self._start, self._end)
+        last = end == self._layers
+        data = self._data(batch, first=start == 0)
         results: dict[int, SlotResult] = {}
         ran: dict[int, _Ran] = {}
         first = 0
         for index, slot in enumerate(batch.slots):
             try:
-                checked = self._checked(slot, first, data)
+                checked = self._checked(slot, first, data, last=last)
             except EngineError as error:
                 results[index] = SlotResult(problem=str(error))
             else:
                 results |= self._with_room(index, checked, ran)
             first += slot.count
-        out = np.zeros((0 if self._last else batch.rows, self.info.hidden_size), np.float32)
-        sampling_s = self._run(data, ran, out)
+        out = np.zeros((0 if last else batch.rows, self.info.hidden_size), np.float32)
+        sampling_s = self._run(data, ran, out, self._way(start, end))
         for index, done in ran.items():
             if done.problem:
                 out[done.first : done.first + done.slot.count] = 0.0
@@ -164,7 +183,7 @@ class LlamaStage:
         compute_s = time.perf_counter() - started_s
         wants = any(done.wanted for done in ran.values())
         return BatchResult(
-            b"" if self._last else bytes_of(out, self.info.dtype),
+            b"" if last else bytes_of(out, self.info.dtype),
             tuple(results[index] for index in range(len(batch.slots))),
             1e3 * compute_s,
             min(1e3 * compute_s, 1e3 * sampling_s + (self.info.head_ms or 0.0)) if wants else 0.0,
@@ -183,16 +202,23 @@ class LlamaStage:
             return {index: SlotResult(problem=str(error))}
         return {index: SlotResult(out_of_kv=True)}
 
-    def _data(self, batch: Batch) -> NDArray[np.int32] | NDArray[np.float32]:
+    def _way(self, start: int, end: int) -> Way:
+        """Through these layers of ours."""
+        leave = "" if end == self._layers else after_layer(end - self._start - 1)
+        if start > self._start:
+            return Way(after_layer(start - self._start - 1), leave, skips=True)
+        return Way(self._enter, leave)
+
+    def _data(self, batch: Batch, *, first: bool) -> NDArray[np.int32] | NDArray[np.float32]:
         """Token ids (T,) or hidden rows (T, hidden_size)."""
-        if (batch.dtype is None) != (self._start == 0):
+        if (batch.dtype is None) != first:
             given = "token ids" if batch.dtype is None else "hidden states"
-            raise EngineError(f"{given} for layers that {'do' if self._start == 0 else 'do not'} begin the model")
+            raise EngineError(f"{given} for layers that {'do' if first else 'do not'} begin the model")
         if batch.dtype is None:
             return np.frombuffer(batch.data, "<i4")
         return rows_from(batch.data, batch.dtype, self.info.hidden_size)
 
-    def _checked(self, slot: Slot, first: int, data: NDArray[np.int32] | NDArray[np.float32]) -> _Ran:
+    def _checked(self, slot: Slot, first: int, data: NDArray[np.int32] | NDArray[np.float32], *, last: bool) -> _Ran:
         held = self._sequences.get(slot.sequence)
         if held.broken:
             raise EngineError(f"sequence {slot.sequence} cannot go on: {held.broken}")
@@ -204,11 +230,13 @@ class LlamaStage:
         if (longest := slot.position + slot.count) > self._longest:
             raise EngineError(f"sequence {slot.sequence} grows to {longest} tokens; the model knows {self._longest}")
         wanted = {"nothing": 0, "token": 1, "each": slot.count}[slot.want]
-        if wanted and (not self._last or held.sampling is None):
-            what = "opened without a sampling" if self._last else "that does not reach the model's last layer"
+        if wanted and (not last or held.sampling is None):
+            what = "opened without a sampling" if last else "that does not reach the model's last layer"
             raise EngineError(f"a token of sequence {slot.sequence}, {what}")
         if wanted > EACH_MOST_ROWS:
             raise EngineError(f"a token for each of {wanted} rows; at most {EACH_MOST_ROWS} at a time")
+        if data.ndim == 2 and not np.isfinite(data[first : first + slot.count]).all():
+            raise EngineError(f"sequence {slot.sequence}: its rows at position {slot.position} are no finite numbers")
         if data.ndim == 1:
             ids = data[first : first + slot.count]
             lowest, highest = int(ids.min()), int(ids.max())
@@ -217,7 +245,7 @@ class LlamaStage:
         return _Ran(slot, held, first, held.sampling, wanted)
 
     def _run(
-        self, data: NDArray[np.int32] | NDArray[np.float32], ran: dict[int, _Ran], out: NDArray[np.float32]
+        self, data: NDArray[np.int32] | NDArray[np.float32], ran: dict[int, _Ran], out: NDArray[np.float32], way: Way
     ) -> float:
         """Compute what the slots ask for; the seconds that their tokens' choice took."""
         slots = [SlotRows(index, done.held.stream, done.slot.count, done.slot.replay) for index, done in ran.items()]
@@ -228,7 +256,7 @@ class LlamaStage:
             alive = [rows for rows in call if not ran[rows.slot].problem]
             for group in (alive, *([rows] for rows in alive)) if len(alive) > 1 else (alive,):
                 try:
-                    sampling_s += self._call(data, [(ran[rows.slot], rows) for rows in group], out)
+                    sampling_s += self._call(data, [(ran[rows.slot], rows) for rows in group], out, way)
                 except CallFailed as error:
                     self._failed(error)
                     if len(group) == 1:
@@ -244,23 +272,27 @@ class LlamaStage:
         data: NDArray[np.int32] | NDArray[np.float32],
         parts: list[tuple[_Ran, Rows]],
         out: NDArray[np.float32],
+        way: Way,
     ) -> float:
         if not parts:
             return 0.0
         places = [slice(done.first + rows.begin, done.first + rows.begin + rows.count) for done, rows in parts]
         given = data[places[0]] if len(places) == 1 else np.concatenate([data[place] for place in places])
-        if self._embedding is not None:
+        if self._embedding is not None and given.ndim == 1:
             given = self._embedding.rows(given.astype(np.int32, copy=False))
         pieces = [_piece(done, rows) for done, rows in parts]
-        found = self._sequences.context.run(given, pieces)
+        found = self._sequences.context.run(given, pieces, way)
         begin, begun_s = 0, time.perf_counter()
         for (done, rows), place, piece in zip(parts, places, pieces, strict=True):
             done.held.cached += rows.count
-            if self._last:
+            if not way.leave:
                 self._choose(done, piece, found[begin : begin + piece.logits])
                 begin += piece.logits
             else:
-                out[place] = found[begin : begin + rows.count]
+                out[place] = own = found[begin : begin + rows.count]
+                if not np.isfinite(own).all():
+                    done.held.poisoned = True
+                    self._break(done, "its rows are no finite numbers any more")
                 begin += rows.count
         return time.perf_counter() - begun_s
 
@@ -272,6 +304,7 @@ class LlamaStage:
                 done.tokens.append(sample(row, done.sampling, first + index))
         except EngineError as error:
             done.problem = str(error)
+            done.held.poisoned = True
             done.held.broken = f"its step at position {done.slot.position} failed: {error}"
 
     def _break(self, done: _Ran, why: str) -> None:
@@ -285,7 +318,7 @@ class LlamaStage:
             return
         context = None
         try:
-            context = self._make(Shape(1, 256))
+            context = self._make(Shape(1, 256), False)
             context.run(self.blank_row(), [Piece(0, 0, 1, 0)])
         except (CallFailed, EngineError) as again:
             raise BackendLost(str(again)) from error

@@ -73,7 +73,7 @@ def test_what_streams_hold_goes_with_their_sequences_into_a_new_shape() -> None:
     contexts = Contexts()
     book, memory = sequences(contexts)
     for name in ("a", "b", "c"):
-        book.open(name, None, 100)
+        book.open(name, (0, 6), None, 100)
         fill(book, name, 100)
     book.close("a")
     assert book.grow("b", 1500)
@@ -89,7 +89,7 @@ def test_what_streams_hold_goes_with_their_sequences_into_a_new_shape() -> None:
 def test_where_there_is_less_memory_than_was_told_everything_stays_as_it_was() -> None:
     contexts = Contexts(most_cells=4096)
     book, memory = sequences(contexts)
-    book.open("a", None, 100)
+    book.open("a", (0, 6), None, 100)
     fill(book, "a", 100)
     before = book.context.shape
     assert not book.grow("a", 3000)
@@ -97,14 +97,14 @@ def test_where_there_is_less_memory_than_was_told_everything_stays_as_it_was() -
     assert book.context.take_state(book.get("a").stream).data == b"a"
     assert memory.reserved_bytes == before.cells
     with pytest.raises(OutOfKV):
-        book.open("b", None, 5000)
+        book.open("b", (0, 6), None, 5000)
     assert book.grow("a", 200)
 
 
 def test_where_even_that_is_gone_sequences_are_told_to_be_broken_and_can_be_closed() -> None:
     contexts = Contexts()
     book, memory = sequences(contexts)
-    book.open("a", None, 100)
+    book.open("a", (0, 6), None, 100)
     fill(book, "a", 100)
     contexts.most_cells = 0
     with pytest.raises(EngineError, match="no memory"):
@@ -113,7 +113,7 @@ def test_where_even_that_is_gone_sequences_are_told_to_be_broken_and_can_be_clos
     assert memory.reserved_bytes == 0
     book.close("a")
     contexts.most_cells = 1 << 30
-    book.open("b", None, 10)
+    book.open("b", (0, 6), None, 10)
     assert book.get("b").stream == 0
 
 
@@ -122,10 +122,36 @@ def test_nothing_is_made_before_the_first_sequence_and_a_name_is_open_once() -> 
     book, memory = sequences(contexts)
     assert book.free_tokens == 8192
     assert not contexts.made
-    book.open("a", None, 10)
+    book.open("a", (0, 6), None, 10)
     with pytest.raises(EngineError, match="already"):
-        book.open("a", None, 10)
+        book.open("a", (0, 6), None, 10)
     with pytest.raises(EngineError, match="open it first"):
         book.get("b")
     memory.reserved_bytes += 4096  # another stage took room
     assert not book.grow("a", 8000)
+
+
+def test_what_may_be_no_numbers_leaves_memory_with_its_sequence() -> None:
+    """A masked token counts 0 times what it holds; where that is no number, nor is the sum, for whoever comes next."""
+    contexts = Contexts()
+    book, _ = sequences(contexts)
+    for name in ("good", "bad"):
+        book.open(name, (0, 6), None, 10)
+        fill(book, name, 5)
+    first = book.context
+    book.close("good")
+    assert book.context is first, "whose numbers are in order leaves them there"
+    book.open("good", (0, 6), None, 10)
+    fill(book, "good", 5)
+    book.get("bad").poisoned = True
+    book.close("bad")
+    assert book.context is not first
+    assert book.context.take_state(book.get("good").stream).data == b"good"
+    second = book.context
+    book.get("good").poisoned = True
+    assert book.rewind(book.get("good"), 3)
+    assert book.context is not second
+    assert (book.get("good").cached, book.get("good").poisoned) == (3, False)
+    book.get("good").junk = True
+    book.close("good")
+    assert book.shape is None
