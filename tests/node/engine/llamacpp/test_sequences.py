@@ -32,7 +32,8 @@ class FakeContext:
         self.streams[stream] = state
 
     def forget(self, stream: int, position: int = 0) -> bool:
-        self.streams.pop(stream, None)
+        if position == 0:
+            self.streams.pop(stream, None)
         return True
 
     def free(self) -> None:
