@@ -13,6 +13,7 @@ import psutil
 import pytest
 import trio
 
+from node.engine import forking as forking_module
 from node.engine.workers import Workers, open_workers
 from node.errors import WorkerDied
 from node.wire.records import Hardware
@@ -131,6 +132,30 @@ def test_a_fork_server_that_is_gone_or_stuck_leaves_its_workers_be_and_is_starte
                 except WorkerDied:
                     assert attempt == 0
             assert len(await generate(chain, PROMPT, 4)) == 4
+
+    run(main)
+
+
+@forking
+def test_a_worker_and_its_fork_server_that_are_stopped_together_are_both_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where somebody stops a session's processes: nobody goes on by itself."""
+    monkeypatch.setattr(forking_module, "FORK_S", 1.0)
+
+    async def main() -> None:
+        async with open_workers(device="cpu") as workers:
+            async with workers.engine(1) as one:
+                server = server_of(one.pid)
+                for pid in (server, one.pid):
+                    os.kill(pid, signal.SIGSTOP)
+                await one.died.wait()
+            with pytest.raises(WorkerDied, match="forking from what is imported"):
+                async with workers.engine(1):
+                    pass
+            assert gone(server)
+            async with workers.engine(1) as other:
+                assert server_of(other.pid) != server
 
     run(main)
 

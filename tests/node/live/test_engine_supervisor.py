@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +30,8 @@ from node.wire.models import ModelFacts, ModelRef
 from node.wire.plans import Assignment, Override, Plan, PlanSettings
 from node.wire.records import HeldRange
 from tests.fakes.engine import KV_BYTES_PER_TOKEN_LAYER, FakeEngine, FakeStage, expected_tokens
-from tests.fakes.swarm import FakeNetwork, FakeSwarm, open_fake_network
+from tests.fakes.jumping_clock import on_a_jumping_clock
+from tests.fakes.swarm import FakeNetwork, FakeSwarm
 
 LAYERS = 6
 MIB = 1024**2
@@ -195,19 +196,7 @@ def answer(count: int = 5) -> list[int]:
     return expected_tokens(PROMPT, LAYERS, count)
 
 
-def in_a_lab(test: Callable[[Lab], Awaitable[None]]) -> Callable[[], None]:
-    """Run on a clock that jumps."""
-
-    async def run() -> None:
-        async with open_fake_network() as network, trio.open_nursery() as nursery:
-            await test(Lab(network, nursery))
-            nursery.cancel_scope.cancel()
-
-    def sync() -> None:
-        trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
-
-    sync.__name__, sync.__doc__ = test.__name__, test.__doc__
-    return sync
+in_a_lab = on_a_jumping_clock(Lab)
 
 
 @in_a_lab

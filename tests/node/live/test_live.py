@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,8 @@ from node.wire.models import Dtype, ModelFacts, ModelRef
 from node.wire.plans import Assignment, Override, Plan, PlanSettings, most_epoch
 from node.wire.records import LayerLatency
 from tests.fakes.engine import HEAD_SHARE, FakeEngine, FakeStage, expected_tokens
-from tests.fakes.swarm import FakeNetwork, FakeSwarm, fake_node_id, open_fake_network
+from tests.fakes.jumping_clock import on_a_jumping_clock
+from tests.fakes.swarm import FakeNetwork, FakeSwarm, fake_node_id
 
 T = TypeVar("T")
 
@@ -222,19 +223,7 @@ class Lab:
         self.network.kill(peer.swarm)
 
 
-def in_a_lab(test: Callable[[Lab], Awaitable[None]]) -> Callable[[], None]:
-    """Run on a clock that jumps."""
-
-    async def run() -> None:
-        async with open_fake_network() as network, trio.open_nursery() as nursery:
-            await test(Lab(network, nursery))
-            nursery.cancel_scope.cancel()
-
-    def sync() -> None:
-        trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
-
-    sync.__name__, sync.__doc__ = test.__name__, test.__doc__
-    return sync
+in_a_lab = on_a_jumping_clock(Lab)
 
 
 @in_a_lab
