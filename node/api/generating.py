@@ -67,6 +67,10 @@ class GeneratingEndpoint:
                     await stream.end(asked.form.failed(error))
                     return
                 failure = error
+            except Exception:  # a door: told to the client here, and to the log by the connection
+                if stream.begun:
+                    await stream.end(asked.form.failed(RequestError("the node failed; its log has the details")))
+                raise
         if failure is not None:  # a status code says more than an event in a stream
             await reply(self._dialect.error(failure, unserved_id()))(scope, receive, send)
 

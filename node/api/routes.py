@@ -23,6 +23,7 @@ from node.api.generating import GeneratingEndpoint
 from node.api.guard import Door, Guard
 from node.api.model_list import ModelList
 from node.api.more_routes import anthropic_routes, ollama_routes, responses_routes
+from node.api.openapi import openapi
 from node.api.owner import Owner
 from node.api.plan import PlanEndpoint
 from node.api.service import Service
@@ -94,6 +95,9 @@ def _client_routes(service: Service, owner: Owner, *, waiting_status: int) -> li
         shown = owner.state_for(request.headers, service.journal.state)
         return Response(msgspec.json.encode(shown), media_type="application/json")
 
+    async def description(request: Request) -> Response:
+        return JSONResponse(openapi())
+
     async def hello(request: Request) -> Response:
         return PlainTextResponse(f"Parallax {node.__version__} is running; clients want /v1\n")
 
@@ -122,6 +126,7 @@ def _client_routes(service: Service, owner: Owner, *, waiting_status: int) -> li
         Route(APPLY, owner.only(planning.apply), methods=["POST"]),
         Route("/v1/state", state, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
+        Route("/openapi.json", description, methods=["GET"]),
         Route("/", hello, methods=["GET"]),
     ]
 

@@ -15,7 +15,6 @@ from starlette.testclient import TestClient
 from node.api.owner import Owner
 from node.api.routes import client_app
 from node.api.service import Service
-from node.errors import RequestError
 from node.journal.log import Journal
 from node.models import ChatModel
 from node.models.chat_model import Prompt
@@ -105,7 +104,7 @@ class ScriptedDispatcher:
 
     model: FakeChatModel
     finish: str = "stop"
-    fails: RequestError | None = None
+    fails: Exception | None = None
     """Instead of an answer."""
     fails_after: int | None = None
     """Only after so many tokens."""

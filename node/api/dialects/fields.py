@@ -50,6 +50,8 @@ class Fields:
         self._neutral, self._also_known = neutral or {}, also_known or {}
         own = [spec.encode_name for spec in msgspec.structs.fields(honoured)]
         self.names = sorted({*own, *harmless, *self._neutral})
+        self.refusals = {name: reason for name, (_, reason) in self._neutral.items()}
+        """Why, by the names of those that are refused unless they are off."""
         self._all = msgspec.defstruct(
             "_AllFields", [(name, Raw, Raw(b"null")) for name in self.names], frozen=True, forbid_unknown_fields=True
         )

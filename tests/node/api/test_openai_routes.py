@@ -297,6 +297,46 @@ def test_nothing_of_a_request_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     assert "the answer" not in caplog.text
 
 
+def scope_of(path: str) -> dict[str, Any]:
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    return scope | {"headers": headers, "root_path": "", "scheme": "http", "server": None, "client": None}
+
+
+def test_a_stream_in_which_the_node_itself_fails_says_so() -> None:
+    node = speaking_node("a", "b", fails=ZeroDivisionError("a bug"), fails_after=1)
+    sent: list[bytes] = []
+    body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
+    asked: list[None] = []
+
+    async def receive() -> dict[str, Any]:
+        if asked:
+            await trio.sleep_forever()
+        asked.append(None)
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+
+    with pytest.raises(BaseException, match=r"nursery|a bug"):
+        trio.run(node.client.app, scope_of(CHAT), receive, send)
+    assert b"the node failed" in sent[-1]
+    assert b"a bug" not in b"".join(sent)
+
+
+def test_what_can_be_asked_is_described() -> None:
+    node = speaking_node("x")
+    told = node.client.get("/openapi.json").json()
+    assert told["openapi"].startswith("3.")
+    chat = told["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert "messages" in chat
+    assert "not supported" in chat["logprobs"]["description"]
+    for path, ways in told["paths"].items():
+        for way in ways:
+            if path != "/v1/events":  # which never ends
+                assert node.client.request(way, path).status_code not in (404, 405), (way, path)
+
+
 def test_a_client_that_goes_away_frees_all_of_its_answers() -> None:
     node = speaking_node(*["x"] * 50)
     sent: list[dict[str, Any]] = []
@@ -314,10 +354,7 @@ def test_a_client_that_goes_away_frees_all_of_its_answers() -> None:
         sent.append(message)
         await trio.lowlevel.checkpoint()
 
-    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b""}
-    scope |= {"headers": headers, "root_path": "", "scheme": "http", "server": None, "client": None}
-    trio.run(node.client.app, scope, receive, send)
+    trio.run(node.client.app, scope_of(CHAT), receive, send)
     assert node.dispatcher.open == 0
     assert not node.service._running
 
