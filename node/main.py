@@ -18,10 +18,10 @@ from filelock import Timeout as LockTimeout
 
 import node
 from node import logs
-from node.api.listening import close_all, listen_localhost, listen_tcp, listen_unix
-from node.api.owner import Owner
-from node.api.routes import client_app, control_app
-from node.api.serving import serve
+from node.api.http.listening import close_all, listen_localhost, listen_tcp, listen_unix
+from node.api.http.owner import Owner
+from node.api.http.serving import serve
+from node.api.routes.apps import client_app, control_app
 from node.arrival import tell_arrival
 from node.config import DEFAULT_API, Settings, announce_multiaddrs, is_loopback, listen_multiaddrs, parse_host_port
 from node.engine.workers import open_workers

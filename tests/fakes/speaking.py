@@ -12,8 +12,8 @@ from typing import Any, cast
 import trio
 from starlette.testclient import TestClient
 
-from node.api.owner import Owner
-from node.api.routes import client_app
+from node.api.http.owner import Owner
+from node.api.routes.apps import client_app
 from node.api.service import Service
 from node.journal.log import Journal
 from node.models import ChatModel

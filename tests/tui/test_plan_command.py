@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.api.plan_reply import plan_reply
-from node.api.plan_request import parse_plan_request
+from node.api.routes.plan_reply import plan_reply
+from node.api.routes.plan_request import parse_plan_request
 from node.errors import UsageError
 from node.plan.live.propose import propose
 from node.wire.plans import Override, PlanSettings

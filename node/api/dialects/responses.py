@@ -25,11 +25,11 @@ from node.api.dialects.fields import (
 )
 from node.api.dialects.openai_errors import openai_error
 from node.api.dialects.openai_messages import refuse_too_many
+from node.api.dialects.response_store import ResponseStore
 from node.api.dialects.responses_form import ResponseForm
 from node.api.dialects.responses_input import input_messages
 from node.api.dialects.thinking import by_effort
 from node.api.dialects.tools import Function, arguments_of, call_of, chosen, defined, listed
-from node.api.response_store import ResponseStore
 from node.errors import BadRequest
 
 

@@ -15,7 +15,7 @@ import trio.testing
 
 from node.api.asking import Ask
 from node.api.dialects.openai_chat import OpenAIChat
-from node.api.routes import MOST_PATIENCE_S, _patience_s
+from node.api.routes.apps import MOST_PATIENCE_S, _patience_s
 from node.api.service import Service
 from node.errors import BadRequest, NoRoute
 from node.journal.log import Journal

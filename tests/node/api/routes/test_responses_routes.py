@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from openai.types import responses as types
 from pydantic import TypeAdapter
 
+from node.api.dialects.response_store import KEPT_S, ResponseStore
 from node.api.dialects.responses import FIELDS, Responses
-from node.api.response_store import KEPT_S, ResponseStore
 from node.errors import BadRequest, HopLost
 from tests.fakes.speaking import HERMES, SpeakingNode, speaking_node
-from tests.node.api.strict import strictly
+from tests.node.api.routes.strict import strictly
 
 PATH = "/v1/responses"
 TOOLS = [{"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}]

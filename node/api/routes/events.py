@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from node.api.disconnect import until_disconnect
-from node.api.error_replies import error_response
-from node.api.owner import Owner
+from node.api.http.disconnect import until_disconnect
+from node.api.http.error_replies import error_response
+from node.api.http.owner import Owner
 from node.errors import Busy
 from node.journal.log import Gap, Journal
 from node.wire.events import Numbered

@@ -15,13 +15,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from node.api.asking import Chat, Plain
-from node.api.body import Bodies, expect_json
 from node.api.dialects.fields import Fields, decoded, is_raw, text_of
 from node.api.dialects.openai_messages import messages_of, refuse_too_many
 from node.api.dialects.thinking import template_options
 from node.api.dialects.tools import tools_of
-from node.api.error_replies import error_response
-from node.api.generating import BODY_LIMIT_BYTES
+from node.api.http.body import Bodies, expect_json
+from node.api.http.error_replies import error_response
+from node.api.routes.generating import BODY_LIMIT_BYTES
 from node.api.service import Service
 from node.errors import BadRequest, RequestError
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from node.api.dialects.anthropic import FIELDS, Anthropic
 from node.errors import BadRequest, HopLost, NoRoute, Overloaded
 from tests.fakes.speaking import HERMES, SpeakingNode, speaking_node
-from tests.node.api.strict import strictly
+from tests.node.api.routes.strict import strictly
 
 PATH = "/v1/messages"
 BODY = {"model": "", "max_tokens": 100, "messages": [{"role": "user", "content": "Hi"}]}

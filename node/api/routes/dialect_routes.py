@@ -10,17 +10,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from node.api.body import Bodies, expect_json
 from node.api.dialects.anthropic import Anthropic
 from node.api.dialects.fields import shown
 from node.api.dialects.ollama import OllamaChat, OllamaGenerate, only_loads
 from node.api.dialects.ollama_form import now, ollama_error
+from node.api.dialects.response_store import ResponseStore
 from node.api.dialects.responses import Responses
-from node.api.error_replies import error_response, reply, unserved_id
-from node.api.generating import BODY_LIMIT_BYTES, GeneratingEndpoint
-from node.api.ollama_models import OllamaEndpoint, OllamaModels, no_embedder
-from node.api.owner import Owner
-from node.api.response_store import ResponseStore
+from node.api.http.body import Bodies, expect_json
+from node.api.http.error_replies import error_response, reply, unserved_id
+from node.api.http.owner import Owner
+from node.api.routes.generating import BODY_LIMIT_BYTES, GeneratingEndpoint
+from node.api.routes.ollama_models import OllamaEndpoint, OllamaModels, no_embedder
 from node.api.service import Service
 from node.errors import BadRequest, RequestError
 

@@ -13,7 +13,7 @@ import trio
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from node.api.expanding import expanded, readable
+from node.api.http.expanding import expanded, readable
 from node.errors import BadRequest, BodyTooLarge, Busy, UnknownEncoding
 
 BODY_S = 30.0

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node.api.dialects.by_path import error_for
-from node.api.error_replies import error_response, reply
+from node.api.http.error_replies import error_response, reply
 from node.errors import RequestError
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.api import ollama_models
 from node.api.dialects.ollama import CHAT, GENERATE, OllamaChat, OllamaGenerate
-from node.api.owner import Owner
+from node.api.http.owner import Owner
+from node.api.routes import ollama_models
 from node.errors import BadRequest, FetchFailed, HopLost, NoRoute
 from tests.fakes.speaking import HERMES, SpeakingNode, speaking_node
-from tests.node.api.strict import strictly
+from tests.node.api.routes.strict import strictly
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 NAME = "smollm2-135m-instruct"

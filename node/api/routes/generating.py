@@ -10,14 +10,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from node.api.asking import Ended
-from node.api.body import Bodies, expect_json
 from node.api.dialects.base import Asked, Dialect
-from node.api.disconnect import until_disconnect
-from node.api.error_replies import reply, unserved_id
 from node.api.gathering import gathered
+from node.api.http.body import Bodies, expect_json
+from node.api.http.disconnect import until_disconnect
+from node.api.http.error_replies import reply, unserved_id
+from node.api.http.streaming import EventStream, event_stream
+from node.api.http.whereabouts import route_headers, timing_headers
 from node.api.service import Answer, Service
-from node.api.streaming import EventStream, event_stream
-from node.api.whereabouts import route_headers, timing_headers
 from node.errors import RequestError
 
 BODY_LIMIT_BYTES = 8 * 1024 * 1024

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 from starlette.types import ASGIApp
 
-from node.api.http_connection import HttpConnection
+from node.api.http.http_connection import HttpConnection
 from node.open_files import open_files_limit
 
 if TYPE_CHECKING:

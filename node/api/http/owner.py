@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from node.api.guard import forbidden, shows
+from node.api.http.guard import forbidden, shows
 from node.journal.state import State
 from node.wire.events import NodeSeen, Numbered
 

@@ -8,7 +8,7 @@ from typing import Any
 import trio
 import trio.testing
 
-from node.api.streaming import FIRST_SIGN_S, SIGN_EVERY_S, event_stream
+from node.api.http.streaming import FIRST_SIGN_S, SIGN_EVERY_S, event_stream
 
 SIGN = b": waiting\n\n"
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from node.api.dialects.fields import shown
-from node.api.error_replies import error_response
+from node.api.http.error_replies import error_response
 from node.api.service import Service
 from node.errors import ModelNotServed
 

@@ -7,10 +7,10 @@ import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from node.api.body import Bodies, require_json
-from node.api.error_replies import error_response
-from node.api.plan_reply import plan_reply
-from node.api.plan_request import PLAN_BODY_LIMIT_BYTES, PlanRequest, changed_settings, parse_plan_request
+from node.api.http.body import Bodies, require_json
+from node.api.http.error_replies import error_response
+from node.api.routes.plan_reply import plan_reply
+from node.api.routes.plan_request import PLAN_BODY_LIMIT_BYTES, PlanRequest, changed_settings, parse_plan_request
 from node.api.service import NodeControl
 from node.errors import (
     BadWireData,

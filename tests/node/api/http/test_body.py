@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from starlette.types import Message
 
-from node.api.body import BODY_S, SMALL_BYTES, Bodies, expect_json, require_json
+from node.api.http.body import BODY_S, SMALL_BYTES, Bodies, expect_json, require_json
 from node.errors import BadRequest, BodyTooLarge, Busy, UnknownEncoding
 
 MIB = 1024 * 1024

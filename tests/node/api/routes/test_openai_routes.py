@@ -14,7 +14,7 @@ from openai.types import chat as chat_types
 
 from node.errors import HopLost, NoRoute, Overloaded
 from tests.fakes.speaking import HERMES, SpeakingNode, speaking_node
-from tests.node.api.strict import strictly
+from tests.node.api.routes.strict import strictly
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]

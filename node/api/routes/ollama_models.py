@@ -15,16 +15,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from node.api.body import Bodies, expect_json
 from node.api.dialects.fields import Fields, decoded, is_raw, shown, text_of
 from node.api.dialects.ollama import LATEST, model_name
 from node.api.dialects.ollama_form import line, ollama_error
-from node.api.disconnect import until_disconnect
-from node.api.error_replies import reply, unserved_id
-from node.api.guard import Forbidden
-from node.api.owner import Owner
+from node.api.http.body import Bodies, expect_json
+from node.api.http.disconnect import until_disconnect
+from node.api.http.error_replies import reply, unserved_id
+from node.api.http.guard import Forbidden
+from node.api.http.owner import Owner
+from node.api.http.streaming import event_stream
 from node.api.service import Service
-from node.api.streaming import event_stream
 from node.errors import BadRequest, Busy, ParallaxError, RequestError
 from node.models.child import OnProgress, identify_in_child, prepare_in_child
 from node.models.default_model import DEFAULT_NAME

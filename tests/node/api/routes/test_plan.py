@@ -13,8 +13,8 @@ import trio
 from msgspec.structs import replace
 from starlette.testclient import TestClient
 
-from node.api.owner import Owner
-from node.api.routes import client_app, control_app
+from node.api.http.owner import Owner
+from node.api.routes.apps import client_app, control_app
 from node.api.service import Service
 from node.journal.log import Journal
 from node.pipeline.dispatch import Dispatcher

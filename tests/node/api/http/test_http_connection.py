@@ -12,8 +12,8 @@ import trio
 import trio.testing
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from node.api.disconnect import until_disconnect
-from node.api.http_connection import IDLE_S, WRITE_S, HttpConnection
+from node.api.http.disconnect import until_disconnect
+from node.api.http.http_connection import IDLE_S, WRITE_S, HttpConnection
 
 GET = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

@@ -13,12 +13,12 @@ import trio
 import trio.testing
 from starlette.types import Receive, Scope, Send
 
-from node.api import listening
-from node.api.disconnect import until_disconnect
-from node.api.events import MOST_FOLLOWERS, SLOW_S, EventsEndpoint
-from node.api.listening import NotListening, listen_localhost, listen_tcp
-from node.api.owner import Owner
-from node.api.serving import GIVES_WAY_AFTER_S, most_connections, serve
+from node.api.http import listening
+from node.api.http.disconnect import until_disconnect
+from node.api.http.listening import NotListening, listen_localhost, listen_tcp
+from node.api.http.owner import Owner
+from node.api.http.serving import GIVES_WAY_AFTER_S, most_connections, serve
+from node.api.routes.events import MOST_FOLLOWERS, SLOW_S, EventsEndpoint
 from node.errors import UsageError
 from node.journal.log import Journal
 from node.open_files import raise_open_files

@@ -13,21 +13,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import node
-from node.api.body import Bodies
 from node.api.dialects.by_path import error_for
 from node.api.dialects.openai_chat import OpenAIChat
 from node.api.dialects.openai_completions import OpenAICompletions
-from node.api.error_replies import reply, unserved_id
-from node.api.events import EventsEndpoint
-from node.api.generating import GeneratingEndpoint
-from node.api.guard import Door, Guard
-from node.api.model_list import ModelList
-from node.api.more_routes import anthropic_routes, ollama_routes, responses_routes
-from node.api.openapi import openapi
-from node.api.owner import Owner
-from node.api.plan import PlanEndpoint
+from node.api.http.body import Bodies
+from node.api.http.error_replies import reply, unserved_id
+from node.api.http.guard import Door, Guard
+from node.api.http.owner import Owner
+from node.api.routes.dialect_routes import anthropic_routes, ollama_routes, responses_routes
+from node.api.routes.events import EventsEndpoint
+from node.api.routes.generating import GeneratingEndpoint
+from node.api.routes.model_list import ModelList
+from node.api.routes.openapi import openapi
+from node.api.routes.plan import PlanEndpoint
+from node.api.routes.words import Words, WordsEndpoint
 from node.api.service import Service
-from node.api.words import Words, WordsEndpoint
 from node.errors import RequestError
 from node.wire.versions import WIRE_VERSION
 

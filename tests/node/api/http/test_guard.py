@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from node.api.guard import Door, Guard
+from node.api.http.guard import Door, Guard
 
 
 async def hello(request: Request) -> PlainTextResponse:

@@ -1,0 +1,1 @@
+"""What can be asked over HTTP, path by path, and the two apps that these make."""
