@@ -36,7 +36,7 @@ LATENT = {
     "num_key_value_heads": 4,
     "q_lora_rank": 32,
     "kv_lora_rank": 32,
-    "qk_rope_head_dim": 8,
+    "qk_rope_head_dim": 16,
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
     "n_group": 1,
@@ -59,7 +59,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**SIZES, **EXPERTS, num_experts=4, norm_topk_prob=True),
     "glm4_moe": lambda: transformers.Glm4MoeConfig(
-        **SIZES, **EXPERTS, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, use_qk_norm=True
+        **SIZES, **{**EXPERTS, "head_dim": 32}, n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1,
+        use_qk_norm=True,
     ),
     "minimax_m2": lambda: transformers.MiniMaxM2Config(
         **SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2
