@@ -78,7 +78,7 @@ class EngineSupervisor:
 
     @property
     def kv_tokens_used(self) -> int:
-        """Of that room: what sequences on any range have set aside, and what other layers take that come or go."""
+        """Of that room: what sequences on any range take, and what other layers take that come or go."""
         serving = self._ranges.serving()
         if serving is None:
             return 0

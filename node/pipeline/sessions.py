@@ -82,7 +82,7 @@ class Sessions:
 
     @property
     def reserved_bytes(self) -> int:
-        """KV cache set aside, each on its own layers."""
+        """KV cache that they take, each on its own layers."""
         return sum(session.reserved_bytes for session in self._all.values())
 
     def on(self, stage: Stage) -> list[StageSession]:

@@ -95,7 +95,7 @@ class StageRunner:
 
     @property
     def reserved_bytes(self) -> int:
-        """KV cache set aside, over all sequences and hops, each on its own range."""
+        """KV cache that is taken, over all sequences and hops, each on its own range."""
         return self._sessions.reserved_bytes
 
     @property
