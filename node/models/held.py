@@ -2,7 +2,7 @@
 
 llama.cpp holds a file's blocks as they are. onnxruntime holds 4 or 8 bits a weight, a scale for each block as it came,
 and packed beside them one more with a sum: measured 7.4 bits a weight of Q4_K, libraries aside. torch and MLX hold
-numbers of the plan's dtype. Where several are installed the largest counts, so that a cap on memory is kept by
+numbers of the plan's dtype, onnxruntime a small model's float32. Where several are installed the largest counts, so that a cap on memory is kept by
 whichever is chosen.
 """
 
@@ -18,6 +18,7 @@ from node.models.local_folder import weight_files
 from node.weights.ggml_types import BY_NAME
 from node.weights.hub_methods import method_of
 from node.weights.places import HEADER, tensor_places
+from node.weights.small import is_small
 from node.wire.models import Dtype, Quantise
 
 FULL_BITS = 32.0
@@ -73,6 +74,8 @@ def _held(backend: str, stored: Mapping[str, int], folder: Path, quantise: Quant
         return ORT_QUANTISED[quantise]
     if backend in ("torch", "mlx") or (backend == "ort" and quantise == "none"):
         return 0.0 if quantise in ORT_QUANTISED else FULL_BITS
+    if backend == "ort" and is_small(folder):
+        return FULL_BITS
     is_gguf = any(kind in BY_NAME and BY_NAME[kind].block_items > 1 for kind in stored)
     if backend == "llamacpp":
         return _mean(stored, FILE_BITS) if is_gguf else 0.0

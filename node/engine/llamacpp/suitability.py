@@ -10,10 +10,13 @@ from node.engine.llamacpp.cutting import WholeModel
 from node.engine.llamacpp.reading import read_whole
 from node.errors import ModelError
 from node.weights.ggml_types import TYPES
+from node.weights.small import is_small
 from node.wire.models import Quantise
 
 BEST, ABLE = 90, 30
 """On the processor: where it is the faster and smaller one, and where others that can are faster."""
+AT_NEED = 5
+"""On the processor, for a model that float32 arithmetic is right for, which others have."""
 METAL_BEST, ON_CARD = 110, 60
 """On graphics cards torch has 100. Metal is what the library was written for first; Vulkan is nobody's first choice."""
 
@@ -32,6 +35,8 @@ def llamacpp_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
         return Suits(0, str(error))
     if whole is None:
         return Suits(0, "it reads GGUF files alone, and the model is in safetensors, which torch runs")
+    if quantise == "auto" and device == "cpu" and is_small(folder):
+        return Suits(AT_NEED)
     return rank(bytes_by_type(whole), has_experts_or_latent(whole), device, quantise)
 
 

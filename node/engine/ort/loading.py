@@ -25,6 +25,7 @@ from node.engine.ort.tables import Tables
 from node.errors import DamagedModel, LoadFailed, ModelError
 from node.weights.base import Weights
 from node.weights.folder import open_weights
+from node.weights.small import is_small
 from node.wire.layer_range import layer_range
 
 MAX_BATCH_ROWS = 8192
@@ -107,12 +108,12 @@ def _load(spec: StageSpec, store: PartStore, asked: str) -> Generator[float | No
 def arithmetic_of(spec: StageSpec, weights: Weights) -> Arithmetic:
     """How the weights are held.
 
-    `auto`: as they are stored; 16-bit ones in float32 where there is memory for that, else in int8. On a processor
+    `auto`: a small model's in float32, others as they are stored; 16-bit ones in float32 where there is memory for that, else in int8. On a processor
     without kernels for 16 bits there is nothing between.
     """
     if spec.quantise in ("int8", "int4"):
         return spec.quantise
-    if spec.quantise == "none":
+    if spec.quantise == "none" or is_small(Path(spec.model_folder)):
         return "float32"
     if weights.stored(spec.start, "attn_output") not in ("F16", "BF16"):
         return "stored"

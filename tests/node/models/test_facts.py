@@ -186,10 +186,15 @@ def test_any_config_gives_facts_or_is_damaged(tmp_path: Path, changes: dict[str,
 
 
 def test_weights_are_counted_as_what_the_installed_backends_hold(
-    make_gguf: Callable[..., Path], make_folder: Callable[..., Path], tmp_path: Path
+    make_gguf: Callable[..., Path],
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = prepare(identify(str(make_gguf(kind="Q4_1")), tmp_path / "m"), tmp_path / "m", None, ignore_progress)
     held = partial(held_bits, folder, "float32")
+    assert held("auto", ("ort",)) == 0.0  # a small model's become float32
+    monkeypatch.setattr("node.weights.small.SMALL_BYTES", 0)
     assert held("auto", ("llamacpp",)) == 5.0  # the file's own 20 bytes for 32
     assert held("auto", ("llamacpp", "ort")) == 8.0
     assert held("auto", ("llamacpp", "ort", "torch")) == 0.0  # as many as float32 has, where torch may be chosen

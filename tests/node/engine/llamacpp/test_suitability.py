@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from node.engine.backend import Device
+from node.engine.backend import BACKENDS, Device
 from node.engine.base import Quantise
-from node.engine.llamacpp.suitability import ABLE, BEST, METAL_BEST, ON_CARD, llamacpp_suits, rank
+from node.engine.llamacpp.suitability import ABLE, AT_NEED, BEST, METAL_BEST, ON_CARD, llamacpp_suits, rank
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,15 @@ def test_it_holds_weights_as_they_came_or_not_at_all(quantise: Quantise) -> None
     assert "blocks as they are" in suits.why_not
 
 
-def test_a_folder_is_told_by_its_header(tiny_gguf: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_small_model_is_for_those_that_compute_in_float32(tiny_gguf: Path) -> None:
+    assert llamacpp_suits(tiny_gguf, "cpu", "auto").rank == AT_NEED
+    assert 0 < AT_NEED < BACKENDS["torch"].suits(tiny_gguf, "cpu", "auto").rank
+
+
+def test_a_folder_is_told_by_its_header(
+    tiny_gguf: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.weights.small.SMALL_BYTES", 0)
     assert llamacpp_suits(tiny_gguf, "cpu", "auto").rank == ABLE
     assert "safetensors" in llamacpp_suits(tiny_folder, "cpu", "auto").why_not
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(100))

@@ -115,3 +115,12 @@ def test_a_real_file_is_used_in_place(default_model_folder: Path) -> None:
     stage = load_ort(default_model_folder, 12, 15)
     assert stage.info.weight_bytes >= sum(weights.layer_bytes(layer) for layer in range(12, 15)) * 0.9
     assert floats(weights.matrix(12, "attn_q")).shape == (576, 576)
+
+
+@pytest.mark.usefixtures("small_models")
+def test_a_small_models_blocks_become_float32_unless_asked_otherwise(tmp_path: Path) -> None:
+    model = make_model("llama")
+    model.config.save_pretrained(tmp_path)
+    write_gguf_of(model, tmp_path / "model.gguf", "Q4_1")
+    assert load_ort(tmp_path, 0, LAYERS).info.quantisation == "float32"
+    assert load_ort(tmp_path, 0, LAYERS, quantise="int4").info.quantisation == "int4"
