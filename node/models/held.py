@@ -1,9 +1,9 @@
 """How many bits a weight takes in memory once it is loaded: each backend makes something else of each form of file.
 
 llama.cpp holds a file's blocks as they are. onnxruntime holds 4 or 8 bits a weight, a scale for each block as it came,
-and packed beside them one more with a sum: measured 7.4 bits a weight of Q4_K, libraries aside. torch and MLX hold
-numbers of the plan's dtype, onnxruntime a small model's float32. Where several are installed the largest counts, so that a cap on memory is kept by
-whichever is chosen.
+and packed beside them one more with a sum: measured 7.4 bits a weight of Q4_K, libraries aside; a small model's weights
+it holds in float32. torch and MLX hold numbers of the plan's dtype. Where several are installed the largest counts, so
+that a cap on memory is kept by whichever is chosen.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 """Arithmetic of a stage's weights and activations."""
 
 Quantise = Literal["auto", "none", "int8", "int4"]
-"""What becomes of weights when a stage is loaded. `auto`: a small model's in float32 (`weights/small.py`),
-others as they are stored; 16-bit ones in float32 where there is memory for that, else in int8. `none`: float32 arithmetic. `int8`, `int4`: so many bits, in blocks of 32."""
+"""What becomes of weights when a stage is loaded. `auto`: a small model's in float32 (`weights/small.py`), others as
+they are stored; 16-bit ones in float32 where there is memory for that, else in int8. `none`: float32 arithmetic.
+`int8`, `int4`: so many bits, in blocks of 32."""
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Of one number."""

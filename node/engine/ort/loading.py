@@ -108,8 +108,8 @@ def _load(spec: StageSpec, store: PartStore, asked: str) -> Generator[float | No
 def arithmetic_of(spec: StageSpec, weights: Weights) -> Arithmetic:
     """How the weights are held.
 
-    `auto`: a small model's in float32, others as they are stored; 16-bit ones in float32 where there is memory for that, else in int8. On a processor
-    without kernels for 16 bits there is nothing between.
+    `auto`: a small model's in float32, others as they are stored; 16-bit ones in float32 where there is memory for
+    that, else in int8. On a processor without kernels for 16 bits there is nothing between.
     """
     if spec.quantise in ("int8", "int4"):
         return spec.quantise
