@@ -256,6 +256,7 @@ class Member:
                 layer_latency=stage.times.layer(),
                 head_ms=stage.times.head_ms,
                 overhead_ms=stage.times.overhead_ms,
+                prompt_row_ms=stage.times.prompt_row_ms,
                 mbps=self.pipeline.link_rates.told(self._swarm.members()),
             )
             record = self._swarm.members()[self._swarm.node_id]

@@ -221,6 +221,9 @@ class EngineLoop:
         decodes = sum(work.is_decode for work in works)
         if all(slot.problem == "" and not slot.out_of_kv for slot in result.slots):
             self._rates.add(result.compute_ms, decodes, sum(work.taken for work in works if not work.is_decode))
+            if not decodes:
+                own = works[0].session.own
+                self._times.add_prompt(own.end - own.start, sum(work.taken for work in works), result)
         if decodes == len(works) == len(done):
             own = works[0].session.own
             self._times.add(own.end - own.start, result, done[0].timing.serialise_ms, len(works))

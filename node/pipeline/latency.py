@@ -15,6 +15,8 @@ KEPT_STEPS = 128
 """A few seconds of one busy sequence: follows a machine that slows down, and forgets a single bad step."""
 KEPT_BATCHES = 16
 """Less than a second of a busy node: how many answers stream changes all the time."""
+LEAST_ROWS = 32
+"""Of a prompt's chunk that is timed: what shorter ones take is mostly reading the weights."""
 LONGEST_MS = 1e6
 """No part of a step takes a quarter of an hour."""
 
@@ -27,6 +29,7 @@ class StepTimes:
         self._head_ms: deque[float] = deque(maxlen=KEPT_STEPS)
         self._overhead_ms: deque[float] = deque(maxlen=KEPT_STEPS)
         self._sequences: deque[int] = deque(maxlen=KEPT_STEPS)
+        self._row_ms: deque[float] = deque(maxlen=KEPT_BATCHES)
         self._weights = ""
         self.in_service = 0
         """Batches of decode steps of sequences so far."""
@@ -34,6 +37,7 @@ class StepTimes:
     def loaded(self, info: StageInfo, weights: str) -> None:
         """Begin anew with what a stage measured when it was loaded; the head's time stays while the model does."""
         self._layer_ms.clear()
+        self._row_ms.clear()
         self._sequences.clear()
         if weights != self._weights:
             self._head_ms.clear()
@@ -49,6 +53,11 @@ class StepTimes:
         self.in_service += 1
         self._sequences.append(sequences)
         self._take_step(layers, result, overhead_ms)
+
+    def add_prompt(self, layers: int, rows: int, result: BatchResult) -> None:
+        """One batch of nothing but `rows` rows of prompts through `layers` layers."""
+        if rows >= LEAST_ROWS and 0 <= result.head_ms < result.compute_ms:
+            _take(self._row_ms, (result.compute_ms - result.head_ms) / layers / rows)
 
     def renew(self, layers: int, steps: Sequence[tuple[BatchResult, float]]) -> None:
         """Begin anew with the median of steps timed while nobody used the stage, each with its overhead in ms.
@@ -94,6 +103,11 @@ class StepTimes:
     def overhead_ms(self) -> float | None:
         """A step's time here outside compute and queue; None until one was run."""
         return median(self._overhead_ms) if self._overhead_ms else None
+
+    @property
+    def prompt_row_ms(self) -> float | None:
+        """A row of a prompt in one layer; None until a long enough chunk was run."""
+        return median(self._row_ms) if self._row_ms else None
 
 
 class BatchRates:

@@ -236,7 +236,7 @@ def node_times(model: ModelCost, node: PoolNode, work: Workload) -> NodeTimes:
     one, many, chunk = _steps(model, work.prompt_tokens, work.output_tokens)
     return NodeTimes(
         one.layer_ms(node, efficiency),
-        chunk.layer_ms(node, efficiency),
+        chunk.layer_ms(node, efficiency) if node.prompt_row_ms is None else node.prompt_row_ms * CHUNK_TOKENS,
         one.head_ms(node, head_efficiency),
         node.overhead_ms,
         many.layer_ms(node, efficiency),

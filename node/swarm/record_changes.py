@@ -31,6 +31,7 @@ class RecordChanges(TypedDict, total=False):
     layer_latency: LayerLatency | None
     head_ms: float | None
     overhead_ms: float | None
+    prompt_row_ms: float | None
     region: str
     mbps: Mapping[str, float]
     state: str

@@ -96,6 +96,8 @@ class Status(Struct, frozen=True, array_like=True):
     layer_latency: _Latency | None
     head_ns: Nanoseconds | None
     overhead_ns: Nanoseconds | None
+    prompt_row_ns: Nanoseconds | None = None
+    """Not told by older versions."""
 
 
 class Trips(Struct, frozen=True, array_like=True):
@@ -160,6 +162,7 @@ def status_of(record: NodeRecord, *, profile_seq: int, trips_seq: int) -> Status
         else _Latency(_ns(latency.mean_ms), _ns(latency.p50_ms), _ns(latency.p95_ms), latency.sequences),
         head_ns=None if record.head_ms is None else _ns(record.head_ms),
         overhead_ns=None if record.overhead_ms is None else _ns(record.overhead_ms),
+        prompt_row_ns=None if record.prompt_row_ms is None else _ns(record.prompt_row_ms),
     )
 
 
@@ -224,6 +227,7 @@ def _fields_of(status: Status) -> dict[str, object]:
         ),
         "head_ms": None if status.head_ns is None else status.head_ns / NS_PER_MS,
         "overhead_ms": None if status.overhead_ns is None else status.overhead_ns / NS_PER_MS,
+        "prompt_row_ms": None if status.prompt_row_ns is None else status.prompt_row_ns / NS_PER_MS,
     }
 
 

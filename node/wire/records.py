@@ -167,6 +167,8 @@ class NodeRecord(Struct, frozen=True):
     """LM head and sampling of one decode step, where the range ends the model."""
     overhead_ms: Milliseconds | None = None
     """Of one decode step here, outside compute and queue: the pipe to the engine, checks, serialising."""
+    prompt_row_ms: Milliseconds | None = None
+    """One token of a prompt's chunk in one layer, measured in service; None: not yet, or by a version without it."""
     region: Annotated[str, Meta(max_length=REGION_LIMIT)] = ""
     """Set by hand with `--region`: nodes of one region are near one another until round trips have been measured."""
     rtt_ms: Annotated[dict[Id, Milliseconds], Meta(max_length=MOST_PEERS)] = {}
@@ -189,7 +191,14 @@ class NodeRecord(Struct, frozen=True):
             self, name=NAME_LIMIT, software=SOFTWARE_LIMIT, region=REGION_LIMIT, problem=PROBLEM_LIMIT, backend=32
         )
         make_printable(self, quantisation=QUANTISATION_LIMIT, drift_class=DRIFT_CLASS_LIMIT)
-        _require_finite("record", ttl_s=self.ttl_s, load=self.load, head_ms=self.head_ms, overhead_ms=self.overhead_ms)
+        _require_finite(
+            "record",
+            ttl_s=self.ttl_s,
+            load=self.load,
+            head_ms=self.head_ms,
+            overhead_ms=self.overhead_ms,
+            prompt_row_ms=self.prompt_row_ms,
+        )
         if any(map(math.isnan, self.rtt_ms.values())) or any(map(math.isnan, self.mbps.values())):
             raise ValueError("record: a figure of a peer is NaN, a finite number is needed")
         if self.pinned_layers is not None and self.pinned_layers[1] <= self.pinned_layers[0]:

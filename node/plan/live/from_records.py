@@ -107,6 +107,7 @@ def _node(record: NodeRecord, override: Override, siblings: int, problems: list[
         region=record.region,
         layer_ms=((latency.sequences, layer_ms),) if latency is not None and layer_ms else (),
         head_ms=credible("head_ms", record.head_ms, LEAST_MS, MOST_MS),
+        prompt_row_ms=credible("prompt_row_ms", record.prompt_row_ms, LEAST_MS, MOST_MS),
         overhead_ms=USUAL_OVERHEAD_MS if overhead_ms is None else overhead_ms,
         pinned=None if record.leaving else record.pinned_layers or override.layers,
         barred=_why_barred(record, override),

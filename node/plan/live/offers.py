@@ -69,7 +69,9 @@ def offer_of(record: NodeRecord, duty: Duty, model: ModelCost, weights: str, unt
         load=min(MOST_LOAD, max(0, record.load + untold.load)),
         overhead_ms=node.overhead_ms,
         head_ms=step.head_ms(node, efficiency) if node.head_ms is None else node.head_ms,
-        chunk_layer_ms=chunk.layer_ms(node, efficiency),
+        chunk_layer_ms=chunk.layer_ms(node, efficiency)
+        if node.prompt_row_ms is None
+        else node.prompt_row_ms * CHUNK_TOKENS,
     )
     ready: list[Host] = []
     spare: list[Host] = []
@@ -101,6 +103,7 @@ def what_offers_tell(record: NodeRecord) -> tuple[object, ...]:
         record.layer_latency,
         record.head_ms,
         record.overhead_ms,
+        record.prompt_row_ms,
         record.memory_cap_bytes,
     )
 

@@ -65,6 +65,8 @@ class PoolNode:
     """Measured in service: sequences in a decode step, milliseconds that one layer took."""
     head_ms: float | None = None
     """LM head and sampling of one decode step, measured; None: not yet, or it has never ended the model."""
+    prompt_row_ms: float | None = None
+    """Measured in service: one token of a prompt's chunk in one layer; None: not yet."""
     overhead_ms: float = 0.0
     """Of one step, outside compute and queue: the way to the engine and back, checks, packing."""
     pinned: tuple[int, int] | None = None
@@ -84,6 +86,8 @@ class PoolNode:
         checked(self.label, "overhead_ms", self.overhead_ms, zero=True)
         if self.head_ms is not None:
             checked(self.label, "head_ms", self.head_ms, zero=True)
+        if self.prompt_row_ms is not None:
+            checked(self.label, "prompt_row_ms", self.prompt_row_ms)
         for sequences, milliseconds in self.layer_ms:
             checked(self.label, "layer_ms", sequences)
             checked(self.label, "layer_ms", milliseconds)

@@ -101,7 +101,8 @@ def _order(nodes: Sequence[PoolNode], rtt_ms: Floats, byte_ms: Floats) -> list[i
 
     def figures(node: PoolNode) -> tuple[object, ...]:
         head = -1.0 if node.head_ms is None else node.head_ms
-        return (-node.memory_bytes, -node.bandwidth, -node.flops, node.layer_ms, head, node.overhead_ms)
+        row = -1.0 if node.prompt_row_ms is None else node.prompt_row_ms
+        return (-node.memory_bytes, -node.bandwidth, -node.flops, node.layer_ms, head, node.overhead_ms, row)
 
     keys = [figures(node) for node in nodes]
     if len(set(keys)) == len(keys):
@@ -116,7 +117,7 @@ def interchangeable(nodes: Sequence[PoolNode], links: Links) -> list[tuple[PoolN
     groups: dict[tuple[object, ...], list[PoolNode]] = {}
     for node in sorted(nodes, key=lambda node: node.node_id):
         own = node.node_id if node.node_id in links.named else ""
-        measured = node.layer_ms, node.head_ms, node.overhead_ms
+        measured = node.layer_ms, node.head_ms, node.overhead_ms, node.prompt_row_ms
         key = (own, node.memory_bytes, node.bandwidth, node.flops, node.region, measured)
         groups.setdefault(key, []).append(node)
     return [tuple(members) for members in groups.values()]

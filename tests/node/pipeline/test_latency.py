@@ -113,3 +113,16 @@ def test_whatever_an_engine_answers_fits_into_a_record(steps: list[tuple[float, 
     layer = times.layer()
     figures = [times.head_ms, times.overhead_ms, *((layer.mean_ms, layer.p50_ms, layer.p95_ms) if layer else ())]
     assert all(figure is None or 0 <= figure <= 1e9 for figure in figures)
+
+
+def test_a_long_chunk_tells_what_a_row_takes_in_a_layer_and_a_short_one_tells_nothing() -> None:
+    times = StepTimes()
+    times.loaded(loaded(2.0), "smol")
+    times.add_prompt(10, 8, step(25.0))
+    assert times.prompt_row_ms is None
+    for _ in range(3):
+        times.add_prompt(10, 128, step(69.0, head_ms=5.0))
+    times.add_prompt(10, 128, step(math.nan))
+    assert times.prompt_row_ms == pytest.approx(0.05)
+    times.loaded(loaded(2.0), "other")
+    assert times.prompt_row_ms is None

@@ -217,3 +217,10 @@ def test_a_chunk_multiplies_where_a_step_reads() -> None:
 def test_measured_layers_time_the_steps_that_were_measured() -> None:
     node = PoolNode("a", GIB, 1e11, 1e12, layer_ms=((1, 7.0),))
     assert node_times(small_model(8), node, Workload(256, 256)).layer_ms == pytest.approx(7.0, rel=0.02)
+
+
+def test_a_measured_prompt_times_the_chunks() -> None:
+    node = PoolNode("a", GIB, 1e11, 1e12, prompt_row_ms=0.25)
+    times = node_times(small_model(8), node, Workload(256, 256))
+    assert times.chunk_layer_ms == pytest.approx(0.25 * CHUNK_TOKENS)
+    assert times.layer_ms == node_times(small_model(8), PoolNode("a", GIB, 1e11, 1e12), Workload(256, 256)).layer_ms

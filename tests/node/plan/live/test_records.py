@@ -132,3 +132,11 @@ def test_no_record_that_the_wire_lets_through_breaks_the_pool(
     told = record(DESK, hardware=given_hardware, layer_latency=LayerLatency(layer, layer, layer), head_ms=head)
     read = pool_of_records([told, record(STUDIO, rtt_ms={DESK: rtt})])
     assert STUDIO in {node.node_id for node in read.pool.nodes}
+
+
+def test_what_a_prompt_takes_is_taken_as_measured_where_it_can_be() -> None:
+    (node,) = pool(record(DESK, prompt_row_ms=0.25)).nodes
+    assert node.prompt_row_ms == 0.25
+    read = pool_of_records([record(DESK, prompt_row_ms=1e9)])
+    assert read.pool.nodes[0].prompt_row_ms is None
+    assert "prompt_row_ms" in read.problems[0]
