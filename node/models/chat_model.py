@@ -20,7 +20,7 @@ from node.models.speech import MARKS, Speech, speech
 from node.models.spoken_text import SpokenText
 from node.models.template import NOTHING, Message, compile_template
 from node.models.text_stream import MarkedStream, TextStream
-from node.models.told_tools import short_ids, with_written_arguments, without_tools
+from node.models.told_tools import short_ids, with_thinking, with_written_arguments, without_tools
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -140,6 +140,8 @@ class ChatModel:
         said: list[dict[str, object]] = [_plain(message) for message in messages]
         if not self.speech.takes_tools:
             said, tools = without_tools(said, tools), ()
+        elif self.speech.family == "harmony":
+            said = with_thinking(said)
         elif self._wants_short_ids:
             said = short_ids(said)
         (*hidden, beside), meant = self._text.hidden([*said, {**options, "tools": list(tools), "prefill": prefill}])

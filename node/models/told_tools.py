@@ -65,6 +65,16 @@ def with_written_arguments(messages: Sequence[Json]) -> list[dict[str, object]] 
     return written if found else None
 
 
+def with_thinking(messages: Sequence[Json]) -> list[dict[str, object]]:
+    """Thoughts under the name that gpt-oss's template has for them; beside a call it takes them or text, not both."""
+    return [
+        {**message, "thinking": message["reasoning_content"]}
+        if message.get("reasoning_content") and not (message.get("tool_calls") and message.get("content"))
+        else dict(message)
+        for message in messages
+    ]
+
+
 def short_ids(messages: Sequence[Json]) -> list[dict[str, object]]:
     """Ids of calls as nine letters and digits, which Mistral's templates want: each as it is, or a digest of it."""
     said: list[dict[str, object]] = []

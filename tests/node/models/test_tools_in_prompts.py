@@ -114,6 +114,15 @@ def test_ids_are_short_where_a_template_insists(with_template: Callable[[str], C
     assert text[-9:] == text[-18:-9]
 
 
+def test_thoughts_have_the_name_that_a_template_of_channels_has_for_them(
+    with_template: Callable[[str], ChatModel],
+) -> None:
+    chat = with_template("{{ tools }}<|channel|>{% for m in messages %}{{ m.thinking }}|{{ m.content }}{% endfor %}")
+    said = {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [CALL]}
+    assert chat.prompt_text([said]) == "None<|channel|>hm|"
+    assert chat.prompt_text([{**said, "content": "I look."}]) == "None<|channel|>|I look."
+
+
 def test_a_template_that_refuses_says_so(with_template: Callable[[str], ChatModel]) -> None:
     chat = with_template("{{ tools }}{{ raise_exception('no tools today') }}")
     with pytest.raises(BadRequest, match="no tools today"):
