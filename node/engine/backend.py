@@ -251,7 +251,7 @@ BACKENDS: dict[BackendName, BackendChoice] = {
         ("cpu", "cuda", "xpu", "mps"),
         ("torch", "transformers"),
         ("torch", "transformers"),
-        "",
+        "torch",
         ("float32", "bfloat16", "float16"),
         _prepare_torch,
         _open_torch,

@@ -70,7 +70,7 @@ def test_a_question_on_the_command_line_loads_no_library_for_http_nor_a_screen()
 import parallax_tui.cli
 parallax_tui.cli.build_parser()
 import parallax_tui.headless.child_nodes, parallax_tui.headless.one_question, parallax_tui.headless.orderly_end
-import parallax_tui.headless.piped, parallax_tui.headless.status_report
+import parallax_tui.headless.piped
 """
     assert not loaded_by(code) & (
         HEAVY | SCREENS | {"httpx", "trio", "libp2p", "numpy", "huggingface_hub", "starlette"}
