@@ -26,6 +26,7 @@ from node.models import ChatModel
 from node.pipeline.answer import AnswerTiming, read_answer
 from node.pipeline.dispatch import WAIT_LIMIT_S, Dispatcher
 from node.pipeline.generation import Generation, TokenStep
+from node.pipeline.loops import LoopGuard
 from node.plan.live.propose import Proposal
 from node.wire.events import RequestFailed, RequestFinished, RequestProgress, RequestStarted, RequestWaiting
 from node.wire.frames import Hop
@@ -253,7 +254,7 @@ class Service:
 
         reading = prompt.reader(chat_model)
         text = chat_model.marked_stream() if isinstance(prompt.prompt, Chat) else chat_model.stream()
-        answer = read_answer(tokens, text, ask.stop, chat_model.stop_tokens, timing, progress)
+        answer = read_answer(tokens, text, ask.stop, chat_model.stop_tokens, timing, progress, _loop_guard(chat_model))
         async with aclosing(answer):
             async for piece in answer:
                 for said in _said(reading, piece.text, last=piece.finish is not None):
@@ -290,3 +291,7 @@ def _said(reading: Reading, text: str, *, last: bool) -> list[Said]:
 async def _none() -> AsyncGenerator[tuple[int, Said | Ended], None]:
     return
     yield
+
+
+def _loop_guard(chat_model: ChatModel) -> LoopGuard | None:
+    return LoopGuard() if chat_model.goes_round else None

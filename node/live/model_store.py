@@ -10,7 +10,16 @@ from pathlib import Path
 import trio
 
 from node.errors import ParallaxError
-from node.models import ChatModel, Phase, held_bits, identify_in_child, prepare_in_child, read_facts
+from node.models import (
+    ChatModel,
+    Phase,
+    fit_for_chat,
+    held_bits,
+    identify_in_child,
+    prepare_in_child,
+    quantise_for,
+    read_facts,
+)
 from node.wire.events import Event, ModelProgress, Notice
 from node.wire.models import Dtype, ModelFacts, ModelRef, Quantise
 
@@ -43,11 +52,11 @@ class ModelStore:
         models: Path,
         emit: Callable[[Event], object],
         *,
-        quantise: Quantise = "auto",
+        quantise: Quantise | None = None,
         backends: Collection[str] = (),
     ) -> None:
         self._models, self._emit = models, emit
-        self._quantise: Quantise = quantise
+        self._quantise = quantise
         self._backends = tuple(backends)
         self._metadata: dict[ModelRef, Metadata] = {}
         self._lock = trio.Lock()
@@ -74,7 +83,8 @@ class ModelStore:
             if ref not in self._metadata:
                 folder = await self._prepare(ref, None)
                 chat = await trio.to_thread.run_sync(ChatModel.load, folder, limiter=self._reading)
-                self._metadata[ref] = Metadata(folder, chat, self._quantise, self._backends)
+                quantise = quantise_for(ref, self._quantise)
+                self._metadata[ref] = Metadata(folder, fit_for_chat(ref, chat), quantise, self._backends)
         return self._metadata[ref]
 
     def known(self, ref: ModelRef) -> Metadata | None:

@@ -68,6 +68,8 @@ class ChatModel:
         """Prompt and answer together may have that many tokens."""
         self.recommended = recommended
         """How to sample where a request does not say."""
+        self.goes_round = False
+        """It is known to repeat itself without an end."""
         self._tokenizer = tokenizer
         self._special_tokens = dict(special_tokens)
         self._text = SpokenText(tokenizer, lambda: _tokenizer(folder))

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Literal, Protocol
 
 from node.pipeline.generation import TokenStep
+from node.pipeline.loops import LoopGuard
 from node.wire.events import HopLatency
 from node.wire.frames import Hop
 from node.wire.ids import NodeId
@@ -141,8 +142,10 @@ async def read_answer(
     stop_tokens: Sequence[int],
     timing: AnswerTiming,
     progress: Callable[[], None] = lambda: None,
+    loops: LoopGuard | None = None,
 ) -> AsyncGenerator[Piece, None]:
-    """Pieces of text as tokens come; the last one carries the finish reason.
+    """Pieces of text as tokens come; the last one carries the finish reason. With `loops`, an answer that goes round is
+    at its end.
 
     Raises:
         RequestError: the chain cannot go on.
@@ -152,6 +155,8 @@ async def read_answer(
         timing.add(step)
         progress()
         ended = step.finish
+        if loops is not None and loops.goes_round(step.token):
+            ended = ended or "stop"
         text = "" if step.token in stop_tokens else detokeniser.push(step.token)
         shown = stop_filter.push(text)
         if ended is not None and not stop_filter.hit:

@@ -8,6 +8,14 @@ from parallax_tui.state.layers import gap_sentences
 from parallax_tui.state.live import Live
 from parallax_tui.state.starting import centred
 
+EMBEDDED = "default"
+"""Source of the model that comes along; `node.models.default_model`, which is not for this side to load."""
+SMALL = (
+    "this model comes along and is very small (135 million weights):",
+    "good for trying things out, not for facts; for a better one:",
+    "parallax --model org/name   (a Hugging Face id, or a GGUF file)",
+)
+
 
 def welcome(live: Live, width: int) -> tuple[Line, ...]:
     """A few lines in the middle of the empty chat."""
@@ -19,4 +27,6 @@ def welcome(live: Live, width: int) -> tuple[Line, ...]:
     lines += [(Cell(model or "no model yet", "strong"), Cell(f" on {nodes}", "muted")), ()]
     lines += [(Cell("! ", "warn"), Cell(sentence)) for sentence in gap_sentences(live)]
     lines += [(Cell("ask anything below", "muted"),)]
+    if live.state.plan is not None and live.state.plan.model.source == EMBEDDED:
+        lines += [(), *((Cell(words, "muted"),) for words in SMALL)]
     return centred(tuple(lines), width)

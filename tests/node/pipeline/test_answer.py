@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from time import perf_counter
 
 import trio
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from node.pipeline.answer import AnswerTiming, Piece, StopFilter, read_answer
 from node.pipeline.generation import TokenStep
+from node.pipeline.loops import LoopGuard
 from node.wire.frames import Hop, HopTiming
 
 texts = st.text(alphabet="abc", max_size=12)
@@ -92,3 +95,25 @@ def test_an_answer_whose_tokens_end_without_a_word_has_reached_its_length() -> N
 
     pieces = trio.run(read)
     assert ("".join(piece.text for piece in pieces), pieces[-1].finish) == ("ababc", "length")
+
+
+def test_an_answer_that_goes_round_is_at_its_end_where_that_is_looked_for() -> None:
+    class Words:
+        def push(self, token: int) -> str:
+            return f"{token} "
+
+        def finish(self) -> str:
+            return ""
+
+    async def tokens() -> AsyncGenerator[TokenStep, None]:
+        for number in range(400):
+            yield dataclasses.replace(step(1.0), token=number % 3)
+
+    async def read(loops: LoopGuard | None) -> list[Piece]:
+        async with aclosing(tokens()) as steps:
+            return [piece async for piece in read_answer(steps, Words(), (), (), AnswerTiming({}), loops=loops)]
+
+    ended = trio.run(read, LoopGuard())
+    assert ended[-1].finish == "stop"
+    assert len(ended) < 60
+    assert trio.run(read, None)[-1].finish == "length"
