@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PAINT_S = 0.25
 SLOW_PAINT_S = 1.0
 """Pictures of the swarm are shown at most so often; a swarm of fifty sends more news than anyone reads."""
-CHILD_CHECK_S = 0.25
+CHILD_CHECK_S = 2.0
 ARMED_S = 3.0
 """How long a second ctrl+c quits."""
 

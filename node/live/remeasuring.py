@@ -16,7 +16,8 @@ from node.pipeline.stage import StageRunner
 from node.swarm.base import Swarm
 from node.wire.records import NodeRecord
 
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S, LOOK_IDLY_S = 0.25, 2.0
+"""The second while nothing is due soon: an idle node sleeps."""
 SETTLE_S = 2.0
 """After the last change of this machine's nodes. They have divided its cores anew by then (`member.REPORT_EVERY_S`)."""
 TURN_S = 0.5
@@ -37,7 +38,8 @@ class Remeasuring:
         steps = self._runner.times.in_service
         due_s = math.inf
         while True:
-            await trio.sleep(LOOK_EVERY_S)
+            soon = due_s - trio.current_time() < SETTLE_S + LOOK_IDLY_S
+            await trio.sleep(LOOK_EVERY_S if soon else LOOK_IDLY_S)
             held, now_s = self._ready(), trio.current_time()
             if (surroundings := (held, self._neighbours())) != seen:
                 seen, due_s = surroundings, now_s + self._settled_s()

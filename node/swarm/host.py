@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 TTL_S = 5.0
 """Five times the interval at which a record is renewed."""
 
-SAVE_EVERY_S = 2.0
+SAVE_EVERY_S = 5.0
 CLOSING_S = 1.0
 ANSWERED_LIMIT = 256
 

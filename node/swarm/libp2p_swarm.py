@@ -53,9 +53,10 @@ SHORTEST_S, LONGEST_PAUSE_S, MEMBERS_PER_S = 0.25, 1.0, 64
 """Between two times that we speak: at most four a second, and no more than once a second in a large swarm, where each
 of our words goes to everyone."""
 
-TICK_S = 0.25
-STALL_S = 1.0
-"""A tick that comes later than this means that this process stood still (stopped, or the machine slept)."""
+TICK_S, LONELY_TICK_S = 0.25, 2.0
+"""The second where nobody else is known: an idle node sleeps."""
+STALL_S = 0.75
+"""A tick that comes so much later than it should means that this process stood still (stopped, or the machine slept)."""
 
 SHUNNED_S = 30.0
 """Who was disconnected for what it sent is not a neighbour again for so long: it would only go on."""
@@ -312,9 +313,10 @@ class Libp2pSwarm:
         """Let what is old expire."""
         ticked_s = trio.current_time()
         while True:
-            await trio.sleep(TICK_S)
+            tick_s = TICK_S if self.connections.peers() or len(self.members()) > 1 else LONELY_TICK_S
+            await trio.sleep(tick_s)
             now = trio.current_time()
-            stall_s = max(0.0, now - ticked_s - STALL_S)
+            stall_s = max(0.0, now - ticked_s - tick_s - STALL_S)
             ticked_s = now
             self._tell(self._gossip.pass_time(now, stall_s))
             for connection in self.connections.redundant(now):
