@@ -56,7 +56,7 @@ of our words goes to everyone."""
 TICK_S, LONELY_TICK_S = 0.25, 2.0
 """The second where nobody else is known: an idle node sleeps."""
 STALL_S = 0.75
-"""A tick that comes so much later than it should means that this process stood still (stopped, or the machine slept)."""
+"""A tick that comes so much later than it should: this process stood still (stopped, or the machine slept)."""
 
 SHUNNED_S = 30.0
 """Who was disconnected for what it sent is not a neighbour again for so long: it would only go on."""
