@@ -17,7 +17,7 @@ from node.swarm.base import Swarm
 from node.wire.records import NodeRecord
 
 LOOK_EVERY_S, LOOK_IDLY_S = 0.25, 2.0
-"""The second while nothing is due soon: an idle node sleeps."""
+"""The second while nothing is due soon and no other node is on this machine: an idle node sleeps."""
 SETTLE_S = 2.0
 """After the last change of this machine's nodes. They have divided its cores anew by then (`member.REPORT_EVERY_S`)."""
 TURN_S = 0.5
@@ -38,13 +38,14 @@ class Remeasuring:
         steps = self._runner.times.in_service
         due_s = math.inf
         while True:
-            soon = due_s - trio.current_time() < SETTLE_S + LOOK_IDLY_S
-            await trio.sleep(LOOK_EVERY_S if soon else LOOK_IDLY_S)
+            soon = due_s - trio.current_time() < SETTLE_S + LOOK_IDLY_S or len(self._of_this_machine()) > 1
+            pause_s = LOOK_EVERY_S if soon else LOOK_IDLY_S
+            await trio.sleep(pause_s)
             held, now_s = self._ready(), trio.current_time()
             if (surroundings := (held, self._neighbours())) != seen:
                 seen, due_s = surroundings, now_s + self._settled_s()
             if (taken := self._runner.times.in_service) != steps:
-                steps, due_s = taken, now_s + EVERY_S
+                steps, due_s = taken, now_s - pause_s + EVERY_S
             elif not self._calm():
                 due_s = max(due_s, now_s + self._settled_s())
             elif held is not None and now_s >= due_s:
