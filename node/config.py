@@ -54,9 +54,9 @@ class Settings:
     """At most this much for weights and KV cache; None: 70 % of what the device has."""
     dtype: Dtype | None = None
     """None: the swarm's, or float32 on a CPU and bfloat16 on a GPU."""
-    quantize: Quantise | None = None
+    quantize: Quantise = "auto"
     """What becomes of weights when layers are loaded; `auto`: they stay as they are stored where that can be computed,
-    16-bit ones become float32 where they fit and int8 where not. None: `none` for the embedded model, else `auto`."""
+    16-bit ones become float32 where they fit and int8 where not."""
     threads: int | None = None
     """At most so many processor threads for the engine; None: all cores, divided among the nodes of a machine."""
     region: str = ""

@@ -62,7 +62,7 @@ class EngineSupervisor:
         emit: Callable[[Event], object],
         cores: int,
         most_threads: int | None = None,
-        quantise: Quantise | None = None,
+        quantise: Quantise = "auto",
     ) -> None:
         self._swarm, self._open_engine, self._emit = swarm, open_engine, emit
         self._ranges, self._runner = ranges, runner

@@ -17,7 +17,6 @@ from node.models import (
     held_bits,
     identify_in_child,
     prepare_in_child,
-    quantise_for,
     read_facts,
 )
 from node.wire.events import Event, ModelProgress, Notice
@@ -52,11 +51,11 @@ class ModelStore:
         models: Path,
         emit: Callable[[Event], object],
         *,
-        quantise: Quantise | None = None,
+        quantise: Quantise = "auto",
         backends: Collection[str] = (),
     ) -> None:
         self._models, self._emit = models, emit
-        self._quantise = quantise
+        self._quantise: Quantise = quantise
         self._backends = tuple(backends)
         self._metadata: dict[ModelRef, Metadata] = {}
         self._lock = trio.Lock()
@@ -83,8 +82,7 @@ class ModelStore:
             if ref not in self._metadata:
                 folder = await self._prepare(ref, None)
                 chat = await trio.to_thread.run_sync(ChatModel.load, folder, limiter=self._reading)
-                quantise = quantise_for(ref, self._quantise)
-                self._metadata[ref] = Metadata(folder, fit_for_chat(ref, chat), quantise, self._backends)
+                self._metadata[ref] = Metadata(folder, fit_for_chat(ref, chat), self._quantise, self._backends)
         return self._metadata[ref]
 
     def known(self, ref: ModelRef) -> Metadata | None:

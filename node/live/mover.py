@@ -20,7 +20,6 @@ from node.live.model_store import ModelStore
 from node.live.retiring import Retiring
 from node.live.served_ranges import MOST_TOLD, ServedRange, ServedRanges
 from node.live.turn import Patience, View, next_turn
-from node.models import quantise_for
 from node.plan.costs.model import cost_of_plan
 from node.plan.moving.node_layers import NodeLayers, runs, weights_of
 from node.swarm.base import Swarm
@@ -62,12 +61,12 @@ class Mover:
         in_use: Callable[[Stage], bool],
         close: Callable[[ServedRange, str], Awaitable[None]],
         loaded: Callable[[StageInfo, str], None],
-        quantise: Quantise | None = None,
+        quantise: Quantise = "auto",
     ) -> None:
         self.plan: Plan | None = None
         self._swarm, self._store, self._emit, self._ranges, self._loaded = swarm, store, emit, ranges, loaded
         self._retiring = Retiring(ranges, swarm, lambda: self.plan, in_use, close, self._tell)
-        self._quantise = quantise
+        self._quantise: Quantise = quantise
         self._engine: Engine | None = None
         self._goal: Goal | None = None
         """Layers and weights that are being moved to."""
@@ -309,8 +308,7 @@ class Mover:
         """What to load, with all the KV cache that the node's memory has room for beside these layers."""
         memory_bytes = self._own(View.of(plan, self._records())).memory_bytes
         kv_bytes = max(MIN_KV_BYTES, memory_bytes - weights_of(cost_of_plan(plan), frozenset(range(start, end))))
-        quantise = quantise_for(plan.model, self._quantise)
-        return StageSpec(folder, start, end, plan.dtype, kv_bytes, quantise=quantise)
+        return StageSpec(folder, start, end, plan.dtype, kv_bytes, quantise=self._quantise)
 
     def _own(self, view: View) -> NodeLayers:
         return next(holding for holding in view.holdings if holding.node_id == self._swarm.node_id)

@@ -5,7 +5,7 @@ Imports neither torch nor transformers, and numpy, gguf, tokenizers, jinja2 and 
 
 from node.models.chat_model import ChatModel
 from node.models.child import identify_in_child, import_in_child, prepare_in_child
-from node.models.default_model import DEFAULT_NAME, DEFAULT_REF, fit_for_chat, quantise_for
+from node.models.default_model import DEFAULT_NAME, DEFAULT_REF, fit_for_chat
 from node.models.facts import read_facts
 from node.models.held import held_bits
 from node.models.identify import identify
@@ -31,7 +31,6 @@ __all__ = [
     "installed",
     "prepare",
     "prepare_in_child",
-    "quantise_for",
     "read_facts",
     "remove",
 ]

@@ -21,7 +21,7 @@ from node.models.disk import CHUNK_BYTES, FreeBytes, free_bytes, require_room
 from node.models.progress import POLL_S, Report, sizes_under
 from node.models.sampling import RecommendedSampling
 from node.python_child import module_command, module_environment
-from node.wire.models import ModelRef, Quantise
+from node.wire.models import ModelRef
 
 if TYPE_CHECKING:
     from node.models.chat_model import ChatModel
@@ -56,15 +56,6 @@ PACKAGE = Package(
 
 DEFAULT_NAME = "smollm2-135m-instruct"
 DEFAULT_REF = ModelRef(DEFAULT_NAME, "default", PACKAGE.gguf_sha256)
-
-
-def quantise_for(ref: ModelRef, chosen: Quantise | None) -> Quantise:
-    """What becomes of a model's weights where nobody has `chosen`.
-
-    The embedded model is computed in float32: it is small enough for that on any machine, and 8 bits in its products
-    are enough to turn the first word of an answer (13 % against 14 % for `What is the capital of France?`).
-    """
-    return chosen or ("none" if ref == DEFAULT_REF else "auto")
 
 
 def fit_for_chat(ref: ModelRef, chat: ChatModel) -> ChatModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node.models import DEFAULT_REF, ChatModel, fit_for_chat, quantise_for
+from node.models import DEFAULT_REF, ChatModel, fit_for_chat
 from node.models.sampling import RecommendedSampling, recommend, recommended_sampling
 from node.wire.models import ModelRef
 
@@ -18,12 +18,6 @@ def test_the_embedded_model_is_greedy_and_known_to_go_round(default_model_folder
     assert chat.goes_round
     other = fit_for_chat(ModelRef("other", "gguf:x", "0" * 64), ChatModel.load(default_model_folder))
     assert not other.goes_round
-
-
-def test_the_embedded_model_is_computed_in_float32_unless_another_form_is_asked_for() -> None:
-    assert quantise_for(DEFAULT_REF, None) == "none"
-    assert quantise_for(DEFAULT_REF, "auto") == "auto"
-    assert quantise_for(ModelRef("other", "gguf:x", "0" * 64), None) == "auto"
 
 
 @pytest.mark.parametrize(
