@@ -94,7 +94,8 @@ def expected(model: Any) -> list[int]:
 
 
 def sentence(text: str, folder: Path) -> str:
-    """A refusal without what differs from run to run."""
+    """A refusal without what differs from run to run, and without the list of what would be taken instead."""
+    text = re.sub(r"(; supported: |, which reads those of ).*", "", text)
     text = text.replace(f"{folder}/", "").replace(str(folder), "the folder")
     return re.sub(r"^could not load layers [^:]*: ", "", text)
 
