@@ -122,7 +122,7 @@ def test_a_client_that_goes_away_frees_the_sequence_on_every_hop(swarm: list[Rea
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
         ({"messages": []}, "messages"),
         ({"messages": "hello"}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
