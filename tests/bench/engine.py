@@ -180,7 +180,6 @@ def smollm2(work: Path) -> tuple[list[Way], int] | str:
         ways += [
             Way(f"llama.cpp, {gguf.name[-9:-5]}", "llamacpp", folder),
             Way(f"onnxruntime, {gguf.name[-9:-5]}", "ort", folder),
-            Way("onnxruntime, int8", "ort", folder, "int8"),
             Way("onnxruntime, float32", "ort", folder, "none"),
         ]
     plain = next((path for path in folders if list(path.glob("*.safetensors"))), None)
