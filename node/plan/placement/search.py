@@ -25,7 +25,7 @@ from node.plan.placement.worth import PlannedChain, Worth
 
 FURTHER = 0.2
 """Of the effort, in large pools, for chains that the score has no use for."""
-EFFORT_64, EFFORT_256 = 40_000, 48_000
+EFFORT_64, EFFORT_256 = 48_000, 48_000
 """Microseconds of a usual processor of 2023, about, that a search may take: in pools of up to 64 nodes, and of 256."""
 
 
