@@ -7,6 +7,7 @@ equal names mean equal keys and values. Who was used longest ago goes first. Wha
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -33,7 +34,9 @@ class Kept(Generic[CacheT]):
 class KeptPrefixes(Generic[CacheT]):
     """Those of one stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, gone: Callable[[CacheT], object] = lambda cache: None) -> None:
+        """`gone` is told of each cache that is not kept any more, or not at all."""
+        self._gone = gone
         self._entries: OrderedDict[Key, Kept[CacheT]] = OrderedDict()
         """By their last block; who was used last comes last."""
         self._blocks: dict[Key, Key] = {}
@@ -57,6 +60,7 @@ class KeptPrefixes(Generic[CacheT]):
         *before, last = kept.blocks()
         if (longer := self._blocks.get(last)) is not None and longer != last:
             self._entries.move_to_end(longer)
+            self._gone(kept.cache)
             return
         for key in [*before, last]:
             if key in self._entries:
@@ -71,9 +75,8 @@ class KeptPrefixes(Generic[CacheT]):
 
     def clear(self) -> None:
         """Give up all."""
-        self._entries.clear()
-        self._blocks.clear()
-        self.size_bytes = 0
+        while self._entries:
+            self.drop_oldest()
 
     def _drop(self, key: Key) -> None:
         gone = self._entries.pop(key)
@@ -81,3 +84,4 @@ class KeptPrefixes(Generic[CacheT]):
         for block in gone.blocks():
             if self._blocks.get(block) == key:
                 del self._blocks[block]
+        self._gone(gone.cache)

@@ -64,6 +64,12 @@ class KvMemory:
         """A slot that is never a sequence's, for trying things out."""
         return self.slots
 
+    def copy(self, source: int, target: int, tokens: int, layers: range) -> None:
+        """Have one slot begin with the first tokens of another one, in some of the layers (0: the stage's first)."""
+        for layer in layers:
+            for whole in self.layers[layer]:
+                whole[target, :, :tokens] = whole[source, :, :tokens]
+
     def give_back(self, slot: int) -> None:
         """Nothing in a slot is wanted any more."""
         if _FORGET is None:

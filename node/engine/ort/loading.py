@@ -96,6 +96,7 @@ def _load(spec: StageSpec, store: PartStore, asked: str) -> Generator[float | No
         block_tokens=BLOCK_TOKENS,
         can_rewind=True,
         can_narrow=True,
+        keeps_prefixes=True,
         backend="ort",
         quantisation=_quantisation(weights, source.arithmetic, spec.start),
         drift_class=f"onnxruntime {ort.__version__} {source.arithmetic}",

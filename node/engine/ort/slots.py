@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.engine.kept_prefixes import Kept, KeptPrefixes
 from node.engine.memory import WorkerMemory
 from node.engine.ort.kv_memory import BLOCK_TOKENS, KvMemory
 from node.errors import EngineError, OutOfKV, TooLong
@@ -50,6 +51,10 @@ class Slots:
         self._most_tokens, self._one_table_tokens = most_tokens, one_table_tokens
         self._kv, self._memory = kv, memory
         self._sequences: dict[str, Sequence] = {}
+        self._kept_tokens: dict[int, int] = {}
+        """Of former sequences, by slot."""
+        self._kept: KeptPrefixes[int] = KeptPrefixes(self._drop_kept)
+        memory.keepers.add(self)
         self._free = list(range(kv.slots - 1, -1, -1))
         """The lowest last: the fewer holes there are between those in use, the less runs for nothing."""
 
@@ -70,8 +75,8 @@ class Slots:
         return self.free_bytes // self.bytes_per_token
 
     def lengths(self) -> dict[int, int]:
-        """Tokens in each slot that is in use."""
-        return {one.slot: one.cached for one in self._sequences.values()}
+        """Tokens in each slot that is in use, also by what is kept."""
+        return self._kept_tokens | {one.slot: one.cached for one in self._sequences.values()}
 
     def open(self, name: str, start: int, end: int, sampling: Sampling | None, tokens: int) -> None:
         """Begin a sequence on layers [start, end) with room for `tokens` tokens; more is taken as it grows.
@@ -87,6 +92,8 @@ class Slots:
             raise EngineError(f"sequence {name} on layers {layer_range(start, end)}, but the stage holds {held}")
         if name in self._sequences:
             raise EngineError(f"sequence {name} has its room in the KV cache already")
+        if not self._free and self._kept_tokens:
+            self._kept.drop_oldest()
         if not self._free:
             raise EngineError(f"{self._kv.slots} sequences are open already, which is the most; close some first")
         token_bytes = sum(self._layer_bytes[start - self._start : end - self._start])
@@ -95,7 +102,7 @@ class Slots:
             raise OutOfKV(tokens, free // token_bytes // BLOCK_TOKENS * BLOCK_TOKENS)
         self._refuse_too_long(tokens)
         self._sequences[name] = Sequence(name, start, end, sampling, self._free.pop(), token_bytes, room)
-        self._memory.reserved_bytes += room * token_bytes
+        self._take(room * token_bytes)
 
     def find(self, name: str) -> Sequence | None:
         """The sequence of this name, if there is one."""
@@ -135,7 +142,7 @@ class Slots:
         if more * sequence.token_bytes > self.free_bytes:
             return False
         sequence.room += more
-        self._memory.reserved_bytes += more * sequence.token_bytes
+        self._take(more * sequence.token_bytes)
         return True
 
     def rewind(self, name: str, position: int) -> None:
@@ -154,14 +161,80 @@ class Slots:
         if (sequence := self._sequences.pop(name, None)) is None:
             return
         self._memory.reserved_bytes -= sequence.room * sequence.token_bytes
-        self._kv.give_back(sequence.slot)
-        self._free.append(sequence.slot)
-        self._free.sort(reverse=True)
+        self._give_back(sequence.slot)
 
     def clear(self) -> None:
         """Forget all."""
         for name in list(self._sequences):
             self.close(name)
+        self._kept.clear()
+
+    # --- what is kept of former sequences -----------------------------------------------------------------------------
+
+    def take_up(self, name: str, prefix: tuple[bytes, ...]) -> int:
+        """Have a sequence that is empty begin with what is kept of these blocks; how many tokens of it there are."""
+        sequence = self.get(name)
+        found = self._kept.find(sequence.start, sequence.end, prefix)
+        if found is None or sequence.cached:
+            return 0
+        slot, blocks = found
+        tokens = min(blocks * BLOCK_TOKENS, sequence.room // BLOCK_TOKENS * BLOCK_TOKENS)
+        self._kv.copy(slot, sequence.slot, tokens, self._layers(sequence))
+        sequence.cached = tokens
+        return tokens
+
+    def keep(self, name: str, prefix: tuple[bytes, ...]) -> None:
+        """Keep what a sequence holds of these blocks, which is about to be closed, as long as nobody needs the room.
+
+        It moves to the highest free slot: between those in use it would ride along with their steps.
+        """
+        sequence = self._sequences.get(name)
+        if sequence is None or sequence.broken:
+            return
+        names = prefix[: sequence.cached // BLOCK_TOKENS]
+        tokens = len(names) * BLOCK_TOKENS
+        size_bytes = tokens * sequence.token_bytes
+        if not self._free and self._kept_tokens:
+            self._kept.drop_oldest()
+        if not names or not self._free or size_bytes > self.free_bytes + sequence.room * sequence.token_bytes:
+            return
+        slot = self._free.pop(0)
+        self._kv.copy(sequence.slot, slot, tokens, self._layers(sequence))
+        self._kept_tokens[slot] = tokens
+        self.close(name)
+        self._kept.add(Kept(slot, sequence.start, sequence.end, names, size_bytes))
+        self._give_up()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of former sequences. They count as free: whoever needs the room gets it."""
+        return self._kept.size_bytes
+
+    def drop_oldest_kept(self) -> None:
+        """Give up the former sequence that was used longest ago."""
+        self._kept.drop_oldest()
+
+    def _layers(self, sequence: Sequence) -> range:
+        return range(sequence.start - self._start, sequence.end - self._start)
+
+    def _take(self, size_bytes: int) -> None:
+        """Count room that an open sequence takes; former ones make place for it."""
+        self._memory.reserved_bytes += size_bytes
+        self._give_up()
+
+    def _give_up(self) -> None:
+        while self._kept.size_bytes > self.free_bytes:
+            self._kept.drop_oldest()
+        self._memory.give_up_kept()
+
+    def _drop_kept(self, slot: int) -> None:
+        del self._kept_tokens[slot]
+        self._give_back(slot)
+
+    def _give_back(self, slot: int) -> None:
+        self._kv.give_back(slot)
+        self._free.append(slot)
+        self._free.sort(reverse=True)
 
     def _refuse_too_long(self, tokens: int) -> None:
         if self._one_table_tokens is not None and tokens > self._one_table_tokens:

@@ -71,6 +71,14 @@ class OrtStage:
         """See `base.Stage.rewind`."""
         self._slots.rewind(sequence, position)
 
+    def take_up(self, sequence: str, prefix: tuple[bytes, ...]) -> int:
+        """See `backend.KeepsPrefixes`."""
+        return self._slots.take_up(sequence, prefix)
+
+    def keep(self, sequence: str, prefix: tuple[bytes, ...]) -> None:
+        """See `backend.KeepsPrefixes`."""
+        self._slots.keep(sequence, prefix)
+
     def close(self, sequence: str) -> None:
         """See `base.Stage.close`."""
         self._slots.close(sequence)
