@@ -53,6 +53,7 @@ class FakeChatModel:
     speech: Speech = PLAIN
     context_tokens: int = 1000
     stop_tokens: tuple[int, ...] = (STOP,)
+    goes_round: bool = False
     recommended: object = field(default_factory=lambda: SimpleNamespace(temperature=0.0, top_p=1.0, top_k=0))
     prompts: list[dict[str, Any]] = field(default_factory=list)
     """What it was asked to render."""
