@@ -38,6 +38,12 @@ class Config:
             raise self.damaged(key, value, "a number")
         return float(value)
 
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        if (value := self.number(key, default)) <= 0:
+            raise self.damaged(key, value, "a number above 0")
+        return value
+
     def flag(self, key: str, default: bool | None = None) -> bool:
         """true or false."""
         value = self._value(key, default)

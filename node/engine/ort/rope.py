@@ -48,7 +48,7 @@ def rope_of(config: Config, parameters: Mapping[str, object], width: int, extra:
     kind = own.text("rope_type", own.text("type", "default"))
     if kind not in KINDS:
         raise config.unsupported(f"the rotary scaling {kind}", ", ".join(KINDS))
-    base = own.number("rope_theta", config.number("rope_theta", 10_000.0))
+    base = own.positive("rope_theta", config.positive("rope_theta", 10_000.0))
     places = np.arange(0, width, 2, dtype=np.int64).astype(np.float32) / np.float32(width)
     wavelengths = np.power(np.float32(base), places)
     if extra is not None:

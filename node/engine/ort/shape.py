@@ -206,9 +206,9 @@ def _ropes(config: Config, family: str) -> dict[str, dict[str, object]]:
     if by_kind:
         ropes = {kind: dict(part) for kind, part in by_kind.items()}
     elif family == "gemma3_text":  # sliding layers have a table of their own, which is never scaled
-        local = config.number("rope_local_base_freq", 10_000.0)
+        local = config.positive("rope_local_base_freq", 10_000.0)
         ropes = {"full_attention": dict(given), "sliding_attention": {"rope_type": "default", "rope_theta": local}}
-        ropes["full_attention"].setdefault("rope_theta", config.number("rope_theta", 1_000_000.0))
+        ropes["full_attention"].setdefault("rope_theta", config.positive("rope_theta", 1_000_000.0))
     else:
         ropes = {"full_attention": dict(given)}
     if family == "phi3":  # its configs call longrope by older names
@@ -241,7 +241,7 @@ def _attention(config: Config, family: str, index: int, head_size: int) -> Atten
     sliding = _is_sliding(config, family, index)
     window = config.whole("sliding_window", 0) if sliding else 0
     gemma = family.startswith("gemma")
-    scale = config.number("query_pre_attn_scalar", 256.0) ** -0.5 if gemma else head_size**-0.5
+    scale = config.positive("query_pre_attn_scalar", 256.0) ** -0.5 if gemma else head_size**-0.5
     rope = "sliding_attention" if sliding and family == "gemma3_text" else "full_attention"
     if family == "smollm3":
         turned = config.items("no_rope_layers")

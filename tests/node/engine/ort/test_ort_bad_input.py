@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -132,6 +132,9 @@ KEYS += ["partial_rotary_factor", "query_pre_attn_scalar", "hidden_act", "no_rop
 
 
 @settings(max_examples=150, deadline=None)
+@example("gemma3_text", {"query_pre_attn_scalar": 0})
+@example("gemma3_text", {"query_pre_attn_scalar": -4.0})
+@example("llama", {"rope_theta": 0})
 @given(
     st.sampled_from(["llama", "qwen2", "gemma3_text", "phi3", "smollm3", "olmo2"]),
     st.dictionaries(st.sampled_from(KEYS), ANY),
