@@ -99,6 +99,8 @@ class ForkServer:
 
     def __init__(self, process: _ServerProcess, control: trio.socket.SocketType, backends: tuple[str, ...]) -> None:
         self.ended = trio.Event()
+        self.has_imported = False
+        """It has been ready for a worker to be asked for."""
         self._backends = set(backends)
         self._process, self._control = process, control
         self._imported = trio.Event()
@@ -210,6 +212,7 @@ class ForkServer:
                 descriptors = descriptors_of(ancillary)
                 match decode(packet) if packet else None:
                     case Imported():
+                        self.has_imported = True
                         self._imported.set()
                     case Forked(pid) if len(descriptors) == 1 and self._answer is not None:
                         self._forked = (pid, descriptors[0])

@@ -19,6 +19,7 @@ from node.engine.environments import EngineWithEnvironments, with_environments
 from node.engine.forking import ForkServer
 from node.engine.process import EngineProcess, open_engine
 from node.engine.spawning import WorkerProcess, spawn_worker
+from node.errors import WorkerDied
 from node.wire.records import Hardware
 from node.worker_start import CAN_FORK, USUAL_BACKENDS, StartedForkServer
 
@@ -99,7 +100,16 @@ class Workers:
 
     async def _spawn(self) -> WorkerProcess:
         await self.prepare()
-        return await (spawn_worker(self._python) if self._server is None else self._server.fork())
+        if self._server is None:
+            return await spawn_worker(self._python)
+        try:
+            return await self._server.fork()
+        except WorkerDied:
+            if not self._server.has_imported:  # the next one would fare no better
+                raise
+        await self._server.end()  # it had died, or hung: nobody had noticed yet
+        await self.prepare()
+        return await self._server.fork()
 
 
 @asynccontextmanager

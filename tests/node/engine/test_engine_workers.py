@@ -124,13 +124,8 @@ def test_a_fork_server_that_is_gone_or_stuck_leaves_its_workers_be_and_is_starte
             os.kill(server, ending)
             chain = await load_chain(one, tiny_folder, [0, 6])
             assert len(await generate(chain, PROMPT, 4)) == 4
-            for attempt in range(2):
-                try:
-                    async with workers.engine(1) as other:
-                        assert server_of(other.pid) != server
-                    break
-                except WorkerDied:
-                    assert attempt == 0
+            async with workers.engine(1) as other:
+                assert server_of(other.pid) != server
             assert len(await generate(chain, PROMPT, 4)) == 4
 
     run(main)
@@ -150,12 +145,9 @@ def test_a_worker_and_its_fork_server_that_are_stopped_together_are_both_replace
                 for pid in (server, one.pid):
                     os.kill(pid, signal.SIGSTOP)
                 await one.died.wait()
-            with pytest.raises(WorkerDied, match="forking from what is imported"):
-                async with workers.engine(1):
-                    pass
-            assert gone(server)
             async with workers.engine(1) as other:
                 assert server_of(other.pid) != server
+            assert gone(server)
 
     run(main)
 

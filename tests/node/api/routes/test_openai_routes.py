@@ -13,6 +13,7 @@ from openai import types
 from openai.types import chat as chat_types
 
 from node.errors import HopLost, NoRoute, Overloaded
+from node.wire.events import PlanImpossible
 from tests.fakes.speaking import HERMES, SpeakingNode, speaking_node
 from tests.node.api.routes.strict import strictly
 
@@ -258,6 +259,7 @@ def test_health_is_no_success_until_the_node_can_serve() -> None:
     assert (waiting.status_code, waiting.json()["status"]) == (503, "waiting")
     assert waiting.json()["reason"]
     assert waiting.headers["retry-after"]
+    node.service.journal.append(PlanImpossible("the model needs more memory"))  # or questions would wait for a plan
     for path, body in ((CHAT, {"messages": MESSAGES}), (TEXT, {"prompt": "x"}), ("/tokenize", {"content": "x"})):
         assert node.post(path, body).status_code == 503
 
