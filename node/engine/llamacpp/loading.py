@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from node.engine.base import StageInfo, StageSpec
+from node.engine.batches import MAX_BATCH_ROWS
 from node.engine.llamacpp.context import CallFailed, Context
 from node.engine.llamacpp.cutting import WholeModel, cut, refuse_range
 from node.engine.llamacpp.families import FAMILIES, PLAIN
@@ -14,7 +15,7 @@ from node.engine.llamacpp.library import Library
 from node.engine.llamacpp.model import Model, Placement, load_part, load_whole
 from node.engine.llamacpp.probing import SHORT_STREAM_TOKENS, probe
 from node.engine.llamacpp.reading import Embedding, embedding_scale, read_whole, types_of
-from node.engine.llamacpp.stage import MAX_BATCH_ROWS, LlamaStage
+from node.engine.llamacpp.stage import LlamaStage
 from node.engine.llamacpp.streams import MOST_STREAMS, Shape
 from node.engine.memory import WorkerMemory
 from node.errors import EngineError, LoadFailed, ModelError

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from node.engine.backend import BackendLost
 from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
-from node.engine.batches import check_batch
+from node.engine.batches import (
+    SUSPECT_FAILURES,
+    check_batch,
+    layers_of,
+    refuse_foreign_ids,
+    refuse_many_tokens,
+    refuse_rows_of_another_kind,
+    refuse_want,
+)
 from node.engine.llamacpp.calls import Rows, SlotRows, calls_for
 from node.engine.llamacpp.context import CallFailed, Context, Piece, Way, after_layer
 from node.engine.llamacpp.model import Model
@@ -28,12 +36,6 @@ from node.engine.sampler import sample
 from node.errors import EngineError, OutOfKV
 from node.wire.frames import Sampling
 from node.wire.layer_range import layer_range
-
-EACH_MOST_ROWS = 128
-"""Of one slot that wants a token per row: logits of 128 rows and a vocabulary of 150,000 are 77 MB."""
-MAX_BATCH_ROWS = 8192
-SUSPECT_FAILURES = 3
-"""Calls in a row, before it is tried whether anything can be computed at all."""
 
 
 @dataclass(slots=True)
@@ -155,10 +157,7 @@ class LlamaStage:
         """See `base.Stage.run`."""
         started_s = time.perf_counter()
         check_batch(batch, self.info)
-        ranges = {(held.start, held.end) for slot in batch.slots if (held := self._sequences.find(slot.sequence))}
-        if len(ranges) > 1:
-            raise EngineError(f"one batch over several ranges of layers {sorted(ranges)}; make a batch of each")
-        start, end = ranges.pop() if ranges else (self._start, self._end)
+        start, end = layers_of(batch, self._sequences.find) or (self._start, self._end)
         last = end == self._layers
         data = self._data(batch, first=start == 0)
         results: dict[int, SlotResult] = {}
@@ -211,9 +210,7 @@ class LlamaStage:
 
     def _data(self, batch: Batch, *, first: bool) -> NDArray[np.int32] | NDArray[np.float32]:
         """Token ids (T,) or hidden rows (T, hidden_size)."""
-        if (batch.dtype is None) != first:
-            given = "token ids" if batch.dtype is None else "hidden states"
-            raise EngineError(f"{given} for layers that {'do' if first else 'do not'} begin the model")
+        refuse_rows_of_another_kind(batch, first=first)
         if batch.dtype is None:
             return np.frombuffer(batch.data, "<i4")
         return rows_from(batch.data, batch.dtype, self.info.hidden_size)
@@ -230,18 +227,13 @@ class LlamaStage:
         if (longest := slot.position + slot.count) > self._longest:
             raise EngineError(f"sequence {slot.sequence} grows to {longest} tokens; the model knows {self._longest}")
         wanted = {"nothing": 0, "token": 1, "each": slot.count}[slot.want]
-        if wanted and (not last or held.sampling is None):
-            what = "opened without a sampling" if last else "that does not reach the model's last layer"
-            raise EngineError(f"a token of sequence {slot.sequence}, {what}")
-        if wanted > EACH_MOST_ROWS:
-            raise EngineError(f"a token for each of {wanted} rows; at most {EACH_MOST_ROWS} at a time")
+        refuse_want(slot, held.sampling, last=last)
+        refuse_many_tokens(slot)
         if data.ndim == 2 and not np.isfinite(data[first : first + slot.count]).all():
             raise EngineError(f"sequence {slot.sequence}: its rows at position {slot.position} are no finite numbers")
         if data.ndim == 1:
             ids = data[first : first + slot.count]
-            lowest, highest = int(ids.min()), int(ids.max())
-            if lowest < 0 or highest >= self._vocabulary:
-                raise EngineError(f"token ids from {lowest} to {highest}; the vocabulary has {self._vocabulary}")
+            refuse_foreign_ids(int(ids.min()), int(ids.max()), self._vocabulary)
         return _Ran(slot, held, first, held.sampling, wanted)
 
     def _run(

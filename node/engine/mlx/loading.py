@@ -17,6 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from node.engine.base import StageInfo, StageSpec
+from node.engine.batches import MAX_BATCH_ROWS
 from node.engine.memory import WorkerMemory
 from node.engine.mlx.caches import BLOCK_TOKENS
 from node.engine.mlx.config import read_config
@@ -33,7 +34,7 @@ from node.wire.layer_range import layer_range
 from node.wire.models import Quantise
 
 NAMES_SHOWN = 3
-MAX_BATCH_ROWS, MAX_SEQUENCES = 8192, 256
+MAX_SEQUENCES = 256
 GROUP = 32
 """Columns that share a scale where we quantise."""
 BITS: dict[Quantise, int] = {"int8": 8, "int4": 4}

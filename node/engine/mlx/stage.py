@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 
 from node.engine.backend import BackendLost
 from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
-from node.engine.batches import check_batch
+from node.engine.batches import (
+    SUSPECT_FAILURES,
+    check_batch,
+    layers_of,
+    refuse_foreign_ids,
+    refuse_many_tokens,
+    refuse_rows_of_another_kind,
+    refuse_want,
+)
 from node.engine.kv_cache import Sequence, Sequences
+from node.engine.made_slices import MadeSlices
 from node.engine.memory import WorkerMemory
 from node.engine.mlx.caches import Held, copied, group_of, rung, settle
 from node.engine.mlx.slicing import MlxSlice
@@ -29,12 +38,6 @@ from node.errors import EngineError
 from node.wire.frames import Sampling
 from node.wire.models import Dtype
 
-EACH_MOST_ROWS = 128
-"""Of one slot that wants a token per row: logits of 128 rows and a vocabulary of 150,000 are 77 MB."""
-SUSPECT_FAILURES = 3
-"""Of the library in a row, before it is tried whether it computes anything at all."""
-SLICES_KEPT = 8
-"""Unused ranges within the stage that are kept for the next sequence. They hold no weights of their own."""
 WIRE_FORM: dict[Dtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 """numpy has no bfloat16: its bits go as whole numbers."""
 
@@ -48,9 +51,7 @@ class MlxStage:
         self.whole, self.batched = whole, batched
         self._held = held
         """Keeps the modules alive that other stages may share."""
-        self._cut: Callable[[int, int], MlxSlice] | None = cut
-        self._slices: dict[tuple[int, int], MlxSlice] = {(whole.start, whole.end): whole}
-        """Whoever was used last comes last."""
+        self._slices = MadeSlices(whole, whole.start, whole.end, cut)
         self._sequences: Sequences[Held] = Sequences(whole.start, (1,) * (whole.end - whole.start), 0, 0)
         self._memory: WorkerMemory | None = None
         self._failures = 0
@@ -111,7 +112,6 @@ class MlxStage:
         self._sequences.clear()
         self._held.clear()
         self._slices.clear()
-        self._cut = None
         del self.whole
         gc.collect()  # modules are full of cycles
         mx.clear_cache()
@@ -120,15 +120,7 @@ class MlxStage:
 
     def part(self, start: int, end: int) -> MlxSlice:
         """Layers [start, end) of the stage, made where they are asked for the first time."""
-        if (found := self._slices.pop((start, end), None)) is None:
-            if self._cut is None:
-                raise EngineError("the stage is dropped")
-            found = self._cut(start, end)
-        self._slices[start, end] = found
-        idle = [key for key in self._slices if key not in self._sequences.ranges() | {(start, end)}]
-        for key in [key for key in idle if self._slices[key] is not self.whole][:-SLICES_KEPT]:
-            del self._slices[key]
-        return found
+        return self._slices.part(start, end, self._sequences.ranges())
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
@@ -176,11 +168,8 @@ class BatchWork:
     def __init__(self, stage: MlxStage, batch: Batch) -> None:
         """Raises EngineError: sequences of several ranges, or rows of the wrong kind."""
         self._stage, self._batch = stage, batch
-        found = [stage.sequences.find(slot.sequence) for slot in batch.slots]
-        ranges = {(sequence.start, sequence.end) for sequence in found if sequence is not None}
-        if len(ranges) > 1:
-            raise EngineError(f"one batch over several ranges of layers {sorted(ranges)}; make a batch of each")
-        self._part = stage.part(*ranges.pop()) if ranges else stage.whole
+        layers = layers_of(batch, stage.sequences.find)
+        self._part = stage.part(*layers) if layers is not None else stage.whole
         self._rows = self._given()
         """Ids (rows,) or hidden states' bits (rows, hidden_size)."""
         self.results: list[SlotResult] = [SlotResult(problem="the slot was not run")] * len(batch.slots)
@@ -277,24 +266,16 @@ class BatchWork:
     def _checked(self, index: int, slot: Slot) -> Sequence[Held]:
         """The slot's sequence. Raises EngineError where the slot cannot run."""
         sequence = self._stage.sequences.at(slot.sequence, slot.position, slot.count)
-        if slot.want != "nothing" and (self._out is not None or sequence.sampling is None):
-            what = "opened without a sampling" if self._out is None else "that does not reach the model's last layer"
-            raise EngineError(f"a token of sequence {slot.sequence}, {what}")
-        if slot.want == "each" and slot.count > EACH_MOST_ROWS:
-            raise EngineError(f"a token for each of {slot.count} rows; at most {EACH_MOST_ROWS} at a time")
+        refuse_want(slot, sequence.sampling, last=self._part.last)
+        refuse_many_tokens(slot)
         if self._part.first:
             ids = self._rows[self._begins[index] : self._begins[index] + slot.count]
-            if ids.min() < 0 or ids.max() >= self._part.vocabulary:
-                raise EngineError(
-                    f"token ids from {ids.min()} to {ids.max()}; the vocabulary has {self._part.vocabulary}"
-                )
+            refuse_foreign_ids(int(ids.min()), int(ids.max()), self._part.vocabulary)
         return sequence
 
     def _given(self) -> NDArray[Any]:
         batch = self._batch
-        if (batch.dtype is None) != self._part.first:
-            given = "token ids" if batch.dtype is None else "hidden states"
-            raise EngineError(f"{given} for layers that {'do' if self._part.first else 'do not'} begin the model")
+        refuse_rows_of_another_kind(batch, first=self._part.first)
         if batch.dtype is None:
             return np.frombuffer(batch.data, "<i4")
         return np.frombuffer(batch.data, WIRE_FORM[batch.dtype]).reshape(batch.rows, -1)

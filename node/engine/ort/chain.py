@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from node.engine.batches import refuse_foreign_ids
 from node.engine.ort.frames import Frame, Frames, clusters
 from node.engine.ort.kernels import least_rows
 from node.engine.ort.kv_memory import KvMemory
@@ -14,7 +15,6 @@ from node.engine.ort.part_store import PartStore
 from node.engine.ort.parts import Part, Source
 from node.engine.ort.rows import embedded
 from node.engine.ort.tables import Tables
-from node.errors import EngineError
 from node.weights.blocks import Floats
 
 MOST_CHUNK_ROWS = 512
@@ -58,9 +58,7 @@ class Chain:
 
     def refuse_foreign(self, ids: np.ndarray) -> None:
         """Raises EngineError where the vocabulary lacks an id."""
-        lowest, highest, known = int(ids.min()), int(ids.max()), self._source.model.vocabulary
-        if lowest < 0 or highest >= known:
-            raise EngineError(f"token ids from {lowest} to {highest}; the vocabulary has {known}")
+        refuse_foreign_ids(int(ids.min()), int(ids.max()), self._source.model.vocabulary)
 
     def steps(
         self, slots: list[int], lengths: dict[int, int], rows: Floats, start: int, end: int, token_bytes: int

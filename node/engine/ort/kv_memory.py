@@ -13,8 +13,8 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_TOKENS = 64
-"""Room is counted in so many tokens: for heads of 64 numbers and more these are whole pages."""
+from node.engine.base import BLOCK_TOKENS
+
 MOST_SLOTS = 256
 MAP_NORESERVE = {"linux": 0x4000, "darwin": 0x0040}
 """The value of the flag, which Python names from 3.13 on."""
@@ -34,12 +34,12 @@ class KvMemory:
 
     def __init__(self, shapes: list[tuple[int, int]], room_tokens: int, most_tokens: int) -> None:
         """`shapes`: heads and head size of each layer. `room_tokens`: of one slot. `most_tokens`: of all together."""
-        self.room = _blocks(room_tokens + 1)
+        self.room = in_blocks(room_tokens + 1)
         """Tokens of one slot. One more than a sequence may have: who sits a step out has a row written past its end."""
         per_token = sum(2 * 4 * heads * size for heads, size in shapes)
         can_overlap = sys.platform in MAP_NORESERVE
         if not can_overlap:
-            self.room = min(self.room, _blocks(max(1, most_tokens // 8)))
+            self.room = min(self.room, in_blocks(max(1, most_tokens // 8)))
         self.slots = MOST_SLOTS if can_overlap else max(1, most_tokens // self.room)
         self.slots = max(1, min(self.slots, MOST_SLOTS, MOST_ADDRESSES // max(1, per_token * self.room)))
         self._shapes = shapes
@@ -100,6 +100,7 @@ def set_aside(size: int) -> mmap.mmap:
     return memory
 
 
-def _blocks(tokens: int) -> int:
-    """So many tokens in whole blocks."""
+def in_blocks(tokens: int) -> int:
+    """So many tokens in whole blocks, in which room is counted: for heads of 64 numbers and more these are whole
+    pages."""
     return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS

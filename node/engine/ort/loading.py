@@ -9,10 +9,11 @@ from statistics import median
 
 import numpy as np
 
-from node.engine.base import PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S, StageInfo, StageSpec
+from node.engine.base import BLOCK_TOKENS, PROBE_BUDGET_S, PROBE_MOST_STEPS, PROBE_SLOW_STEP_S, StageInfo, StageSpec
+from node.engine.batches import MAX_BATCH_ROWS
 from node.engine.ort.chain import Chain
 from node.engine.ort.config import read_config
-from node.engine.ort.kv_memory import BLOCK_TOKENS, KvMemory
+from node.engine.ort.kv_memory import KvMemory
 from node.engine.ort.library import ort
 from node.engine.ort.linear import Arithmetic
 from node.engine.ort.part_store import HEAD, PartStore
@@ -28,8 +29,6 @@ from node.weights.folder import open_weights
 from node.weights.small import is_small
 from node.wire.layer_range import layer_range
 
-MAX_BATCH_ROWS = 8192
-"""Of all slots together, as of every backend."""
 FREE_SHARE = 0.85
 """Of the memory that is free, which weights that may be widened can take."""
 UNKNOWN_CONTEXT = 131_072

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.engine.base import BLOCK_TOKENS
 from node.engine.kept_prefixes import Kept, KeptPrefixes
 from node.engine.memory import WorkerMemory
-from node.engine.ort.kv_memory import BLOCK_TOKENS, KvMemory
+from node.engine.ort.kv_memory import KvMemory, in_blocks
 from node.errors import EngineError, OutOfKV, TooLong
 from node.wire.frames import Sampling
 from node.wire.layer_range import layer_range
@@ -97,7 +98,7 @@ class Slots:
         if not self._free:
             raise EngineError(f"{self._kv.slots} sequences are open already, which is the most; close some first")
         token_bytes = sum(self._layer_bytes[start - self._start : end - self._start])
-        room = _blocks(max(tokens, 1))
+        room = in_blocks(max(tokens, 1))
         if room * token_bytes > (free := self.free_bytes):
             raise OutOfKV(tokens, free // token_bytes // BLOCK_TOKENS * BLOCK_TOKENS)
         self._refuse_too_long(tokens)
@@ -136,7 +137,7 @@ class Slots:
 
     def grow(self, sequence: Sequence, tokens: int) -> bool:
         """Take room for `tokens` tokens in all; False where there is none, and nothing has changed."""
-        more = _blocks(tokens) - sequence.room
+        more = in_blocks(tokens) - sequence.room
         if more <= 0:
             return True
         if more * sequence.token_bytes > self.free_bytes:
@@ -244,8 +245,3 @@ class Slots:
                 f"{tokens} tokens in one sequence, but there is room for {self._most_tokens}, the model's own context "
                 "or what this machine's addresses allow; use a shorter prompt or answer"
             )
-
-
-def _blocks(tokens: int) -> int:
-    """So many tokens in whole blocks."""
-    return -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS

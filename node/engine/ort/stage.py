@@ -16,7 +16,14 @@ import numpy as np
 
 from node.engine.backend import BackendLost
 from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
-from node.engine.batches import check_batch
+from node.engine.batches import (
+    SUSPECT_FAILURES,
+    check_batch,
+    layers_of,
+    refuse_many_tokens,
+    refuse_rows_of_another_kind,
+    refuse_want,
+)
 from node.engine.memory import WorkerMemory
 from node.engine.ort.chain import Chain
 from node.engine.ort.rows import bytes_of, hidden_of, ids_of
@@ -25,12 +32,6 @@ from node.engine.sampler import sample_rows
 from node.errors import EngineError
 from node.weights.blocks import Floats
 from node.wire.frames import Sampling
-
-EACH_MOST_ROWS = 128
-"""Of one slot that wants a token per row."""
-
-SUSPECT_FAILURES = 3
-"""Of the library in a row, before it is tried whether it computes anything at all."""
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class OrtStage:
         started_s = time.perf_counter()
         self._refuse_dropped()
         check_batch(batch, self.info)
-        start, end = self._range(batch)
+        start, end = layers_of(batch, self._slots.find) or self.layers
         results: list[SlotResult | None] = []
         works: list[_Work] = []
         begin = 0
@@ -139,19 +140,9 @@ class OrtStage:
         compute_ms = 1e3 * (time.perf_counter() - started_s)
         return BatchResult(data, told, compute_ms, 1e3 * head_s, free_kv_tokens=self._slots.free_tokens)
 
-    def _range(self, batch: Batch) -> tuple[int, int]:
-        """The layers that the batch's sequences run through; all of the stage's where none of them is known."""
-        found = (self._slots.find(slot.sequence) for slot in batch.slots)
-        ranges = {(sequence.start, sequence.end) for sequence in found if sequence is not None}
-        if len(ranges) > 1:
-            raise EngineError(f"one batch over several ranges of layers {sorted(ranges)}; make a batch of each")
-        return ranges.pop() if ranges else (self._chain.start, self._chain.end)
-
     def _hidden(self, batch: Batch, start: int) -> Floats:
         """The batch's rows (rows, width); room for them where they are token ids still."""
-        if (batch.dtype is None) != (start == 0):
-            given = "token ids" if batch.dtype is None else "hidden states"
-            raise EngineError(f"{given} for layers that {'do' if start == 0 else 'do not'} begin the model")
+        refuse_rows_of_another_kind(batch, first=start == 0)
         if batch.dtype is None:
             return np.zeros((batch.rows, self._chain.width), np.float32)
         return hidden_of(batch, self._chain.width)
@@ -163,12 +154,8 @@ class OrtStage:
             EngineError: why it cannot.
         """
         sequence = self._slots.at(slot.sequence, slot.position, slot.count)
-        if slot.want != "nothing" and (end != self._chain.model_layers or sequence.sampling is None):
-            last = end == self._chain.model_layers
-            what = "opened without a sampling" if last else "that does not reach the model's last layer"
-            raise EngineError(f"a token of sequence {slot.sequence}, {what}")
-        if slot.want == "each" and slot.count > EACH_MOST_ROWS:
-            raise EngineError(f"a token for each of {slot.count} rows; at most {EACH_MOST_ROWS} at a time")
+        refuse_want(slot, sequence.sampling, last=end == self._chain.model_layers)
+        refuse_many_tokens(slot)
         if start == 0:
             self._chain.refuse_foreign(ids_of(batch)[begin : begin + slot.count])
         if not self._slots.grow(sequence, slot.position + slot.count):

@@ -12,6 +12,7 @@ import torch
 
 from node.engine.backend import Device
 from node.engine.base import StageInfo, StageSpec
+from node.engine.batches import MAX_BATCH_ROWS
 from node.engine.memory import WorkerMemory
 from node.engine.sglang.forward import Part, Room, forward
 from node.engine.sglang.range_runner import MAX_SEQUENCES, RangeRunner, build
@@ -20,7 +21,6 @@ from node.errors import LoadFailed, ModelError
 from node.weights.gguf_split import gguf_in
 from node.wire.layer_range import layer_range
 
-MAX_BATCH_ROWS = 8192
 TIMED_STEPS = 5
 PIECE_S = 0.1
 

@@ -15,7 +15,13 @@ import torch
 
 from node.engine.backend import BackendLost
 from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
-from node.engine.batches import check_batch
+from node.engine.batches import (
+    SUSPECT_FAILURES,
+    check_batch,
+    refuse_foreign_ids,
+    refuse_rows_of_another_kind,
+    refuse_want,
+)
 from node.engine.kv_cache import Sequence, Sequences
 from node.engine.memory import WorkerMemory
 from node.engine.sampler import sample
@@ -23,9 +29,6 @@ from node.engine.sglang.forward import Held, Part, Room, forward
 from node.engine.sglang.range_runner import RangeRunner
 from node.errors import EngineError
 from node.wire.frames import Buffer, Sampling
-
-SUSPECT_FAILURES = 3
-"""In a row, before the worker ends: the library's own state may be broken, and a worker starts anew."""
 
 
 class SglangStage:
@@ -134,12 +137,9 @@ class SglangStage:
         return [*([(steps, True)] if steps else []), *([(chunks, False)] if chunks else []), *singly]
 
     def _refuse(self, slot: Slot, sequence: Sequence[Held], rows: torch.Tensor) -> None:
-        if slot.want != "nothing" and (not self._range.last or sequence.sampling is None):
-            what = "opened without a sampling" if self._range.last else "that does not reach the model's last layer"
-            raise EngineError(f"a token of sequence {slot.sequence}, {what}")
-        if self._range.first and (int(rows.min()) < 0 or int(rows.max()) >= self._range.vocabulary):
-            known = self._range.vocabulary
-            raise EngineError(f"token ids from {int(rows.min())} to {int(rows.max())}; the vocabulary has {known}")
+        refuse_want(slot, sequence.sampling, last=self._range.last)
+        if self._range.first:
+            refuse_foreign_ids(int(rows.min()), int(rows.max()), self._range.vocabulary)
 
     def _run_group(
         self,
@@ -182,9 +182,7 @@ class SglangStage:
 
     def _rows(self, batch: Batch) -> torch.Tensor:
         """int64 ids (T,) on the processor, or hidden states (T, hidden_size) on the device."""
-        if (batch.dtype is None) != self._range.first:
-            given = "token ids" if batch.dtype is None else "hidden states"
-            raise EngineError(f"{given} for layers that {'do' if self._range.first else 'do not'} begin the model")
+        refuse_rows_of_another_kind(batch, first=self._range.first)
         dtype = torch.int32 if batch.dtype is None else getattr(torch, batch.dtype)
         rows = torch.frombuffer(bytearray(batch.data), dtype=dtype)
         if self._range.first:

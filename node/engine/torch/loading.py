@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from node.engine.base import StageInfo, StageSpec
+from node.engine.batches import MAX_BATCH_ROWS
 from node.engine.memory import WorkerMemory
 from node.engine.torch.checkpoint import Checkpoint, open_checkpoint
 from node.engine.torch.copying import PieceSize, copied
@@ -34,9 +35,6 @@ UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 
 NAMES_SHOWN = 3
 """Of the tensors that an error is about."""
-
-MAX_BATCH_ROWS = 8192
-"""Of all slots together. Their hidden states are 64 MiB at most where 2,048 rows are 8,192 wide in float32."""
 
 MAX_SEQUENCES = 256
 

@@ -18,8 +18,17 @@ import torch
 
 from node.engine.backend import BackendLost
 from node.engine.base import Batch, BatchResult, Slot, SlotResult, StageInfo
-from node.engine.batches import check_batch
+from node.engine.batches import (
+    SUSPECT_FAILURES,
+    check_batch,
+    layers_of,
+    refuse_foreign_ids,
+    refuse_many_tokens,
+    refuse_rows_of_another_kind,
+    refuse_want,
+)
 from node.engine.kv_cache import Sequence, Sequences
+from node.engine.made_slices import MadeSlices
 from node.engine.memory import WorkerMemory
 from node.engine.torch.packing import PackedSequence, Packing, rounded
 from node.engine.torch.slice import TorchSlice, copied, forget
@@ -27,16 +36,6 @@ from node.engine.torch.slot_rows import Cache, SlotRows
 from node.engine.torch.slot_rows import computed as _computed
 from node.errors import EngineError, TooLong
 from node.wire.frames import Buffer, Sampling
-
-EACH_MOST_ROWS = 128
-"""Of one slot that wants a token per row: logits of 128 rows and a vocabulary of 150,000 are 77 MB."""
-
-SUSPECT_FAILURES = 3
-"""Of the library in a row, before it is tried whether it computes anything at all: a device that has failed once may do
-so for ever, while a sequence that it fails on ends alone."""
-
-SLICES_KEPT = 8
-"""Unused ranges within the stage that are kept for the next sequence. They hold no weights of their own."""
 
 
 class TorchStage:
@@ -54,10 +53,7 @@ class TorchStage:
         self.whole = whole
         self._held = held
         """Keeps the tensors alive that other stages may share by name; parameters are other objects over them."""
-        self._cut: Callable[[int, int], TorchSlice] | None = cut
-        """Makes a slice of our tensors for layers [start, end)."""
-        self._slices: dict[tuple[int, int], TorchSlice] = {(whole.start, whole.end): whole}
-        """Whoever was used last comes last."""
+        self._slices = MadeSlices(whole, whole.start, whole.end, cut)
         self._most_tokens = most_tokens
         """Of one sequence, where the model's rotary table is another beyond them."""
         self._packing: Packing | None = None
@@ -131,7 +127,6 @@ class TorchStage:
         self._sequences.clear()
         self._held.clear()
         self._slices.clear()
-        self._cut = None
         self.whole.model = None
         gc.collect()  # modules are full of cycles
         if self._memory is not None:
@@ -146,15 +141,7 @@ class TorchStage:
 
     def part(self, start: int, end: int) -> TorchSlice:
         """Layers [start, end) of the stage, made where they are asked for the first time."""
-        if (found := self._slices.pop((start, end), None)) is None:
-            if self._cut is None:
-                raise EngineError("the stage is dropped")
-            found = self._cut(start, end)
-        self._slices[start, end] = found
-        idle = [key for key in self._slices if key not in self._sequences.ranges() | {(start, end)}]
-        for key in [key for key in idle if self._slices[key] is not self.whole][:-SLICES_KEPT]:
-            del self._slices[key]
-        return found
+        return self._slices.part(start, end, self._sequences.ranges())
 
     # --- batches ----------------------------------------------------------------------------------------------------
 
@@ -162,14 +149,8 @@ class TorchStage:
         """See `base.Stage.run`."""
         started = time.perf_counter()
         check_batch(batch, self.info)
-        ranges = {
-            (sequence.start, sequence.end)
-            for slot in batch.slots
-            if (sequence := self._sequences.find(slot.sequence)) is not None
-        }
-        if len(ranges) > 1:
-            raise EngineError(f"one batch over several ranges of layers {sorted(ranges)}; make a batch of each")
-        part = self.part(*ranges.pop()) if ranges else self.whole
+        layers = layers_of(batch, self._sequences.find)
+        part = self.part(*layers) if layers is not None else self.whole
         rows = self._rows(batch, part)
         out = None if part.last else torch.zeros(batch.rows, part.width, dtype=part.dtype, device=part.device)
         results = [SlotResult()] * len(batch.slots)
@@ -265,9 +246,7 @@ class TorchStage:
 
     def _rows(self, batch: Batch, part: TorchSlice) -> torch.Tensor:
         """The batch's tensor on our device: int64 ids (T,) or hidden states (T, hidden_size) in our dtype."""
-        if (batch.dtype is None) != part.first:
-            given = "token ids" if batch.dtype is None else "hidden states"
-            raise EngineError(f"{given} for layers that {'do' if part.first else 'do not'} begin the model")
+        refuse_rows_of_another_kind(batch, first=part.first)
         dtype = torch.int32 if batch.dtype is None else getattr(torch, batch.dtype)
         rows = torch.frombuffer(_writable(batch.data), dtype=dtype)
         if part.first:
@@ -277,25 +256,16 @@ class TorchStage:
 
 def _refuse_slot(part: TorchSlice, sequence: Sequence[Cache], slot: Slot, rows: torch.Tensor) -> None:
     """Raises EngineError: the slot wants what its sequence cannot give, or has ids that the model does not know."""
-    if slot.want != "nothing" and (not part.last or sequence.sampling is None):
-        what = "opened without a sampling" if part.last else "that does not reach the model's last layer"
-        raise EngineError(f"a token of sequence {slot.sequence}, {what}")
-    if slot.want == "each" and slot.count > EACH_MOST_ROWS:
-        raise EngineError(f"a token for each of {slot.count} rows; at most {EACH_MOST_ROWS} at a time")
-    if part.first and (wrong := _foreign_ids(rows, part.vocabulary)):
-        raise EngineError(f"token ids {wrong}; the vocabulary has {part.vocabulary}")
+    refuse_want(slot, sequence.sampling, last=part.last)
+    refuse_many_tokens(slot)
+    if part.first:
+        refuse_foreign_ids(int(rows.min()), int(rows.max()), part.vocabulary)
 
 
 def _copied(cache: Cache, tokens: int) -> Cache:
     """Of a sequence by itself; pages are not kept."""
     assert not isinstance(cache, PackedSequence)
     return copied(cache, tokens)
-
-
-def _foreign_ids(ids: torch.Tensor, vocabulary: int) -> str:
-    """Which of the ids the embedding does not know, in words; empty where it knows all."""
-    lowest, highest = int(ids.min()), int(ids.max())
-    return f"from {lowest} to {highest}" if lowest < 0 or highest >= vocabulary else ""
 
 
 def _writable(data: Buffer) -> Buffer:

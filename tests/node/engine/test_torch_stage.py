@@ -11,8 +11,9 @@ import torch
 
 from node.engine.backend import BackendLost
 from node.engine.base import Batch, Slot
+from node.engine.batches import EACH_MOST_ROWS, SUSPECT_FAILURES
 from node.engine.torch.loading import SharedTensors
-from node.engine.torch.stage import EACH_MOST_ROWS, SUSPECT_FAILURES, TorchStage
+from node.engine.torch.stage import TorchStage
 from node.errors import EngineError, OutOfKV
 from node.wire.frames import Sampling
 from tests.node.engine.driving import (

@@ -20,9 +20,10 @@ from tests.node.engine.test_stage_families import FAMILIES
 
 mx = pytest.importorskip("mlx.core", reason="MLX is not installed: pip install 'parallax-tui[mlx]'")
 
+from node.engine.batches import SUSPECT_FAILURES
 from node.engine.mlx.backend import MlxBackend
 from node.engine.mlx.caches import BLOCK_TOKENS, rung
-from node.engine.mlx.stage import SUSPECT_FAILURES, MlxStage
+from node.engine.mlx.stage import MlxStage
 from tests.node.engine.mlx.mlx_driving import generate_mlx, load_mlx, open_mlx, run_mlx
 
 PROMPTS = {"a": [3, 4, 5, 6, 7, 8, 9], "b": [11, 12, 13], "c": [21, 22, 23, 24, 25], "d": [31]}

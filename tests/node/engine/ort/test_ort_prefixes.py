@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from node.engine.ort.kv_memory import BLOCK_TOKENS
+from node.engine.base import BLOCK_TOKENS
 from node.engine.ort.stage import OrtStage
 from node.wire.frames import Sampling
 from tests.node.engine.driving import batch_of

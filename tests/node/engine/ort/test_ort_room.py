@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine.base import Batch, Slot
+from node.engine.base import BLOCK_TOKENS, Batch, Slot
 from node.engine.memory import WorkerMemory
 from node.engine.ort.frames import clusters
-from node.engine.ort.kv_memory import BLOCK_TOKENS, KvMemory
+from node.engine.ort.kv_memory import KvMemory
 from node.engine.ort.part_store import PartStore
 from node.engine.ort.slots import Slots
 from node.errors import EngineError, OutOfKV

@@ -13,12 +13,13 @@ import torch
 
 from node.engine.backend import BackendLost
 from node.engine.base import Batch, Slot, StageInfo
+from node.engine.batches import SUSPECT_FAILURES
 from node.engine.memory import WorkerMemory
 from node.engine.sglang import stage as stage_module
 from node.engine.sglang.backend import meanwhile
 from node.engine.sglang.forward import Part
 from node.engine.sglang.range_runner import RangeRunner
-from node.engine.sglang.stage import SUSPECT_FAILURES, SglangStage
+from node.engine.sglang.stage import SglangStage
 from node.errors import EngineError, LoadFailed
 from node.wire.frames import Sampling
 from tests.node.engine.driving import batch_of
