@@ -35,16 +35,20 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     return parts
 
 
-def read_parts(files: Sequence[Path]) -> dict[str, tuple[Path, GgufTensor]]:
-    """Every tensor of the model that is in these files, and the file that it is in.
+def read_parts(files: Sequence[Path]) -> tuple[GgufFile, dict[str, Path]]:
+    """The header of the model that is in these files, metadata of the first and tensors of all, and the file that each
+    tensor is in.
 
     Raises:
         DamagedModel, UnsupportedModel: as `read_gguf`, or the parts do not belong together.
     """
-    places: dict[str, tuple[Path, GgufTensor]] = {}
+    tensors: dict[str, GgufTensor] = {}
+    places: dict[str, Path] = {}
     total: int | None = None
+    headers: list[GgufFile] = []
     for number, path in enumerate(files):
         header = read_gguf(path)
+        headers.append(header)
         count, place = header.integer("split.count", 1), header.integer("split.no", 0)
         if max(count, 1) != len(files) or place != number:
             what = f"says that it is part {place + 1} of {count}"
@@ -53,10 +57,10 @@ def read_parts(files: Sequence[Path]) -> dict[str, tuple[Path, GgufTensor]]:
         for name, tensor in header.tensors.items():
             if name in places:
                 raise DamagedModel(str(path), f"the tensor {name[:80]} is in another part too")
-            places[name] = (path, tensor)
+            tensors[name], places[name] = tensor, path
     if len(files) > 1 and total is not None and total != len(places):
         raise DamagedModel(str(files[0]), f"the parts have {len(places)} tensors together, not {total}")
-    return places
+    return replace(headers[0], tensors=tensors), places
 
 
 def read_model(path: Path) -> GgufFile:
@@ -65,10 +69,7 @@ def read_model(path: Path) -> GgufFile:
     Raises:
         DamagedModel, UnsupportedModel: as `read_parts`.
     """
-    files = parts_of(path)
-    places = read_parts(files)
-    first = read_gguf(files[0])
-    return replace(first, tensors={name: tensor for name, (_, tensor) in places.items()})
+    return read_parts(parts_of(path))[0]
 
 
 def is_later_part(name: str) -> bool:

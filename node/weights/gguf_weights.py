@@ -14,7 +14,7 @@ from node.weights.blocks import Blocks, Bytes, Floats, Matrix, bfloat16, floats,
 from node.weights.families import ARCHITECTURES, BARE, GGUF_INTERLEAVED, GGUF_JOINED, GGUF_OTHER_NAMES
 from node.weights.ggml_grids import dequantised, from_ggml
 from node.weights.gguf_file import GgufTensor
-from node.weights.gguf_split import parts_of, read_model, read_parts
+from node.weights.gguf_split import parts_of, read_parts
 from node.weights.mapped_file import MappedFile
 from node.weights.sizes import HeadSizes
 
@@ -29,10 +29,9 @@ class GgufWeights:
 
     def __init__(self, path: Path) -> None:
         self.files = parts_of(path)
-        self._places = read_parts(self.files)
+        self.header, part_of = read_parts(self.files)
+        self._places = {name: (part_of[name], tensor) for name, tensor in self.header.tensors.items()}
         """The part that each tensor is in, and where."""
-        self.header = read_model(path)
-        """Metadata of the first part, tensors of all."""
         self.architecture = self.header.text("general.architecture")
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)

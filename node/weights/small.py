@@ -29,9 +29,14 @@ def is_small(folder: Path) -> bool:
             files = (folder / SINGLE,)
         else:
             return False
-        return sum(map(_numbers, files)) * 4 <= SMALL_BYTES
+        return are_few(sum(map(_numbers, files)))
     except (ModelError, OSError):
         return False
+
+
+def are_few(numbers: int) -> bool:
+    """Whether a model with so many weights is small."""
+    return 4 * numbers <= SMALL_BYTES
 
 
 def _numbers(file: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from node.engine.llamacpp.cutting import WholeModel
 from node.engine.llamacpp.reading import read_whole
 from node.errors import ModelError
 from node.weights.ggml_types import TYPES
-from node.weights.small import is_small
+from node.weights.small import are_few
 from node.wire.models import Quantise
 
 BEST, ABLE = 90, 30
@@ -35,7 +36,7 @@ def llamacpp_suits(folder: Path, device: Device, quantise: Quantise) -> Suits:
         return Suits(0, str(error))
     if whole is None:
         return Suits(0, "it reads GGUF files alone, and the model is in safetensors, which torch runs")
-    if quantise == "auto" and device == "cpu" and is_small(folder):
+    if quantise == "auto" and device == "cpu" and _is_small(whole):
         return Suits(AT_NEED)
     return rank(bytes_by_type(whole), has_experts_or_latent(whole), device, quantise)
 
@@ -49,6 +50,11 @@ def rank(bytes_of: Mapping[str, int], experts_or_latent: bool, device: Device, q
     if device == "cpu":
         return Suits(BEST if best else ABLE)
     return Suits(METAL_BEST if best and device == "mps" else ON_CARD)
+
+
+def _is_small(whole: WholeModel) -> bool:
+    """As `weights.small.is_small`, of a header that has been read."""
+    return are_few(sum(math.prod(tensor.shape) for tensor in whole.tensors.values()))
 
 
 def _meaning(quantise: Quantise) -> str:
